@@ -1,0 +1,1 @@
+"""lcc: fine-tune and compress language models from one YAML recipe."""

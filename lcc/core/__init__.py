@@ -1,0 +1,1 @@
+"""The ground floor: errors, registry, config, store, report facts. Imports no torch."""

@@ -1,0 +1,101 @@
+"""The folder is the registry: a choice named `wanda` is the file `wanda.py` on its shelf."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+from lcc.core.decode import decode_card
+from lcc.core.errors import RecipeError
+from lcc.core.nearest import did_you_mean
+
+STAGES = "stages"
+SHELVES = (STAGES, "adapters", "clipping", "criteria", "metrics", "optimizers", "quantizers",
+           "readers", "trackers")  # fmt: skip
+
+
+def names(shelf: str) -> list[str]:
+    """Every name that may stand on `shelf`, sorted: our own files and third parties' entry points."""
+    package = importlib.import_module(_package(shelf))
+    own = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    return sorted(own | set(_plugins(shelf)))
+
+
+@cache
+def card(shelf: str, name: str) -> type[Any]:
+    """The class that `name` stands for on `shelf`.
+
+    Raises RecipeError naming the nearest choice when there is none.
+    """
+    plugins = _plugins(shelf)
+    if name in plugins:
+        return plugins[name].load()  # type: ignore[no-any-return]
+    if name not in names(shelf):
+        allowed = names(shelf)
+        raise RecipeError(f"no {_singular(shelf)} is named {name!r}{did_you_mean(name, allowed)}")
+    module = importlib.import_module(f"{_package(shelf)}.{name}")
+    wanted = name.replace("_", "")
+    for attribute, value in vars(module).items():
+        if isinstance(value, type) and attribute.lower() == wanted:
+            return value
+    raise AssertionError(f"{module.__name__} defines no class named like its file")
+
+
+def name_of(value: object) -> str:
+    """The YAML word of a card or stage: the name of the file that defines it."""
+    return type(value).__module__.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Annotation of a field whose value is a name on a shelf, or a mapping `{name: …, options}`."""
+
+    shelf: str
+
+    def decode(self, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            allowed = ", ".join(names(self.shelf))
+            raise ValueError(f"expected one of {allowed}, or a mapping with `name:`, got {value!r}")
+        try:
+            cls = card(self.shelf, value["name"])
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return decode_card(cls, {k: v for k, v in value.items() if k != "name"})
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if hasattr(value, "__dataclass_fields__") else self.decode(value)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        from lcc.core.decode import card_schema
+
+        options = [card_schema(card(self.shelf, name), name) for name in names(self.shelf)]
+        return {"anyOf": [{"enum": names(self.shelf)}, *options]}
+
+
+def _package(shelf: str) -> str:
+    return f"lcc.{shelf}" if shelf == STAGES else f"lcc.methods.{shelf}"
+
+
+def _singular(shelf: str) -> str:
+    irregular = {"criteria": "criterion", "clipping": "clipping"}
+    return irregular.get(shelf, shelf.removesuffix("s"))
+
+
+@cache
+def _plugins(shelf: str) -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=f"lcc.{shelf}")}

@@ -1,0 +1,216 @@
+"""Plain dicts into frozen dataclasses, strictly: every mistake is one sentence with its full key.
+
+A type that a recipe fills is a `@card` dataclass. pydantic does the checking in strict JSON mode
+(so `true` is no number and `"4"` is no 4); this module turns its findings into our sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from lcc.core.errors import RecipeError
+from lcc.core.nearest import did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def card(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
+    decorate: Callable[[type[T]], type[T]] = pydantic_dataclass(
+        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True)
+    )
+    return decorate(cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """One thing wrong with a recipe: the full key and a sentence about it."""
+
+    key: str
+    sentence: str
+
+
+class Mistakes(RecipeError):
+    """Every mistake found in one decoding, one line each."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes = mistakes
+        super().__init__("\n".join(f"{m.key}: {m.sentence}" for m in mistakes))
+
+
+def decode(cls: type[T], node: Any, where: str = "") -> T:
+    """`node` (JSON-like) as a `cls`; raises Mistakes with keys that start with `where`."""
+    try:
+        return decode_card(cls, node)
+    except ValidationError as error:
+        found = list(_mistakes(error, cls, node, where))
+        raise Mistakes(_without_echoes(found)) from None
+
+
+def decode_card(cls: type[T], node: Any) -> T:
+    """`node` as a `cls`, raising pydantic's own error (nested choices are decoded by this)."""
+    return _adapter(cls).validate_json(json.dumps(node), strict=True)
+
+
+def card_schema(cls: type[Any], name: str | None = None) -> dict[str, Any]:
+    """JSON Schema of a card; with `name`, of the mapping form `{name: …, options}`."""
+    schema = dict(_adapter(cls).json_schema())
+    if name is not None:
+        schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
+        schema["required"] = ["name", *schema.get("required", [])]
+    return schema
+
+
+@cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
+
+
+def _mistakes(error: ValidationError, cls: Any, node: Any, where: str) -> Iterator[Mistake]:
+    for item in error.errors(include_url=False):
+        loc = [part for part in item["loc"] if not _is_tag(part)]
+        key = ".".join([where, *map(str, loc)]) if where else ".".join(map(str, loc))
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):
+            value = _value_at(node, loc)
+            options = value if isinstance(value, dict) else {}
+            yield from _mistakes(inner, _choice_type(cls, loc, options), options, key)
+        else:
+            yield Mistake(key or where or "recipe", _sentence(item, cls, node, loc))
+
+
+def _sentence(item: Any, cls: Any, node: Any, loc: list[Any]) -> str:
+    kind, got = item["type"], _short(item.get("input"))
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = _type_at(cls, loc[:-1], node)
+        allowed = _field_names(owner)
+        return f"unknown key {loc[-1]!r}{did_you_mean(str(loc[-1]), allowed)}"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return "is missing; give it a value."
+    if kind == "literal_error":
+        expected = item["ctx"]["expected"]
+        choices = [c.strip(" '") for c in expected.replace(" or ", ", ").split(",")]
+        return f"{got} is not one of {expected}{_near(str(item.get('input')), choices)}"
+    if kind == "value_error":
+        return _full_stop(str(item["ctx"]["error"]))
+    if kind.endswith("_type") or kind.endswith("_parsing"):
+        return f"expected {_kind_word(kind)}, got {got}."
+    return _full_stop(f"{item['msg'][0].lower()}{item['msg'][1:]}, got {got}")
+
+
+def _near(got: str, choices: list[str]) -> str:
+    hint = did_you_mean(got, choices)
+    return hint if "mean" in hint else "."
+
+
+def _kind_word(kind: str) -> str:
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false",
+             "string": "text", "dict": "a mapping", "list": "a list", "tuple": "a list",
+             "dataclass": "a mapping", "none_required": "null"}  # fmt: skip
+    stem = kind.removesuffix("_type").removesuffix("_parsing")
+    return words.get(stem, stem.replace("_", " "))
+
+
+def _full_stop(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
+    """pydantic reports one line per arm of a union: keep the first sentence of each key."""
+    seen: dict[str, Mistake] = {}
+    for mistake in mistakes:
+        seen.setdefault(mistake.key, mistake)
+    return list(seen.values())
+
+
+def _is_tag(part: Any) -> bool:
+    """Union arms appear in pydantic's locations as type names, e.g. `list[str]` or `function-plain[…]`."""
+    return isinstance(part, str) and (
+        "[" in part or part in ("str", "int", "float", "bool", "none") or part[:1].isupper()
+    )
+
+
+def _value_at(node: Any, loc: list[Any]) -> Any:
+    for part in loc:
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        else:
+            return None
+    return node
+
+
+def _field_names(cls: Any) -> list[str]:
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return [name for name, field in fields.items() if field.init]
+
+
+def _type_at(cls: Any, loc: list[Any], node: Any) -> Any:
+    """The dataclass that stands at `loc` below `cls`, or None."""
+    from lcc.core.catalog import Choice, card as card_named
+
+    for part in loc:
+        hint = _unwrapped(_hints(cls).get(str(part))) if _field_names(cls) else _element(cls)
+        node = _value_at(node, [part])
+        choice = next((a for a in get_args(hint) if isinstance(a, Choice)), None)
+        if choice is not None and isinstance(node, dict):
+            hint = card_named(choice.shelf, str(node.get("name")))
+        cls = hint
+    return cls
+
+
+def _choice_type(cls: Any, loc: list[Any], options: dict[str, Any]) -> Any:
+    """The card class that the choice at `loc` names in `options`, found through its shelf."""
+    from lcc.core.catalog import Choice, card as card_named
+
+    owner = cls
+    for part in loc:
+        hint = _hints(owner).get(str(part)) if _field_names(owner) else _element(owner)
+        choice = next((a for a in _annotations(hint) if isinstance(a, Choice)), None)
+        if choice is not None and options.get("name"):
+            return card_named(choice.shelf, str(options["name"]))
+        owner = _unwrapped(hint)
+    return None
+
+
+def _annotations(hint: Any) -> Iterator[Any]:
+    """Every Annotated marker inside `hint`, however wrapped in Optional or tuple."""
+    for argument in get_args(hint):
+        yield argument
+        yield from _annotations(argument)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except NameError:
+        return {}
+
+
+def _unwrapped(hint: Any) -> Any:
+    """`X | None` is X."""
+    arms = [a for a in get_args(hint) if a is not type(None)]
+    is_union = type(None) in get_args(hint)
+    return arms[0] if is_union and len(arms) == 1 else hint
+
+
+def _element(hint: Any) -> Any:
+    """The value type of a mapping or a list."""
+    arguments = get_args(hint)
+    if get_origin(hint) in (dict, list, tuple) and arguments:
+        return arguments[-1] if get_origin(hint) is dict else arguments[0]
+    return None

@@ -1,0 +1,63 @@
+"""Errors that are sentences: where, what, and the way out; each kind has its exit code."""
+
+from __future__ import annotations
+
+
+class LccError(Exception):
+    """The user's fault or the world's, told without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(LccError):
+    """A mistake on the command line or in a recipe."""
+
+    exit_code = 2
+
+
+class DataError(LccError):
+    """Data are missing, empty or not what the task needs."""
+
+    exit_code = 3
+
+
+class IntegrityError(LccError):
+    """Bytes on disk are not the bytes that were written or promised."""
+
+    exit_code = 4
+
+
+class SafetyError(LccError):
+    """Refused because it could run code or leak secrets."""
+
+    exit_code = 5
+
+
+class ResourceError(LccError):
+    """Not enough disk, memory, cores, or no network."""
+
+    exit_code = 6
+
+
+class DivergedError(LccError):
+    """Training met too many non-finite steps in a row."""
+
+    exit_code = 7
+
+
+class BusyError(LccError):
+    """Another process holds what is needed."""
+
+    exit_code = 8
+
+
+class GateError(LccError):
+    """A step's result failed the reload gate or missed what was asked of it."""
+
+    exit_code = 9
+
+
+class PreemptedError(LccError):
+    """Interrupted; run the same command again to continue."""
+
+    exit_code = 75

@@ -1,0 +1,33 @@
+"""Heavy libraries, imported at first use, so that decoding a recipe needs none of them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import bitsandbytes as bitsandbytes
+    import compressed_tensors as compressed_tensors
+    import peft as peft
+    import safetensors as safetensors
+    import safetensors.torch as safetensors_torch
+    import tokenizers as tokenizers
+    import torch as torch
+    import torch_pruning as torch_pruning
+    import transformers as transformers
+else:
+
+    class _Lazy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)
+
+    bitsandbytes = _Lazy("bitsandbytes")
+    compressed_tensors = _Lazy("compressed_tensors")
+    peft = _Lazy("peft")
+    safetensors = _Lazy("safetensors")
+    safetensors_torch = _Lazy("safetensors.torch")
+    tokenizers = _Lazy("tokenizers")
+    torch = _Lazy("torch")
+    torch_pruning = _Lazy("torch_pruning")
+    transformers = _Lazy("transformers")

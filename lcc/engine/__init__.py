@@ -1,0 +1,1 @@
+"""The loops, each written once: training, calibration, decoding, scoring."""

@@ -1,0 +1,1 @@
+"""One choice per file, grouped on shelves."""

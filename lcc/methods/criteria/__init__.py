@@ -1,0 +1,1 @@
+"""How much a weight or a channel matters."""

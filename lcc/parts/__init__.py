@@ -1,0 +1,1 @@
+"""What a run is made of: model, checkpoint, data, task, metrics, distribution."""
