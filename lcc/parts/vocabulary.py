@@ -1,0 +1,211 @@
+"""Cut a tokenizer to the tokens a corpus uses, so that this corpus keeps exactly its pieces.
+
+BPE builds a token bottom-up, so a kept token needs every part that its own derivation passes
+through; merges among kept tokens stay in their order, which makes every run over a text whose
+tokens are all kept take the same steps as before. WordPiece and WordLevel need no closure.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.errors import DataError
+from lcc.core.lazy import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Pair = tuple[str, str]
+MODELS = ("BPE", "WordPiece", "WordLevel")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller tokenizer and where its tokens come from."""
+
+    tokenizer: PreTrainedTokenizerBase
+    old_ids: list[int]  # old_ids[new id] = old id
+
+    @cached_property
+    def new_ids(self) -> dict[int, int]:
+        """new_ids[old id] = new id, for what was kept."""
+        return {old: new for new, old in enumerate(self.old_ids)}
+
+
+def cut(
+    tokenizer: PreTrainedTokenizerBase, used: Iterable[int], *, named: Iterable[int] = ()
+) -> Cut:
+    """The tokenizer with only the `used` ids, what building them needs, specials and characters.
+
+    `named` are ids that a config names (padding, decoder start …). Raises DataError for a
+    tokenizer whose model is none of BPE, WordPiece and WordLevel.
+    """
+    document = _document(tokenizer)
+    kept = _tokens_of(document, {*used, *named, *_special_ids(tokenizer, document)})
+    kept |= _characters(document)
+    if document["model"]["type"] == "BPE":
+        added = {entry["content"] for entry in document["added_tokens"]}
+        kept |= _derivations(document["model"], kept - added)
+    old_ids = _restrict(document, kept)
+    return Cut(_rebuilt(tokenizer, document), old_ids)
+
+
+def _document(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(
+            f"vocab: {type(tokenizer).__name__} has no tokenizer.json; leave the step out."
+        )
+    document: dict[str, Any] = json.loads(backend.to_str())
+    kind = document["model"]["type"]
+    if kind not in MODELS:
+        raise DataError(
+            f"vocab: a {kind} tokenizer cannot be cut without changing how the kept texts are"
+            f" split; leave the step out (works for {', '.join(MODELS)})."
+        )
+    merges = document["model"].get("merges", [])
+    if merges and isinstance(merges[0], str):
+        document["model"]["merges"] = [merge.split(" ") for merge in merges]
+    return document
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]) -> set[int]:
+    """Special tokens by name, and added tokens that the post-processor or chat template writes."""
+    template = tokenizer.chat_template or ""
+    written = json.dumps(document["post_processor"]) + (
+        template if isinstance(template, str) else json.dumps(template)
+    )
+    found = {entry["id"] for entry in document["added_tokens"] if entry["content"] in written}
+    unknown = document["model"].get("unk_token")
+    if unknown is not None:
+        found.add(document["model"]["vocab"][unknown])
+    return found | set(tokenizer.all_special_ids)
+
+
+def _all_ids(document: dict[str, Any]) -> dict[str, int]:
+    added = {entry["content"]: entry["id"] for entry in document["added_tokens"]}
+    return {**document["model"]["vocab"], **added}
+
+
+def _tokens_of(document: dict[str, Any], ids: set[int]) -> set[str]:
+    return {token for token, number in _all_ids(document).items() if number in ids}
+
+
+def _characters(document: dict[str, Any]) -> set[str]:
+    """What spells any text: byte pieces, the byte-level alphabet, ASCII and its continuations."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocabulary: Mapping[str, int] = document["model"]["vocab"]
+    prefix = document["model"].get("continuing_subword_prefix") or ""
+    characters = {*string.digits, *string.ascii_letters, *string.punctuation, "\n", "\t", " ", "▁"}
+    wanted = {*characters, *(prefix + character for character in characters)}
+    wanted |= {f"<0x{byte:02X}>" for byte in range(256)}
+    if "ByteLevel" in json.dumps([document["pre_tokenizer"], document["decoder"]]):
+        wanted |= set(ByteLevel.alphabet())
+    return {token for token in wanted if token in vocabulary}
+
+
+def _derivations(model: dict[str, Any], tokens: set[str]) -> set[str]:
+    """Every part that BPE passes through on its way to one of `tokens`."""
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(model["merges"])}
+    parts: set[str] = set()
+    for token in tokens:
+        parts |= _derivation(token, ranks, model)
+    return {part for part in parts if part in model["vocab"]}
+
+
+def _derivation(token: str, ranks: Mapping[Pair, int], model: dict[str, Any]) -> set[str]:
+    prefix, suffix = (
+        model.get("continuing_subword_prefix") or "",
+        model.get("end_of_word_suffix") or "",
+    )
+    body = token.removesuffix(suffix) if suffix else token
+    pieces = [c if i == 0 else prefix + c for i, c in enumerate(body.removeprefix(prefix))]
+    if prefix and token.startswith(prefix) and pieces:
+        pieces[0] = prefix + pieces[0]
+    if suffix and token.endswith(suffix) and pieces:
+        pieces[-1] += suffix
+    passed = set(pieces)
+    while len(pieces) > 1:
+        pairs = pairwise(pieces)
+        best = min(((ranks[p], i) for i, p in enumerate(pairs) if p in ranks), default=None)
+        if best is None:
+            break
+        left, right = pieces[best[1]], pieces[best[1] + 1]
+        pieces[best[1] : best[1] + 2] = [left + right.removeprefix(prefix)]
+        passed.add(pieces[best[1]])
+    return passed
+
+
+def _restrict(document: dict[str, Any], kept: set[str]) -> list[int]:
+    """Cut `document` in place to `kept` and number anew; returns the old id of every new one."""
+    model, old = document["model"], _all_ids(document)
+    own = sorted((t for t in kept if t in model["vocab"]), key=model["vocab"].__getitem__)
+    # Tokens that only the added list knows are numbered after the model's own: so does the library.
+    extra = sorted((t for t in kept if t not in model["vocab"]), key=old.__getitem__)
+    new = {token: number for number, token in enumerate([*own, *extra])}
+    model["vocab"] = {token: new[token] for token in own}
+    if "merges" in model:
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [
+            [left, right]
+            for left, right in model["merges"]
+            if left in new and right in new and left + right.removeprefix(prefix) in new
+        ]
+    document["added_tokens"] = sorted(
+        (
+            {**entry, "id": new[entry["content"]]}
+            for entry in document["added_tokens"]
+            if entry["content"] in new
+        ),
+        key=lambda entry: int(entry["id"]),
+    )
+    _renumber(document["post_processor"], new)
+    if document["padding"]:
+        document["padding"]["pad_id"] = new[document["padding"]["pad_token"]]
+    return [old[token] for token in new]
+
+
+def _renumber(node: Any, new: Mapping[str, int]) -> None:
+    """Ids inside a post-processor, in place: templates name tokens, BERT's carry (token, id)."""
+    if isinstance(node, list):
+        for item in node:
+            _renumber(item, new)
+    if not isinstance(node, dict):
+        return
+    if "ids" in node and "tokens" in node:
+        node["ids"] = [new[token] for token in node["tokens"]]
+    for key in ("sep", "cls"):
+        if isinstance(node.get(key), list):
+            node[key] = [node[key][0], new[node[key][0]]]
+    for value in node.values():
+        _renumber(value, new)
+
+
+def _rebuilt(
+    tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer as a stranger will load it: saved, cut on disk, opened again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        for leftover in ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"):
+            (folder / leftover).unlink(missing_ok=True)
+        (folder / "tokenizer.json").write_text(
+            json.dumps(document, ensure_ascii=False), encoding="utf-8"
+        )
+        settings_file = folder / "tokenizer_config.json"
+        settings = json.loads(settings_file.read_text(encoding="utf-8"))
+        settings.pop("added_tokens_decoder", None)  # Old numbers; tokenizer.json has the new ones.
+        settings_file.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+        rebuilt: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
+    rebuilt.name_or_path = tokenizer.name_or_path
+    return rebuilt

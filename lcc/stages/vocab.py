@@ -1,0 +1,149 @@
+"""Keep only the tokens that the training split uses; every training text keeps its pieces."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.errors import GateError
+from lcc.core.lazy import torch
+from lcc.parts.embeddings import keep_rows, named_ids, num_rows
+from lcc.parts.vocabulary import Cut, cut
+from lcc.stage import Measure, Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+    from lcc.parts.task import Task
+    from lcc.stage import Context, Noun
+
+NUM_PROBES, PROBE_LENGTH = 4, 64
+TOLERANCE = 1e-4  # relative; a narrower matrix product may round otherwise in the last bits
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+", re.UNICODE)
+
+
+@card
+class Vocab:
+    """Cut the vocabulary to the training split's tokens, closed under the tokenizer's merges."""
+
+    reads: ClassVar[tuple[Noun, ...]] = ("task", "data")
+    accepts: ClassVar[tuple[Form, ...]] = ("dense",)
+    changes_model: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
+
+    def run(self, bundle: Bundle, context: Context) -> Outcome:
+        task, model, tokenizer = context.required_task, bundle.load(), bundle.tokenizer
+        rows = context.data.rows("train")
+        texts = _texts(rows, task)
+        pieces: list[list[int]] = tokenizer(texts)["input_ids"]
+        used = {i for ids in pieces for i in ids} | _encoded(rows, tokenizer, task=task)
+        smaller = cut(tokenizer, used, named=named_ids(model))
+        _require_same_pieces(texts, pieces, smaller)
+        held_out = _held_out(context, tokenizer, smaller)
+        before, probes = _Size(model), pieces[:NUM_PROBES]
+        expected = _logits(model, probes)
+        keep_rows(model, smaller.old_ids, smaller.new_ids)
+        difference = _difference(expected, model, probes, smaller=smaller)
+        bundle.module, bundle.tokenizer = model, smaller.tokenizer
+        after = _Size(model)
+        return Outcome(
+            bundle=bundle,
+            measures={
+                "num_tokens_before": Measure(before.rows, "count"),
+                "num_tokens": Measure(after.rows, "count"),
+                "num_parameters_before": Measure(before.parameters, "count"),
+                "num_parameters": Measure(after.parameters, "count"),
+                "max_logit_difference": Measure(difference),
+                **held_out,
+            },
+            notes=["Across vocabularies compare bits per byte, never perplexity per token."],
+        )
+
+
+class _Size:
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.rows = num_rows(model)
+        self.parameters = sum(p.numel() for p in model.parameters())
+
+
+def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:
+    """Each row as it is trained on and as it is prompted, and the prompt with demonstrations."""
+    shots = rows[: task.demonstrations]
+    whole = [task.text(row) for row in rows]
+    prompts = [task.prompt(row) for row in rows]
+    return whole + prompts + [task.prompt(row, shots) for row in rows[:1] if shots]
+
+
+def _encoded(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, task: Task
+) -> set[int]:
+    """Ids that training itself sees: the completion is split apart from its prompt."""
+    used: set[int] = set()
+    for row in rows:
+        example = task.encode(row, tokenizer, max_length=1 << 20)
+        used.update(example.input_ids)
+        if isinstance(example.labels, list):
+            used.update(label for label in example.labels if label >= 0)
+    return used
+
+
+def _require_same_pieces(texts: list[str], pieces: list[list[int]], smaller: Cut) -> None:
+    again: list[list[int]] = smaller.tokenizer(texts)["input_ids"]
+    for text, old, new in zip(texts, pieces, again, strict=True):
+        if [smaller.old_ids[i] for i in new] != old:
+            raise GateError(
+                f"vocab: the cut tokenizer splits a training text otherwise: {text[:80]!r};"
+                " this tokenizer cannot be cut, leave the step out."
+            )
+
+
+def _held_out(
+    context: Context, tokenizer: PreTrainedTokenizerBase, smaller: Cut
+) -> dict[str, Measure]:
+    """Share of validation tokens that are kept, and pieces gained per 1,000 words."""
+    texts = [context.required_task.text(row) for row in context.data.rows("validation")]
+    if not texts:
+        return {}
+    old, new = tokenizer(texts)["input_ids"], smaller.tokenizer(texts)["input_ids"]
+    num_old = sum(map(len, old))
+    num_kept = sum(i in smaller.new_ids for ids in old for i in ids)
+    num_words = max(1, sum(len(WORD.findall(text)) for text in texts))
+    extra = 1000 * (sum(map(len, new)) - num_old) / num_words
+    return {
+        "held_out_kept_share": Measure(num_kept / num_old, "share"),
+        "held_out_extra_pieces": Measure(extra, "per 1,000 words"),
+    }
+
+
+def _logits(model: Any, probes: list[list[int]]) -> list[Tensor]:
+    """What the model says about each probe, on CPU; the hidden state where it has no head."""
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for ids in probes:
+            tokens = torch.tensor([ids[:PROBE_LENGTH]], device=model.device)
+            decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+            output = model(input_ids=tokens, **decoder)
+            found.append(output.get("logits", output[0]).float().cpu())
+    return found
+
+
+def _difference(
+    expected: list[Tensor], model: PreTrainedModel, probes: list[list[int]], *, smaller: Cut
+) -> float:
+    """Largest change of a logit of a kept token; GateError when it is more than rounding."""
+    renumbered = [[smaller.new_ids[i] for i in ids] for ids in probes]
+    worst = 0.0
+    for old, new in zip(expected, _logits(model, renumbered), strict=True):
+        if old.shape != new.shape:
+            old = old[..., [i for i in smaller.old_ids if i < old.shape[-1]]]
+            new = new[..., : old.shape[-1]]
+        gap = float((old - new).abs().max())
+        if not gap <= TOLERANCE * float(old.abs().max() + 1):
+            raise GateError(f"vocab: logits of kept tokens moved by {gap:.3g}; nothing was kept.")
+        worst = max(worst, gap)
+    return worst
