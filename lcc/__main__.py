@@ -1,0 +1,9 @@
+"""`python -m lcc` is `lcc`."""
+
+from __future__ import annotations
+
+import sys
+
+from lcc.cli import main
+
+sys.exit(main())

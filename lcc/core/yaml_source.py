@@ -1,0 +1,114 @@
+"""YAML files from strangers: bounded, without aliases or resolvers, with the line of every key."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from lcc.core.errors import RecipeError, SafetyError
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 24
+MAX_NODES = 20_000
+FORBIDDEN_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+RESOLVER = re.compile(r"\$\{[^}]*:")
+
+
+@dataclass(frozen=True)
+class YamlSource:
+    """One file: its plain content, its `# @package` header and the line of every dotted key."""
+
+    path: Path
+    content: dict[str, Any]
+    package: str | None
+    lines: dict[str, int] = field(default_factory=dict)
+
+
+def read_yaml(path: Path) -> YamlSource:
+    """Read `path` without running anything it says.
+
+    Raises SafetyError for aliases, resolvers, `hydra:` and `_target_` keys and for files too large
+    or too deep; RecipeError for what is no YAML mapping.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise SafetyError(f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        _check_shape(path, text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
+    except yaml.YAMLError as error:
+        raise RecipeError(_syntax(path, error)) from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: must be a mapping of keys to values, not a list or a word.")
+    lines: dict[str, int] = {}
+    if root is not None:
+        _collect_lines(root, "", lines)
+    refuse_unsafe(content, lambda key: f"{path}:{lines.get(key, 1)}: ")
+    header = re.match(r"(?:\s*#.*\n)*?\s*#\s*@package\s+(\S+)", text)
+    return YamlSource(path, content, header.group(1) if header else None, lines)
+
+
+def refuse_unsafe(content: Any, where: Any, key: str = "") -> None:
+    """Raise SafetyError for keys and interpolations that could run code or reach outside."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            inner = f"{key}.{name}" if key else str(name)
+            if name in FORBIDDEN_KEYS or inner == "hydra" or inner.startswith("hydra/"):
+                raise SafetyError(
+                    f"{where(inner)}{inner}: {str(name)!r} is refused: a recipe names things from "
+                    "configs/ and never classes, callbacks or Hydra's own settings."
+                )
+            refuse_unsafe(value, where, inner)
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            refuse_unsafe(value, where, f"{key}.{index}")
+    elif isinstance(content, str) and RESOLVER.search(content):
+        raise SafetyError(
+            f"{where(key)}{key}: {content!r} calls a resolver, which could reach the environment; "
+            "only ${other.key} is allowed."
+        )
+
+
+def _check_shape(path: Path, text: str) -> None:
+    """Walk the event stream, which expands nothing, and bound what a loader would build."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        nodes += 1
+        if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1
+            raise SafetyError(
+                f"{path}:{line}: alias '*{event.anchor}' is refused (aliases can blow up in memory "
+                "or contain themselves); write the value out or use ${other.key}."
+            )
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH or nodes > MAX_NODES:
+            what = f"deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "too many nodes"
+            raise SafetyError(f"{path}:{event.start_mark.line + 1}: {what}; refused.")
+
+
+def _collect_lines(node: yaml.Node, prefix: str, lines: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}.{key.value}" if prefix else str(key.value)
+            lines[name] = key.start_mark.line + 1
+            _collect_lines(value, name, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[f"{prefix}.{index}"] = value.start_mark.line + 1
+            _collect_lines(value, f"{prefix}.{index}", lines)
+
+
+def _syntax(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{path}{line}: not valid YAML: {problem}."

@@ -1,0 +1,160 @@
+"""The recipe as typed objects: every noun decoded, the scale applied, the device resolved."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lcc.core.catalog import STAGES, Choice, card as card_named, names
+from lcc.core.config import Composed, compose
+from lcc.core.decode import Mistakes, card, card_schema, decode
+from lcc.core.errors import RecipeError
+from lcc.core.machine import versions
+from lcc.parts.data import DatasetSpec
+from lcc.parts.dist import Distributed
+from lcc.parts.sources import ModelSpec
+from lcc.parts.task import Task
+
+
+@card
+class Launcher:
+    """Where the points of a sweep run; this machine, one after another, for now."""
+
+    name: Literal["local"] = "local"
+
+
+@card
+class Scale:
+    """How large a recipe is run: tiny stand-ins by head and task, and upper bounds on options."""
+
+    name: str = "full"
+    models: dict[str, str] = field(default_factory=dict)  # head → model card
+    datasets: dict[str, str] = field(default_factory=dict)  # task → dataset card
+    caps: dict[str, int | float] = field(default_factory=dict)  # stage option → at most
+
+
+@card
+class Recipe:
+    """One sentence: nouns, and verbs in order."""
+
+    name: str = "command"
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    model: ModelSpec | None = None
+    dataset: DatasetSpec | None = None
+    task: Task | None = None
+    method: Annotated[Any, Choice("adapters")] = None
+    clip: Annotated[Any, Choice("clipping")] = None
+    distributed: Distributed = field(default_factory=Distributed)
+    plan: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
+    tracker: Annotated[Any, Choice("trackers")] = None
+    launcher: Launcher = field(default_factory=Launcher)
+    scale: Scale = field(default_factory=Scale)
+
+    @property
+    def device_type(self) -> str:
+        """The device that `auto` means here, found without importing torch."""
+        if self.device != "auto":
+            return self.device
+        if Path("/dev/nvidiactl").exists() and "+cpu" not in versions().get("torch", "+cpu"):
+            return "cuda"
+        is_apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+        return "mps" if is_apple else "cpu"
+
+
+def load_recipe(overrides: list[str], verb: str = "run") -> Recipe:
+    """The recipe that these words mean; raises RecipeError with every mistake and its place."""
+    return load_composed(scaled(overrides), verb)
+
+
+def load_composed(composed: Composed, verb: str = "run") -> Recipe:
+    """Decode composed values; without stages of its own a verb is its own only stage."""
+    values = {key: value for key, value in composed.values.items() if value is not None}
+    if not values.get("stages") and verb in ("finetune", "compress", "eval", "bench"):
+        values["stages"] = {verb: {}}
+    if composed.recipe is not None:
+        values.setdefault("name", composed.recipe)
+    try:
+        recipe = decode(Recipe, values)
+    except Mistakes as mistakes:
+        raise composed.explain(mistakes) from None
+    return recipe
+
+
+def scaled(overrides: list[str]) -> Composed:
+    """Compose, then once more with the scale's stand-ins forced in, and cap the options."""
+    composed = compose(overrides)
+    node = composed.values.get("scale")
+    if not node:
+        return composed
+    scale = decode(Scale, node, "scale")
+    words = [*overrides, *_stand_ins(scale, composed.values)]
+    composed = compose(words) if len(words) > len(overrides) else composed
+    for section in ("stages", "plan"):
+        for name, options in (composed.values.get(section) or {}).items():
+            composed.values[section][name] = _capped(name, options, scale.caps)
+    return composed
+
+
+def _stand_ins(scale: Scale, values: dict[str, Any]) -> list[str]:
+    """Forced overrides: the tiny model for the task's head, the tiny data for the task."""
+    task = values.get("task") or {}
+    head = task.get("head", "causal")
+    words = []
+    if values.get("model") and head in scale.models:
+        words.append(f"model={scale.models[head]}")
+    if values.get("dataset") and task.get("name") in scale.datasets:
+        words.append(f"dataset={scale.datasets[task['name']]}")
+    return words
+
+
+def _capped(name: str, options: Any, caps: dict[str, int | float]) -> Any:
+    if options is not None and not isinstance(options, dict):
+        return options
+    node = dict(options or {})
+    kind = node.get("kind", name)
+    if kind not in names(STAGES):
+        return options
+    fields = card_named(STAGES, kind).__dataclass_fields__
+    for key, cap in caps.items():
+        if key in fields:
+            value = node.get(key, fields[key].default)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            node[key] = min(value, cap) if is_number else cap
+    return node
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file: nouns, and stages and plan steps by kind."""
+    schema = card_schema(Recipe)
+    kinds = [card_schema(card_named(STAGES, kind)) for kind in names(STAGES)]
+    placed = {"kind": {"enum": names(STAGES)}, "before": {"type": "string"},
+              "after": {"type": "string"}, "checkpoints": {"type": "array"}}  # fmt: skip
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
+    options: dict[str, Any] = dict(placed)
+    for kind in kinds:
+        definitions.update(kind.get("$defs", {}))
+        for key, value in kind.get("properties", {}).items():
+            options.setdefault(key, {"anyOf": []}).setdefault("anyOf", []).append(value)
+    node = {"type": ["object", "null"], "properties": options, "additionalProperties": False}
+    for section in ("stages", "plan"):
+        schema["properties"][section] = {"type": "object", "additionalProperties": node}
+    schema["properties"]["defaults"] = {"type": "array"}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "lcc recipe"
+    return schema
+
+
+def require(value: Any, group: str) -> Any:
+    """`value`, or the sentence that says which noun is missing."""
+    if value is None:
+        raise RecipeError(f"no {group} is chosen; add {group}=NAME.")
+    return value

@@ -1,0 +1,197 @@
+"""Walks a pipeline: reuse a finished step or run it, verify it, publish it, note it in the run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lcc.core.describe import describe, digest
+from lcc.core.errors import GateError, LccError, PreemptedError, RecipeError
+from lcc.core.machine import machine, versions
+from lcc.core.progress import Progress
+from lcc.core.store import Artifact, Store, Work
+from lcc.parts.dist import Distributed, launch
+from lcc.pipeline import Pipeline, Step
+from lcc.recipe import Recipe
+from lcc.worker import Job, work_step
+
+ROOT = Path("runs")
+
+
+@dataclass
+class Run:
+    """One walk over a pipeline: its folder below runs/ and what happened to each step."""
+
+    folder: Path
+    facts: dict[str, Any]
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def write(self) -> None:
+        """Write run.json in one rename, so that a reader never sees half of it."""
+        draft = self.folder / "run.json.new"
+        draft.write_text(json.dumps(self.facts, ensure_ascii=False, indent=1), encoding="utf-8")
+        draft.replace(self.folder / "run.json")
+
+
+def run_pipeline(
+    pipeline: Pipeline, *, words: list[str], verb: str = "run", quiet: bool = False
+) -> Run:
+    """Run every step of `pipeline` that is not in the store yet; raises the first step's error.
+
+    What finished before an error stays finished; the same command continues there.
+    """
+    store = Store(ROOT)
+    run = _open_run(pipeline, words, verb)
+    progress = Progress(quiet=quiet)
+    store.warn = progress.warn
+    started = time.monotonic()
+    try:
+        for index, step in enumerate(pipeline.steps):
+            _walk(store, run, step, index=index, recipe=pipeline.recipe, progress=progress)
+        run.facts["status"] = "finished"
+    except (LccError, KeyboardInterrupt) as error:
+        run.facts["status"], run.facts["error"] = "failed", str(error) or "interrupted"
+        if isinstance(error, KeyboardInterrupt):
+            raise PreemptedError("interrupted; run the same command again to continue.") from None
+        raise
+    finally:
+        run.facts["seconds"] = round(time.monotonic() - started, 1)
+        run.write()
+    return run
+
+
+def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
+    recipe = pipeline.recipe
+    identity = digest([step.key for step in pipeline.steps])[:8]
+    folder = ROOT / f"{recipe.name}-{identity}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.glob("[0-9][0-9]-*"):
+        link.unlink()
+    steps = [{"name": s.name, "kind": s.kind, "key": s.key, "status": "pending", "seconds": 0,
+              "folder": f"{i:02d}-{s.name}", "checkpoint": s.checkpoint}
+             for i, s in enumerate(pipeline.steps, 1)]  # fmt: skip
+    command = shlex.join(["lcc", verb, *words])
+    facts = {"format": 1, "run": folder.name, "recipe_name": recipe.name, "recipe": describe(recipe),
+             "command": command, "words": words, "verb": verb, "status": "running",
+             "started": _now(), "seconds": 0, "steps": steps}  # fmt: skip
+    run = Run(folder, facts)
+    run.write()
+    (ROOT / "last").write_text(folder.name + "\n")
+    return run
+
+
+def _walk(
+    store: Store, run: Run, step: Step, *, index: int, recipe: Recipe, progress: Progress
+) -> None:
+    facts = run.facts["steps"][index]
+    label = f"[{index + 1}/{len(run.facts['steps'])}] {step.name}"
+    started = time.monotonic()
+    artifact = store.find(step.key)
+    status = "reused"
+    if artifact is None:
+        try:
+            artifact, status = _claim_and_run(store, run, step, label, recipe, progress)
+        except LccError as error:
+            facts["status"] = "failed"
+            raise _placed(error, step, run) from error
+    else:
+        progress.say(f"{label}: reused ({step.key[:12]})")
+    run.artifacts[step.name] = artifact
+    seconds = round(time.monotonic() - started, 2)
+    facts.update(status=status, seconds=seconds, model_bytes=artifact.report.get("model_bytes"))
+    link = run.folder / facts["folder"]
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..") / "store" / step.key)
+    run.write()
+
+
+def _claim_and_run(
+    store: Store, run: Run, step: Step, label: str, recipe: Recipe, progress: Progress
+) -> tuple[Artifact, str]:
+    with store.claim(step.key, label=step.name) as claimed:
+        if isinstance(claimed, Artifact):
+            progress.say(f"{label}: finished meanwhile by another process, reused")
+            return claimed, "reused"
+        progress.say(f"{label}: running")
+        store.require_space(_space_needed(run, step), step.name)
+        report = _execute(claimed, run, step, recipe)
+        parents = [run.artifacts[s.name].path for s in step.inputs.values()]
+        artifact = store.publish(claimed, report=report, reuse=parents)
+        progress.say(f"{label}: finished in {report['seconds']:.0f} s")
+        for note in report["warnings"]:
+            progress.warn(f"{step.name}: {note}")
+        return artifact, "finished"
+
+
+def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]:
+    inputs = {name: run.artifacts[s.name].path for name, s in step.inputs.items()}
+    distributed = getattr(step.stage, "distributed", None) or Distributed()
+    job = Job(step.name, step.stage, work.path, inputs, task=recipe.task, seed=recipe.seed,
+              device=recipe.device_type, dtype=recipe.dtype, threads=recipe.threads,
+              tracker=recipe.tracker, run=run.name, checkpoint=step.checkpoint)  # fmt: skip
+    started = time.monotonic()
+    outcome = launch(work_step, distributed, job)
+    seconds = round(time.monotonic() - started, 2)
+    model = work.path / "model"
+    size = sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
+    return {"format": 1, "name": step.name, "kind": step.kind, "key": step.key,
+            "inputs": step.ingredients["inputs"], "ingredients": step.ingredients,
+            "node": describe(step.stage), "seconds": seconds, "model_bytes": size,
+            "finished": _now(), "versions": versions(), "machine": machine(),
+            "seed": recipe.seed, "device": recipe.device_type, "dtype": recipe.dtype,
+            **outcome}  # fmt: skip
+
+
+def _space_needed(run: Run, step: Step) -> int:
+    """Room for one more copy of the model, its resume state included."""
+    sizes = [run.artifacts[s.name].report.get("model_bytes") or 0 for s in step.inputs.values()]
+    spec = getattr(step.stage, "spec", None)
+    return 3 * max([*sizes, getattr(spec, "bytes", 0) or 0, 16 * 2**20])
+
+
+def _placed(error: LccError, step: Step, run: Run) -> LccError:
+    done = [name for name in run.artifacts]
+    kept = f" {done[-1]!r} is kept; run again to continue." if done else ""
+    return type(error)(f"step {step.name!r} failed: {error}{kept}")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def last_run() -> dict[str, Any]:
+    """run.json of the newest run of this folder; raises RecipeError when there is none."""
+    pointer = ROOT / "last"
+    if not pointer.is_file():
+        raise RecipeError("no run in this folder yet; start one with lcc run +recipe=NAME.")
+    path = ROOT / pointer.read_text().strip() / "run.json"
+    if not path.is_file():
+        raise RecipeError(f"the last run's folder {path.parent} is gone; start one with "
+                          "lcc run +recipe=NAME.")  # fmt: skip
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def find_model(name: str | None, facts: dict[str, Any]) -> Path:
+    """The model folder of a checkpoint of a run: the named one, else the run's last."""
+    made = {s["checkpoint"]: s for s in facts["steps"] if s.get("checkpoint")
+            and s["status"] in ("finished", "reused")}  # fmt: skip
+    if not made:
+        raise RecipeError(f"run {facts['run']} has no finished model yet; run lcc run again.")
+    wanted = name or list(made)[-1]
+    if wanted not in made:
+        raise RecipeError(f"run {facts['run']} has no model {wanted!r}; it has {', '.join(made)}.")
+    artifact = Store(ROOT).find(made[wanted]["key"])
+    if artifact is None:
+        raise GateError(f"the artifact of {wanted!r} is damaged or gone; run the recipe again.")
+    return artifact.path / "model"
+
+

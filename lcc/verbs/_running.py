@@ -1,0 +1,99 @@
+"""What `run`, `finetune`, `compress`, `eval` and `bench` have in common."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lcc.core.arguments import Arguments, emit
+from lcc.core.errors import LccError, RecipeError
+from lcc.recipe import scaled
+
+
+def run_verb(verb: str, arguments: Arguments) -> int:
+    """Compose, run and show; returns the exit code."""
+    if arguments.words:
+        raise RecipeError(f"'{arguments.words[0]}' is no override; write key=value or +recipe=NAME.")
+    words = arguments.overrides or _words_of_last_run(verb)
+    if arguments.cfg:
+        return _print_composed(words, as_json=arguments.json)
+    if arguments.multirun:
+        return _run_many(verb, words, as_json=arguments.json)
+    return _run_one(verb, words, as_json=arguments.json)
+
+
+def _words_of_last_run(verb: str) -> list[str]:
+    """Bare verbs go on with the last run of this folder, and say which."""
+    from lcc.runner import last_run
+
+    if verb == "run":
+        raise RecipeError("nothing to run: name a recipe (lcc run +recipe=NAME; lcc recipes ls).")
+    facts = last_run()
+    print(f"going on with {facts['run']}: {' '.join(facts['words'])}", file=sys.stderr)
+    return list(facts["words"])
+
+
+def _print_composed(words: list[str], *, as_json: bool) -> int:
+    from omegaconf import OmegaConf
+
+    values = scaled(words).values
+    emit(values, as_json, OmegaConf.to_yaml(OmegaConf.create(values)).rstrip())
+    return 0
+
+
+def _run_one(verb: str, words: list[str], *, as_json: bool) -> int:
+    from lcc.sweep import refuse_sweep, run_words
+
+    refuse_sweep(words)
+    _check_installed(words)
+    run = run_words(words, verb=verb)
+    from lcc import views
+
+    views.write_reports(run.folder)
+    if as_json:
+        emit(run.facts, True, "")
+    else:
+        views.print_run(run.folder)
+    return 0
+
+
+def _run_many(verb: str, words: list[str], *, as_json: bool) -> int:
+    from lcc import views
+    from lcc.sweep import run_sweep
+
+    done = run_sweep(words, verb=verb)
+    facts: list[dict[str, Any]] = []
+    for point in done:
+        if point.run is not None:
+            views.write_reports(point.run.folder)
+            facts.append({"point": point.varied, **point.run.facts})
+        else:
+            facts.append({"point": point.varied, "status": "failed", "error": str(point.error)})
+            print(f"lcc: {' '.join(point.varied)}: {point.error}", file=sys.stderr)
+    if as_json:
+        emit(facts, True, "")
+    else:
+        runs = {" ".join(p.varied) or p.run.name: p.run.folder for p in done if p.run is not None}
+        views.print_comparison(runs)
+    return _worst([p.error for p in done if p.error is not None])
+
+
+def _worst(errors: list[LccError]) -> int:
+    return errors[0].exit_code if errors else 0
+
+
+def _check_installed(words: list[str]) -> None:
+    """Say in one line which fetch is missing, before anything starts."""
+    from lcc.parts import data, sources
+    from lcc.recipe import load_recipe
+
+    recipe = load_recipe(words)
+    sentences = [sources.missing(recipe.model) if recipe.model else None,
+                 data.missing(recipe.dataset) if recipe.dataset else None]  # fmt: skip
+    found = [sentence for sentence in sentences if sentence]
+    if found:
+        from lcc.core.errors import ResourceError
+
+        raise ResourceError("\n".join(found))
+
+
