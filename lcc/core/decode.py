@@ -155,8 +155,12 @@ def _value_at(node: Any, loc: list[Any]) -> Any:
 
 
 def _field_names(cls: Any) -> list[str]:
-    fields = getattr(cls, "__dataclass_fields__", {})
-    return [name for name, field in fields.items() if field.init]
+    # `fields` leaves out ClassVars such as `revision`, which are no keys of a recipe.
+    return [f.name for f in dataclasses.fields(cls) if f.init] if _is_card(cls) else []
+
+
+def _is_card(cls: Any) -> bool:
+    return isinstance(cls, type) and dataclasses.is_dataclass(cls)
 
 
 def _type_at(cls: Any, loc: list[Any], node: Any) -> Any:
