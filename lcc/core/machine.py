@@ -1,0 +1,126 @@
+"""What a number was measured with: versions, cores, memory, accelerators; no torch needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lcc", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate",
+            "torch-pruning", "bitsandbytes", "compressed-tensors", "gguf", "numpy", "sacrebleu",
+            "nltk", "jieba", "scikit-learn", "pyarrow", "hydra-core", "omegaconf", "pydantic",
+            "rich")  # fmt: skip
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """The installed version of `package`, or None; the package itself is not imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of every package that can change a number or a file."""
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **{p: v for p, v in found.items() if v}}
+
+
+def machine() -> dict[str, Any]:
+    """The hardware this process may use; nothing that names its owner or its network."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": processor(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "accelerators": accelerators(),
+    }
+
+
+def machine_key() -> str:
+    """Equal hardware has an equal key; speed measured under one key says nothing about another."""
+    facts = machine()
+    facts["memory_gib"] = round(facts.pop("memory_bytes") / 2**30)  # kernels differ by a few pages
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity, and the quota of the container around it."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        allowed = min(allowed, max(1, round(int(quota[0]) / int(quota[1]))))
+    return allowed
+
+
+@cache
+def memory_bytes() -> int:
+    """Physical memory, or the container's limit where that is lower."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had now without swapping, where the system tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found.split()[1]) * 1024 if found else None
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk below `folder`, or below its nearest parent that exists."""
+    while not folder.exists():
+        folder = folder.absolute().parent
+    return shutil.disk_usage(folder).free
+
+
+@cache
+def processor() -> str:
+    """The processor's own name, as its maker writes it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@cache
+def accelerators() -> list[str]:
+    """Names of the GPUs, asked of the driver: importing torch would take seconds."""
+    if platform.system() == "Darwin":
+        return [f"{processor()} GPU"] if platform.machine() == "arm64" else []
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for card in cards for line in card.read_text().splitlines()]
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return names or _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def _cgroup(name: str) -> str:
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _output(*command: str) -> str:
+    """What a small system program prints, or nothing where it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

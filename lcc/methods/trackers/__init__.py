@@ -1,0 +1,1 @@
+"""Where training numbers are shown beside the report."""
