@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -56,10 +58,29 @@ class Composed:
         )  # fmt: skip
 
 
+_FILES: dict[str, Path] = {}  # recipes given by path, for the length of one command
+
+
+@contextmanager
+def recipe_file(name: str) -> Iterator[str]:
+    """The recipe name to compose with: `name` itself, or the stem of the file it is a path to."""
+    path = Path(name)
+    if not name.endswith(".yaml"):
+        yield name
+        return
+    if not path.is_file():
+        raise RecipeError(f"{name}: no such file; lcc recipes ls lists the recipes.")
+    _FILES[path.stem] = path.resolve()
+    try:
+        yield path.stem
+    finally:
+        del _FILES[path.stem]
+
+
 def choices(group: str) -> dict[str, Path]:
     """Name → file of every entry of a group; the user's own folders come first."""
     roots = recipe_roots() if group == "recipe" else [root / group for root in config_roots()]
-    found: dict[str, Path] = {}
+    found: dict[str, Path] = dict(_FILES) if group == "recipe" else {}
     for root in roots:
         for path in sorted(root.glob("*.yaml")):
             found.setdefault(path.stem, path)

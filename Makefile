@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do all their own set-up, and may be run again at any time.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN     = $(VENV)/bin
+# Where a CPU build of torch is wanted and the index offers only CUDA builds, name the build here.
+TORCH  ?= torch
+
+.PHONY: demo test test-slow check install format clean
+
+demo: install
+	$(BIN)/lcc fetch +recipe=mt_en_zh_small
+	$(BIN)/lcc run +recipe=mt_en_zh_small
+
+test: install check
+	$(BIN)/python -m pytest -n 2
+
+test-slow: install
+	$(BIN)/lcc fetch +recipe=mt_en_zh_small
+	$(BIN)/python -m pytest -m "slow or network" -x
+
+check: install
+	$(BIN)/ruff format --check lcc tests
+	$(BIN)/ruff check lcc tests
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format lcc tests
+	$(BIN)/ruff check --fix lcc tests
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lcc needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,37 @@
+"""Every card obeys its shelf: one class named like its file, a sentence, a revision, frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+
+from lcc.core.catalog import SHELVES, STAGES, card, names
+
+CARDS = [(shelf, name) for shelf in SHELVES for name in names(shelf)]
+
+
+@pytest.mark.parametrize("shelf, name", CARDS)
+def test_a_card_is_a_page(shelf: str, name: str) -> None:
+    cls = card(shelf, name)
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert importlib.import_module(cls.__module__).__doc__
+    assert isinstance(cls.revision, int)
+
+
+@pytest.mark.parametrize("name", names(STAGES))
+def test_a_stage_keeps_the_contract(name: str) -> None:
+    cls = card(STAGES, name)
+    assert set(cls.reads) <= {"task", "data", "seed", "device", "dtype"}
+    assert set(cls.accepts) <= {"dense", "packed", "adapter"}
+    assert isinstance(cls.changes_model, bool)
+    assert callable(cls.run)
+
+
+@pytest.mark.parametrize("shelf", [s for s in SHELVES if s != STAGES])
+def test_the_cards_of_a_shelf_share_their_working_method(shelf: str) -> None:
+    methods = [{n for n, v in vars(card(shelf, c)).items() if callable(v) and n[0] != "_"}
+               for c in names(shelf)]  # fmt: skip
+    assert set.intersection(*methods), f"{shelf}: no method common to {names(shelf)}"
