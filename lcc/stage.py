@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from lcc.core.errors import DataError
+from lcc.core.measure import Measure as Measure
 
 if TYPE_CHECKING:
     from lcc.core.progress import Progress
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 
 Noun = Literal["task", "data", "seed", "device", "dtype"]
 """What a stage may `read` beside its own fields and its model; each enters the step's key."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number with its unit: `bytes`, `seconds`, `tokens/s`, `nats`, `share`, `count`, `BLEU` …"""
-
-    value: float | int | str | None
-    unit: str = ""
 
 
 @dataclass

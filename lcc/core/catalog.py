@@ -43,7 +43,7 @@ def card(shelf: str, name: str) -> type[Any]:
     module = importlib.import_module(f"{_package(shelf)}.{name}")
     wanted = name.replace("_", "")
     for attribute, value in vars(module).items():
-        if isinstance(value, type) and attribute.lower() == wanted:
+        if isinstance(value, type) and attribute.lower().strip("_") == wanted:
             return value
     raise AssertionError(f"{module.__name__} defines no class named like its file")
 
