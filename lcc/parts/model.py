@@ -1,0 +1,148 @@
+"""A model with its tokenizer and card: opened from disk lazily, changed in memory, saved again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.errors import DataError, RecipeError
+from lcc.core.lazy import torch, transformers
+from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head, hush, read_card
+from lcc.parts.folder import examine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Bundle:
+    """A model: card, folder it came from, and (once loaded) module and tokenizer.
+
+    A stage works on `load()` in place, or sets `module` to another one; `write`, set by a packing
+    stage, writes weights and config into a folder in place of `save_pretrained`.
+    """
+
+    card: Card
+    path: Path | None = None
+    module: Any = None
+    write: Callable[[Bundle, Path], None] | None = None
+    native: bool = dataclasses.field(default=False, init=False)
+    _tokenizer: Any = dataclasses.field(default=None, repr=False)
+    tokenizer_changed: bool = dataclasses.field(default=False, init=False)
+
+    def load(
+        self, *, device: str | None = "cpu", dtype: str | None = "float32", native: bool = False
+    ) -> Any:
+        """The module in memory, in eval mode when freshly read; None keeps a loaded one's own.
+
+        Packed weights are dequantized to dense unless `native`.
+        """
+        if self.module is None or (self.native and not native and self.path is not None):
+            self.module = self._read(dtype or self.card.dtype, native=native)
+            self.native = native and self.card.form == "packed"
+        elif dtype is not None and not _is_packed(self.module):
+            self.module.to(getattr(torch, dtype))
+        return self.module if device is None or self.native else self.module.to(device)
+
+    def release(self) -> None:
+        """Forget the module; the next `load()` reads the folder again."""
+        self.module, self.native = None, False
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Read at first use; raises DataError for a model without one."""
+        if self._tokenizer is None:
+            if self.path is None or not has_tokenizer(self.path):
+                raise DataError(f"model {self.card.name!r} has no tokenizer files beside it.")
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+        return self._tokenizer  # type: ignore[no-any-return]
+
+    @tokenizer.setter
+    def tokenizer(self, value: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self.tokenizer_changed = value, True
+
+    def with_card(self, **changes: Any) -> None:
+        """Change fields of the card in place."""
+        self.card = dataclasses.replace(self.card, **changes)
+
+    def lacks_head(self, head: Head) -> bool:
+        """Whether a task with this head finds none, or an untrained one."""
+        return self.card.headless or self.card.head != head
+
+    def with_head(
+        self, head: Head, *, num_labels: int = 2, seed: int = 0, labels: Sequence[str] = ()
+    ) -> Bundle:
+        """Give the model this head, in place; only tensors that it lacks are drawn, from `seed`.
+
+        Raises RecipeError for a generating head: a language model cannot be made from an encoder.
+        """
+        if self.card.head == head and not self._other_labels(head, num_labels):
+            return self
+        if head in ("causal", "seq2seq"):
+            raise RecipeError(
+                f"task: needs a {head} head, which model {self.card.name!r} "
+                f"({self.card.head}) does not have; choose a model that generates."
+            )
+        self.module = _with_new_head(self.load(device=None), head, num_labels, seed, labels)
+        self.with_card(head=head, auto_class=AUTO_CLASSES[head], headless=head == "classify")
+        return self
+
+    def _other_labels(self, head: Head, num_labels: int) -> bool:
+        return head == "classify" and self.load(dtype=None).config.num_labels != num_labels
+
+    def _read(self, dtype: str, *, native: bool) -> Any:
+        assert self.path is not None, "a bundle without a folder must carry its module"
+        hush()
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+        dequantize = self.card.form == "packed" and not native
+        if dequantize and self.card.format == "compressed-tensors":
+            config = transformers.CompressedTensorsConfig(dequantize=True)
+            options["quantization_config"] = config
+        module = auto_class(self.card).from_pretrained(self.path, **options)
+        if dequantize and self.card.format == "bitsandbytes":
+            module = module.dequantize(getattr(torch, dtype))
+        return module
+
+
+def open_bundle(path: Path) -> Bundle:
+    """The checkpoint in `path` (a folder with config.json), checked but not yet loaded."""
+    examine(path)
+    return Bundle(card=read_card(path), path=path)
+
+
+def auto_class(card: Card) -> Any:
+    """The transformers class that a card names."""
+    if not card.auto_class.startswith("Auto"):
+        raise RecipeError(f"{card.auto_class!r} is not one of transformers' Auto classes.")
+    return getattr(transformers, card.auto_class)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether tokenizer files lie in a model folder."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    return any((path / name).is_file() for name in names)
+
+
+def _is_packed(module: Any) -> bool:
+    return getattr(module, "hf_quantizer", None) is not None
+
+
+def _with_new_head(
+    module: Any, head: Head, num_labels: int, seed: int, labels: Sequence[str]
+) -> Any:
+    config = copy.deepcopy(module.config)
+    if head == "classify":
+        names = list(labels) or [f"LABEL_{i}" for i in range(num_labels)]
+        config.num_labels = num_labels
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = getattr(transformers, AUTO_CLASSES[head]).from_config(config, dtype=module.dtype)
+    body = fresh.base_model if head == "classify" else fresh
+    body.load_state_dict(module.base_model.state_dict(), strict=False)
+    return fresh.eval()
