@@ -1,0 +1,146 @@
+"""Ask pip and apt for one file each, with a bar, and turn their failures into sentences."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lcc.core.errors import ResourceError
+from lcc.core.progress import Bar
+
+POLL_SECONDS = 0.3
+
+# pip asks an sdist's build backend for metadata before it saves the file, which would run the
+# sdist's own setup.py. This stand-in for setuptools answers from PKG-INFO and runs nothing of it.
+BACKEND = """\
+import os, shutil
+
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    name = "package.dist-info"
+    os.mkdir(os.path.join(metadata_directory, name))
+    shutil.copy("PKG-INFO", os.path.join(metadata_directory, name, "METADATA"))
+    return name
+
+class _Legacy:
+    get_requires_for_build_wheel = staticmethod(get_requires_for_build_wheel)
+    prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
+
+__legacy__ = _Legacy()
+"""
+
+
+def pip_download(requirement: str, staging: Path, *, sdist: bool, bar: Bar) -> None:
+    """Download the file of `requirement`, without what it depends on, into `staging/got`."""
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python",
+        "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
+        "-d", str(staging / "got"),
+    ]  # fmt: skip
+    environment = {"TMPDIR": str(_made(staging / "tmp"))}
+    if sdist:
+        command += ["--no-binary", ":all:", "--no-build-isolation"]
+        environment["PYTHONPATH"] = str(_stand_in_backend(staging / "backend"))
+    else:
+        command += ["--only-binary", ":all:"]
+    _made(staging / "got")
+    rc, output = _run([*command, requirement], staging, environment=environment, bar=bar)
+    if rc != 0:
+        raise ResourceError(_pip_sentence(requirement, output))
+
+
+def apt_download(package: str, staging: Path, *, bar: Bar) -> None:
+    """Download the .deb of `package` into `staging/got`."""
+    tool = shutil.which("apt-get")
+    if tool is None:
+        raise ResourceError(
+            f"Debian package '{package}': this machine has no apt-get; use a dataset from the "
+            "package index, e.g. dataset=packages_en_zh."
+        )
+    got = _made(staging / "got")
+    # Without this option apt, run as root, complains that its own user cannot write here.
+    command = [tool, "download", "-q", "-o", "APT::Sandbox::User=root", package]
+    rc, output = _run(command, got, environment={"LC_ALL": "C.UTF-8"}, bar=bar)
+    if rc != 0 or not any(got.iterdir()):
+        reason = _last_line(output, "E:") or "apt-get gave no reason"
+        raise ResourceError(
+            f"Debian package '{package}' could not be downloaded: {reason}. Check the network, run "
+            "apt-get update, or use dataset=packages_en_zh, which needs only the package index."
+        )
+
+
+def _run(
+    command: Sequence[str], folder: Path, *, environment: Mapping[str, str], bar: Bar
+) -> tuple[int, str]:
+    """Exit code and output of `command` run in `folder`, whose growth moves the bar."""
+    process = subprocess.Popen(
+        command, cwd=folder, text=True, errors="replace", env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, bar, done), daemon=True)
+    watcher.start()
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        done.set()
+        watcher.join()
+    return process.returncode, output
+
+
+def _watch(folder: Path, bar: Bar, done: threading.Event) -> None:
+    while not done.wait(POLL_SECONDS):
+        grown = _size(folder) - bar.done
+        if grown > 0:
+            bar.advance(min(grown, bar.total - bar.done) if bar.total else grown)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below `folder`; one that vanishes meanwhile counts as nothing."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.stat(os.path.join(root, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _stand_in_backend(folder: Path) -> Path:
+    package = _made(folder / "setuptools")
+    (package / "__init__.py").write_text("", encoding="utf-8")
+    (package / "build_meta.py").write_text(BACKEND, encoding="utf-8")
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _pip_sentence(requirement: str, output: str) -> str:
+    if "No module named pip" in output:
+        return (f"'{requirement}' cannot be fetched: this Python has no pip; "
+                f"run {sys.executable} -m ensurepip, then again.")  # fmt: skip
+    reason = _last_line(output, "ERROR:") or "pip gave no reason"
+    return (
+        f"'{requirement}' could not be downloaded: {reason.rstrip('.')}. Check the network and "
+        "pip's index settings (pip config list), then run the same command again."
+    )
+
+
+def _last_line(output: str, mark: str) -> str:
+    lines = [line.removeprefix(mark).strip() for line in output.splitlines() if mark in line]
+    return lines[-1] if lines else ""
