@@ -1,0 +1,1 @@
+"""Metrics: how answers are scored, per sample and over the corpus."""

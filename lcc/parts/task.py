@@ -1,0 +1,261 @@
+"""A task: how a row of data becomes a prompt and its completion, and how answers are judged.
+
+Training and inference must see the same prompt, so a prompt is always tokenized alone and the
+completion's tokens are appended: `encode` and the decoder share `Task.prompt_ids`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from lcc.core.catalog import Choice
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.parts.checkpoint import Head
+from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lcc.parts.data import PreparedData
+
+Row = Mapping[str, Any]
+PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
+
+
+@card
+class Decode:
+    """How answers are generated: greedily unless `num_beams` says otherwise, never sampled.
+
+    `max_length_ratio` also caps the new tokens of each row at that multiple of its own prompt's
+    tokens (demonstrations not counted). An answer ends before the first of the `stop` strings.
+    """
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
+    num_beams: Annotated[int, Field(ge=1)] = 1
+    stop: tuple[str, ...] = ()
+
+    def limit(self, num_prompt: int) -> int:
+        """Most new tokens for a prompt of `num_prompt` tokens."""
+        if self.max_length_ratio is None:
+            return self.max_new_tokens
+        return max(1, min(self.max_new_tokens, round(self.max_length_ratio * num_prompt)))
+
+
+@card
+class Task:
+    """One YAML: fields, templates, head, how to decode and how to judge.
+
+    `template` makes the prompt and `answer` the completion: plain text with `{field}`; other
+    braces stand for themselves, `{{` and `}}` for one brace. For `classify` the answer names the
+    label. `labels: from_data` means the sorted labels of the training split (`for_data` fills
+    them in). `truncate` is the side that loses tokens of a text longer than the model's window.
+    """
+
+    name: str = "task"
+    head: Head = "causal"
+    fields: tuple[str, ...]
+    template: str = ""
+    answer: str = ""
+    separator: str = "\n"
+    demonstrations: Annotated[int, Field(ge=0)] = 0
+    chat: bool = False
+    labels: tuple[str, ...] | Literal["from_data"] | None = None
+    language: str = ""
+    truncate: Literal["left", "right"] = "right"
+    decode: Decode = field(default_factory=Decode)
+    metrics: tuple[Annotated[Any, Choice("metrics")], ...] = ()
+
+    def __post_init__(self) -> None:
+        for where in ("template", "answer"):
+            for name in _places(getattr(self, where)):
+                if name not in self.fields:
+                    known = ", ".join(self.fields)
+                    raise ValueError(f"{where} names {{{name}}}, which is not a field ({known})")
+        if not self.template and not self.answer:
+            raise ValueError("template and answer are both empty; a task needs one of them")
+
+    def prompt(self, row: Row, demos: Sequence[Row] = ()) -> str:
+        """What the model is shown, demonstrations first, without any chat template."""
+        shots = "".join(self.text(demo) + self.separator for demo in demos)
+        return shots + fill(self.template, row)
+
+    def completion(self, row: Row) -> str:
+        """What the model should say, leading space included."""
+        return fill(self.answer, row)
+
+    def text(self, row: Row) -> str:
+        """Prompt and completion as one text; what vocabulary and calibration read."""
+        return fill(self.template, row) + fill(self.answer, row)
+
+    def source(self, row: Row) -> dict[str, Any]:
+        """The fields that the prompt shows; what a report prints beside the answer."""
+        return {name: row[name] for name in _places(self.template) if name in row}
+
+    def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
+        """`num` demonstrations, the same for every model: by hash, from the shorter half."""
+        num = self.demonstrations if num is None else num
+        if not num:
+            return []
+        short = sorted(rows, key=lambda row: len(self.text(row)))
+        short = short[: max(num, len(short) // 2)]
+        if len(short) < num:
+            raise DataError(f"{num} demonstrations asked, the training split has {len(short)} rows")
+        return sorted(short, key=lambda row: _rank(row, seed))[:num]
+
+    def for_data(self, data: PreparedData) -> Task:
+        """This task with its labels known; reads the training split only for `from_data`."""
+        if self.labels != "from_data":
+            return self
+        names = sorted({self.completion(row).strip() for row in data.rows("train")})
+        if len(names) < 2:
+            raise DataError(f"the training split has {len(names)} labels; two are needed.")
+        return dataclasses.replace(self, labels=tuple(names))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes in the order of their numbers; raises DataError before `for_data`."""
+        if self.labels is None or self.labels == "from_data":
+            raise DataError(f"task {self.name!r}: its labels are not known without data.")
+        return self.labels
+
+    def label(self, row: Row) -> int:
+        """The number of a row's class; raises DataError for a class the task does not have."""
+        name = self.completion(row).strip()
+        if name not in self.label_names:
+            known = ", ".join(self.label_names)
+            raise DataError(f"row {row.get('id')}: label {name!r} is not one of {known}.")
+        return self.label_names.index(name)
+
+    def prompt_ids(
+        self,
+        row: Row,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        demos: Sequence[Row] = (),
+        max_length: int | None = None,
+    ) -> list[int]:
+        """The prompt's tokens as both trainer and decoder see them: one BOS where one is due.
+
+        Encoder inputs carry the tokenizer's own special tokens.
+        """
+        if self.head != "causal":
+            return self._encoder_ids(self.prompt(row, demos), tokenizer, max_length)[0]
+        ids = self._causal_ids(row, tokenizer, demos)
+        return cut(ids, max_length, self.truncate)
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Example:
+        """A row as training sees it, at most `max_length` tokens, EOS after the completion.
+
+        Of a long causal prompt tokens go, never of its completion unless that alone is too long.
+        """
+        if self.head == "causal":
+            return self._encode_causal(row, tokenizer, max_length)
+        prompt = self.prompt(row) or self.completion(row)
+        ids, num_cut = self._encoder_ids(prompt, tokenizer, max_length)
+        if self.head == "classify":
+            return Example(ids, self.label(row), len(ids), num_cut)
+        if self.head == "embed":
+            return Example(ids, [], len(ids), num_cut)
+        target = list(tokenizer(text_target=self.completion(row))["input_ids"])
+        kept = cut(target, max_length, "right", num_tail=1)
+        return Example(ids, kept, len(ids), num_cut + len(target) - len(kept))
+
+    def _encode_causal(
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Example:
+        prompt = self._causal_ids(row, tokenizer, ())
+        answer = self._answer_ids(row, tokenizer)
+        num_whole = len(prompt) + len(answer)
+        answer = answer[: max_length - min(1, len(prompt))]
+        prompt = cut(prompt, max_length - len(answer), self.truncate)
+        labels = [IGNORED] * len(prompt) + answer
+        ids = prompt + answer
+        return Example(ids, labels, len(prompt), num_whole - len(ids))
+
+    def _causal_ids(
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, demos: Sequence[Row]
+    ) -> list[int]:
+        if self.chat:
+            return plain_ids(self._chat(row, tokenizer, demos), tokenizer)
+        ids = plain_ids(self.prompt(row, demos), tokenizer)
+        return [int(tokenizer.bos_token_id), *ids] if needs_bos(tokenizer) else ids
+
+    def _answer_ids(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        if self.chat:
+            opening = self._chat(row, tokenizer, ())
+            whole = self._chat(row, tokenizer, (), answered=True)
+            if not whole.startswith(opening):
+                raise DataError(f"task {self.name!r}: the chat template changes the prompt once it "
+                                "is answered; set chat: false.")  # fmt: skip
+            return plain_ids(whole[len(opening) :].rstrip("\n"), tokenizer)
+        ids = plain_ids(self.completion(row), tokenizer)
+        return ids if tokenizer.eos_token_id is None else [*ids, int(tokenizer.eos_token_id)]
+
+    def _chat(
+        self,
+        row: Row,
+        tokenizer: PreTrainedTokenizerBase,
+        demos: Sequence[Row],
+        *,
+        answered: bool = False,
+    ) -> str:
+        """The conversation as text; its template writes BOS itself."""
+        if not tokenizer.chat_template:
+            raise DataError(f"task {self.name!r}: chat is on, but this tokenizer has no chat "
+                            "template; set chat: false.")  # fmt: skip
+        turns = [turn for demo in demos for turn in self._turns(demo)]
+        mine = self._turns(row)
+        turns += mine if answered else mine[:1]
+        return str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not answered)
+        )
+
+    def _turns(self, row: Row) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": fill(self.template, row)},
+            {"role": "assistant", "content": self.completion(row).strip()},
+        ]
+
+    def _encoder_ids(
+        self, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    ) -> tuple[list[int], int]:
+        """Tokens with the tokenizer's specials kept at both ends, and how many were cut."""
+        whole = plain_ids(text, tokenizer)
+        kept = whole
+        if max_length is not None:
+            kept = whole[: max(0, max_length - tokenizer.num_special_tokens_to_add())]
+        if len(kept) == len(whole):
+            return list(tokenizer(text)["input_ids"]), 0
+        return list(tokenizer.build_inputs_with_special_tokens(kept)), len(whole) - len(kept)
+
+
+def fill(template: str, row: Row) -> str:
+    """The template with the row's values; raises DataError for a field the row lacks."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name is None:
+            return match.group(0)[0]
+        if name not in row:
+            have = ", ".join(sorted(map(str, row)))
+            raise DataError(f"row {row.get('id')}: no field {name!r} for the task; it has {have}.")
+        return str(row[name])
+
+    return PLACE.sub(value, template)
+
+
+def _places(template: str) -> list[str]:
+    return [name for name in PLACE.findall(template) if name]
+
+
+def _rank(row: Row, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{row.get('id')}".encode()).hexdigest()
