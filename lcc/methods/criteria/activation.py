@@ -1,0 +1,22 @@
+"""Keep weights whose input is active on average, as channels in Minitron (arXiv 2407.14679)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.calibration import LayerStats
+
+
+@card
+class Activation:
+    revision: ClassVar[int] = 1
+    calibrated: ClassVar[bool] = True
+
+    def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
+        assert stats is not None, "activation reads calibration statistics"
+        return weight.abs() * stats.mean_abs  # (out, in) * (in,)

@@ -1,0 +1,22 @@
+"""Keep weights that are large where their input is large (Wanda; Sun et al., 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.calibration import LayerStats
+
+
+@card
+class Wanda:
+    revision: ClassVar[int] = 1
+    calibrated: ClassVar[bool] = True
+
+    def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
+        assert stats is not None, "wanda reads calibration statistics"
+        return weight.abs() * stats.input_norm  # (out, in) * (in,)

@@ -1,0 +1,175 @@
+"""Remove the feed-forward channels or head groups that matter least, the same number everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lcc.core.catalog import Choice
+from lcc.core.decode import card, decode_card
+from lcc.core.errors import GateError, RecipeError
+from lcc.core.lazy import torch
+from lcc.engine.blocks import as_linear
+from lcc.engine.calibration import LayerStats, collect, context_batches, num_tokens
+from lcc.engine.pruning import (
+    Unit,
+    feed_forwards,
+    head_groups,
+    refuse_heads,
+    set_ffn_width,
+    set_num_groups,
+)
+from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
+from lcc.methods.criteria.activation import Activation
+from lcc.stage import Measure, Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+    from lcc.stage import Context, Noun
+
+
+# Widths that kernels and quantization groups like; `auto` takes the first that meets the ratio.
+STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02
+
+
+def _activation() -> Any:
+    return decode_card(Activation, {})
+
+
+@card
+class Width:
+    """Narrow every layer alike by calibrated importance, and repair what reads the rest."""
+
+    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed")
+    accepts: ClassVar[tuple[Form, ...]] = ("dense",)
+    changes_model: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    dims: Literal["ffn", "heads"] = "ffn"
+    criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_activation)
+    repair: Literal["ridge", "bias", "none"] = "ridge"
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    samples: Annotated[int, Field(ge=1)] = 512
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse, before any work, what the model's family (its config.json) does not allow."""
+        if self.dims == "heads":
+            refuse_heads(str(config.get("model_type")))
+
+    def run(self, bundle: Bundle, context: Context) -> Outcome:
+        model = bundle.load(device=context.device)
+        self.check(model.config.to_dict())
+        with as_linear(model):
+            batches = context_batches(context, bundle.tokenizer, model, samples=self.samples)
+            units = head_groups(model) if self.dims == "heads" else feed_forwards(model, batches[0])
+            self._refuse(units, model)
+            plan = {width: self._target(width) for width in sorted({u.width for u in units})}
+            stats = self._statistics(model, batches, units)
+            errors = [self._cut(unit, stats.get(unit.name), plan[unit.width]) for unit in units]
+        table = [self._settle(model, before, after) for before, after in plan.items()]
+        bundle.module = model
+        return Outcome(
+            bundle=bundle,
+            measures=self._measures(errors, table),
+            tables={"width": table},
+            warnings=self._warnings(num_tokens(batches), units),
+        )
+
+    def _refuse(self, units: list[Unit], model: Any) -> None:
+        kind = type(model).__name__
+        if not units:
+            raise RecipeError(f"width: found no {self.dims} to narrow in {kind}; leave it out.")
+        if self.repair == "bias" and any(unit.consumer.bias is None for unit in units):
+            raise RecipeError(f"width.repair: {kind} has no biases to repair; use ridge or none.")
+
+    def _target(self, width: int) -> int:
+        """What stays of `width`: a multiple of `round_to` for channels, whole groups for heads."""
+        steps = STEPS if self.round_to == "auto" else (self.round_to,)
+        for step in steps if self.dims == "ffn" else (1,):
+            kept = max(1, round((1 - self.ratio) * width / step)) * step
+            is_near = abs(1 - kept / width - self.ratio) <= NEAR
+            if kept < width and (is_near or step == steps[-1] or self.dims == "heads"):
+                return kept
+        raise GateError(
+            f"width: a ratio of {self.ratio} takes nothing from {width} at multiples of"
+            f" {steps[-1]}; ask for a larger ratio or a smaller round_to."
+        )
+
+    def _statistics(
+        self, model: Any, batches: list[Any], units: list[Unit]
+    ) -> dict[str, LayerStats]:
+        if not self.criterion.calibrated and self.repair == "none":
+            return {}
+        layers = {unit.name: unit.consumer for unit in units}
+        return collect(model, batches, layers, gram=self.repair == "ridge")
+
+    def _cut(self, unit: Unit, stats: LayerStats | None, num_kept: int) -> tuple[float, float]:
+        """Narrow one unit in place; its output's relative error without and with repair."""
+        weight = unit.consumer.weight.detach()
+        columns = self.criterion.score(weight, stats).float().square().sum(dim=0)  # (in,)
+        importance = columns.view(unit.width, unit.size).sum(dim=1)
+        kept = sorted(importance.topk(num_kept).indices.tolist())
+        chosen = torch.tensor(unit.columns(kept), device=weight.device)
+        plain = weight[:, chosen]
+        unit.keep(kept)
+        repaired = self._repaired(unit, weight, stats, chosen)
+        if stats is None or stats.gram is None:
+            return float("nan"), float("nan")
+        return (
+            relative_error(weight, plain, chosen, stats.gram),
+            relative_error(weight, repaired, chosen, stats.gram),
+        )
+
+    def _repaired(
+        self, unit: Unit, weight: Tensor, stats: LayerStats | None, kept: Tensor
+    ) -> Tensor:
+        new = unit.consumer.weight.detach()
+        if self.repair == "ridge":
+            assert stats is not None and stats.gram is not None
+            new = ridge_repair(weight, stats.gram, kept, damping=self.damping)
+            unit.consumer.weight.data.copy_(new)
+        elif self.repair == "bias":
+            assert stats is not None
+            unit.consumer.bias.data += bias_repair(weight, stats.mean, kept)
+        return new
+
+    def _settle(self, model: Any, before: int, after: int) -> dict[str, Any]:
+        """Config and one row of the report."""
+        if self.dims == "heads":
+            set_num_groups(model, before, after)
+            dimension = "num_key_value_heads"
+        else:
+            dimension = " and ".join(set_ffn_width(model, before, after))
+        return {
+            "dimension": dimension,
+            "before": before,
+            "after": after,
+            "asked_ratio": self.ratio,
+            "achieved_ratio": 1 - after / before,
+        }
+
+    def _measures(
+        self, errors: list[tuple[float, float]], table: list[dict[str, Any]]
+    ) -> dict[str, Measure]:
+        achieved = min(row["achieved_ratio"] for row in table)
+        found = {"achieved_ratio": Measure(achieved, "share")}
+        if self.repair == "ridge":
+            plain, repaired = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+            found["layer_error_unrepaired"] = Measure(plain, "share")
+            found["layer_error"] = Measure(repaired, "share")
+        return found
+
+    def _warnings(self, tokens: int, units: list[Unit]) -> list[str]:
+        widest = max(unit.consumer.in_features for unit in units)
+        if self.repair != "ridge" or tokens >= 4 * widest:
+            return []
+        return [
+            f"{tokens} calibration tokens are few for {widest} kept inputs; raise width.samples"
+            f" to at least {-(-self.samples * 4 * widest // tokens)}."
+        ]

@@ -1,0 +1,91 @@
+"""Calibration sees each distinct input once, without padding."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+import compressing as tiny
+
+from lcc.core.errors import DataError
+from lcc.engine.blocks import block_linears, blocks
+from lcc.engine.calibration import Batch, collect, encoded_batches, num_tokens
+
+
+def batches_for(model: Any, num: int = 6, batch_tokens: int = 2048) -> list[Batch]:
+    tokenizer, rows = tiny.byte_level_tokenizer(), tiny.rows(num, 0)
+    return encoded_batches(rows, tiny.TextTask(), tokenizer, model=model, batch_tokens=batch_tokens)
+
+
+@pytest.mark.parametrize("build", [tiny.llama, tiny.t5, tiny.marian, tiny.bert])
+def test_padding_never_enters(build: Any) -> None:
+    """One padded batch and many single texts give the same statistics."""
+    model = build()
+    layers = block_linears(model)
+    together = collect(model, batches_for(model), layers, gram=True)
+    alone = collect(model, batches_for(model, batch_tokens=1), layers, gram=True)
+    assert len(batches_for(model)) == 1 and len(batches_for(model, batch_tokens=1)) == 6
+    for name in layers:
+        assert together[name].num_tokens == alone[name].num_tokens, name
+        assert together[name].gram is not None and alone[name].gram is not None
+        assert torch.allclose(together[name].gram, alone[name].gram, rtol=1e-3, atol=1e-3), name
+        assert torch.allclose(together[name].max_abs, alone[name].max_abs, atol=1e-4), name
+
+
+def test_statistics_are_those_of_the_inputs() -> None:
+    model = tiny.llama()
+    batches, layer = batches_for(model, batch_tokens=1), model.model.layers[1].mlp.down_proj
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    handle.remove()
+    x = torch.cat(seen)
+    stats = collect(model, batches, {"layer": layer}, gram=True)["layer"]
+    assert stats.num_tokens == len(x) == num_tokens(batches)
+    assert stats.gram is not None and torch.allclose(stats.gram, x.T @ x, atol=1e-4)
+    assert torch.allclose(stats.diagonal, (x * x).sum(0), atol=1e-4)
+    assert torch.allclose(stats.mean, x.mean(0), atol=1e-6)
+    assert torch.allclose(stats.mean_abs, x.abs().mean(0), atol=1e-6)
+    assert torch.equal(stats.max_abs, x.abs().amax(0))
+    assert torch.allclose(stats.input_norm, x.norm(dim=0), atol=1e-4)
+
+
+def test_layers_that_read_one_tensor_share_one_object() -> None:
+    model = tiny.llama()
+    stats = collect(model, batches_for(model), block_linears(model))
+    first = "model.layers.0"
+    assert stats[f"{first}.self_attn.q_proj"] is stats[f"{first}.self_attn.v_proj"]
+    assert stats[f"{first}.mlp.gate_proj"] is stats[f"{first}.mlp.up_proj"]
+    assert len({id(s) for s in stats.values()}) == 2 * 4
+    assert stats[f"{first}.mlp.up_proj"].gram is None
+
+
+def test_all_cross_attention_keys_share_the_encoders_output() -> None:
+    model = tiny.t5()
+    stats = collect(model, batches_for(model), block_linears(model))
+    keys = [s for name, s in stats.items() if "EncDecAttention.k" in name]
+    assert len(keys) == 2 and keys[0] is keys[1]
+
+
+def test_no_hook_stays_behind() -> None:
+    model = tiny.marian()
+    collect(model, batches_for(model), block_linears(model))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_blocks_are_found_encoder_first() -> None:
+    assert [name.split(".")[0] for name in blocks(tiny.t5())] == ["encoder"] * 2 + ["decoder"] * 2
+    assert list(blocks(tiny.bert())) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+
+
+def test_without_text_calibration_says_so() -> None:
+    model = tiny.llama()
+    with pytest.raises(DataError, match="calibration has no text"):
+        collect(model, [], block_linears(model))
