@@ -1,0 +1,113 @@
+"""What a finished artifact consists of: size and SHA-256 of every file, written and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+# Hashing releases the interpreter lock; more threads than this only wait for the disk.
+NUM_THREADS = 4
+
+
+class Damage(Exception):
+    """An artifact is not what its manifest says; the message is the rest of a sentence about it."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of the artifact in `folder`; raises Damage when it makes no sense."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Damage(f"{MANIFEST} is missing") from None
+    except ValueError:
+        raise Damage(f"{MANIFEST} is no JSON") from None
+    if not _is_manifest(manifest, folder.name):
+        raise Damage(f"{MANIFEST} is not one of format {FORMAT} for this key")
+    return dict(manifest)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after every byte was read and compared; raises Damage naming the first file."""
+    manifest = read(folder)
+    promised: dict[str, dict[str, Any]] = manifest["files"]
+    present = {name for name in file_names(folder) if name != MANIFEST}
+    for name in sorted(promised.keys() - present):
+        raise Damage(f"{name} is missing")
+    for name in sorted(present - promised.keys()):
+        raise Damage(f"{name} is not in its manifest")
+    for name, facts in promised.items():
+        if (folder / name).is_symlink():
+            raise Damage(f"{name} is a link instead of a file")
+        size = (folder / name).stat().st_size
+        if size != facts["bytes"]:
+            raise Damage(f"{name} has {size} bytes instead of {facts['bytes']}")
+    for name, found in digests(folder, promised).items():
+        if found != promised[name]["sha256"]:
+            raise Damage(f"{name} has changed (SHA-256 {found[:12]} instead of "
+                         f"{promised[name]['sha256'][:12]})")  # fmt: skip
+    return manifest
+
+
+def write(folder: Path, key: str, *, files: dict[str, str]) -> dict[str, Any]:
+    """Write the manifest of `files` (name → digest) and return it."""
+    manifest = {
+        "format": FORMAT,
+        "key": key,
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+                  for name, digest in sorted(files.items())},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+    path = folder / MANIFEST
+    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    path.chmod(0o644)
+    fsync(path)
+    return manifest
+
+
+def file_names(folder: Path) -> list[str]:
+    """Relative paths of everything in `folder` that is no folder, with `/` on every system."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(found)
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file, several at a time."""
+    listed = list(names)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return dict(zip(listed, pool.map(lambda name: sha256(folder / name), listed), strict=True))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Make a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_manifest(manifest: Any, key: str) -> bool:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return False
+    files = manifest.get("files")
+    return manifest.get("key") == key and isinstance(files, dict) and all(
+        isinstance(facts, dict) and isinstance(facts.get("bytes"), int)
+        and isinstance(facts.get("sha256"), str) for facts in files.values()
+    )  # fmt: skip

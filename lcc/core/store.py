@@ -1,0 +1,241 @@
+"""Finished steps by key: found only if every byte verifies, claimed by one, published once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lcc.core import collect, manifest
+from lcc.core.artifact import (
+    REPORT,
+    STATE,
+    Artifact,
+    Work,
+    link_identical,
+    result_files,
+    settle,
+    unshare,
+    write_report,
+)
+from lcc.core.errors import BusyError, IntegrityError, RecipeError, ResourceError
+from lcc.core.leases import Lease, Leases
+from lcc.core.machine import free_bytes
+
+__all__ = ["ROOT", "Artifact", "Store", "Work"]
+
+ROOT = Path("runs")
+POLL_SECONDS = (0.05, 2.0)  # at first, and at most
+
+
+def warn_on_stderr(sentence: str) -> None:
+    """Where warnings go until the runner gives the store a better place."""
+    print(sentence, file=sys.stderr)
+
+
+@dataclass
+class Store:
+    """The artifacts below `root`; `warn` is told in sentences what is damaged or waited for."""
+
+    root: Path
+    warn: Callable[[str], None] = warn_on_stderr
+    wait_seconds: float | None = None
+    leases: Leases = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leases = Leases(self.root / "leases")
+
+    def path(self, key: str) -> Path:
+        """Where the artifact of `key` lies or would lie."""
+        return self.root / "store" / key
+
+    def find(self, key: str) -> Artifact | None:
+        """The artifact of `key` if all its digests verify; a damaged one is set aside and named."""
+        path = self.path(key)
+        if not path.is_dir():
+            return None
+        try:
+            return Artifact(key, path, manifest.verify(path))
+        except manifest.Damage as damage:
+            self._set_aside(path, str(damage))
+        except FileNotFoundError:
+            # Collected, or set aside by another process, while we were reading: look again.
+            return self.find(key)
+        except OSError as error:
+            raise IntegrityError(f"{error.filename or path}: cannot be read ({error.strerror}); "
+                                 f"mend it or delete {path}.") from error  # fmt: skip
+        return None
+
+    @contextmanager
+    def claim(
+        self, key: str, *, label: str = "", timeout_seconds: float | None = None
+    ) -> Iterator[Work | Artifact]:
+        """The work folder of `key`, ours while the block lasts; or what another process finished.
+
+        Whatever an earlier owner left in the folder is still there. Raises BusyError when another
+        process holds the key for longer than `timeout_seconds` (default: `wait_seconds`).
+        """
+        lease = self._wait_for_lease(key, label or key[:12], timeout_seconds)
+        if isinstance(lease, Artifact):
+            yield lease
+            return
+        try:
+            # Between our caller's look and our lease somebody may have published.
+            yield self.find(key) or self._open_work(key, lease)
+        finally:
+            lease.release()
+
+    def publish(
+        self, work: Work, *, report: dict[str, Any], reuse: Iterable[Path] = ()
+    ) -> Artifact:
+        """Make `work` an artifact in one rename; nothing is visible before, everything after.
+
+        Files that are byte for byte those of the `reuse` artifacts are hard-linked to them.
+        An artifact that is already there and valid stays, and `work` is dropped.
+        """
+        _check_lease(work)
+        write_report(work, report)
+        files = result_files(work.path)
+        link_identical(work.path, files, reuse=reuse)
+        settle(work.path, files)
+        # Only now: a crash during the slow part above still resumes from the state.
+        if (work.path / STATE).exists():
+            shutil.rmtree(work.path / STATE)
+        written = manifest.write(work.path, work.key, files=files)
+        manifest.fsync(work.path)
+        return self._move_in(work, written)
+
+    def require_space(self, bytes: int, what: str) -> None:
+        """Raise ResourceError unless `bytes` are free for `what`."""
+        free = free_bytes(self.root)
+        if free < bytes:
+            raise ResourceError(f"{what} needs {_size(bytes)} of free disk in {self.root}, where "
+                                f"{_size(free)} is free; make room, for example with "
+                                "lcc store gc.")  # fmt: skip
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact, oldest first, without reading its files; unreadable ones are named."""
+        found = []
+        for path in sorted((self.root / "store").glob("*")):
+            try:
+                found.append(Artifact(path.name, path, manifest.read(path)))
+            except manifest.Damage as damage:
+                self.warn(f"{path} is damaged: {damage}.")
+        return sorted(found, key=lambda artifact: str(artifact.manifest.get("created")))
+
+    def refs(self) -> dict[str, list[str]]:
+        """Key → the runs whose run.json refers to it, as RUN/STEP."""
+        return collect.references(self.root)
+
+    def usage(self) -> list[collect.Usage]:
+        """What each artifact takes and who needs it."""
+        return collect.usage(self)
+
+    def collect(self, dry_run: bool) -> list[collect.Freed]:
+        """Free what no run refers to and nobody pinned; with `dry_run` only say what that is."""
+        return collect.collect(self, dry_run=dry_run)
+
+    def pins(self) -> list[str]:
+        """The keys that are never collected."""
+        return sorted(path.name for path in (self.root / "pins").glob("*"))
+
+    def pin(self, key: str) -> None:
+        """Keep `key` whatever the runs say."""
+        if not self.path(key).is_dir():
+            raise RecipeError(f"{key[:12]} is not in the store; see lcc store ls.")
+        path = self.root / "pins" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def unpin(self, key: str) -> None:
+        """Let `key` be collected once no run refers to it."""
+        (self.root / "pins" / key).unlink(missing_ok=True)
+
+    def _wait_for_lease(
+        self, key: str, label: str, timeout_seconds: float | None
+    ) -> Lease | Artifact:
+        limit = self.wait_seconds if timeout_seconds is None else timeout_seconds
+        started, pause, told = time.monotonic(), POLL_SECONDS[0], ""
+        while True:
+            lease = self.leases.try_acquire(key)
+            if lease is not None:
+                return lease
+            holder = self.leases.holder(key)
+            if holder is None:
+                time.sleep(POLL_SECONDS[0])
+                continue
+            if limit is not None and time.monotonic() - started >= limit:
+                raise BusyError(f"{label} is held by {holder} for more than {limit:g} s; "
+                                "run again when that process is done.")  # fmt: skip
+            if str(holder) != told:
+                told = str(holder)
+                self.warn(f"waiting for {label}, held by {told}.")
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS[1])
+            artifact = self.find(key)
+            if artifact is not None:
+                return artifact
+
+    def _open_work(self, key: str, lease: Lease) -> Work:
+        path = self.root / "work" / key
+        path.mkdir(parents=True, exist_ok=True)
+        # Left by an owner that died while publishing; they must not be taken for results.
+        for name in (manifest.MANIFEST, REPORT):
+            (path / name).unlink(missing_ok=True)
+        unshare(path)
+        return Work(key, path, lease)
+
+    def _move_in(self, work: Work, written: dict[str, Any]) -> Artifact:
+        target = self.path(work.key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_lease(work)
+        while True:
+            first = self.find(work.key)
+            if first is not None:
+                shutil.rmtree(work.path)
+                return first
+            try:
+                os.rename(work.path, target)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        manifest.fsync(target.parent)
+        manifest.fsync(work.path.parent)
+        return Artifact(work.key, target, written)
+
+    def _set_aside(self, path: Path, damage: str) -> None:
+        folder = self.root / "damaged"
+        folder.mkdir(parents=True, exist_ok=True)
+        for n in range(1, 1_000_000):
+            target = folder / f"{path.name}.{n}"
+            if target.exists():
+                continue
+            try:
+                path.rename(target)
+            except FileNotFoundError:
+                return  # another process was faster
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                continue
+            self.warn(f"{path} is damaged: {damage}; it was moved to {target} and will be "
+                      "made again.")  # fmt: skip
+            return
+
+
+def _check_lease(work: Work) -> None:
+    if not work.lease.is_held():
+        raise BusyError(f"the lease of {work.key[:12]} was lost (this process slept too long); "
+                        "run again to continue.")  # fmt: skip
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes / 1e9:,.2f} GB" if bytes >= 1e8 else f"{bytes / 1e6:,.1f} MB"
