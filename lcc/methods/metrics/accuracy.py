@@ -1,0 +1,38 @@
+"""Accuracy: the share of answers that are exactly the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.parts.metrics import Answer, Need
+
+if TYPE_CHECKING:
+    from lcc.parts.metrics import Floats
+
+
+@card
+class Accuracy:
+    """Equal after stripping spaces at both ends; an empty answer is wrong."""
+
+    revision: ClassVar[int] = 1
+    unit: ClassVar[str] = "share"
+    needs: ClassVar[Need] = "answers"
+    higher_is_better: ClassVar[bool] = True
+
+    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+        """Columns: correct, one."""
+        import numpy as np
+
+        hits = [(answer.output or "").strip() == answer.reference.strip() for answer in answers]
+        return np.array([[float(hit), 1.0] for hit in hits])
+
+    def score(self, sums: Floats) -> Floats:
+        """Correct answers over answers, 0 to 1."""
+        import numpy as np
+
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+    def signature(self, language: str) -> str:
+        return "accuracy|match:exact,stripped"

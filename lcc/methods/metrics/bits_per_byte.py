@@ -1,0 +1,38 @@
+"""Bits per byte: negative log-likelihood over the UTF-8 bytes of the text, whatever the tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.parts.metrics import Answer, Need
+
+if TYPE_CHECKING:
+    from lcc.parts.metrics import Floats
+
+
+@card
+class BitsPerByte:
+    """The measure that may be compared across vocabularies."""
+
+    revision: ClassVar[int] = 1
+    unit: ClassVar[str] = "bits/byte"
+    needs: ClassVar[Need] = "likelihood"
+    higher_is_better: ClassVar[bool] = False
+
+    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+        """Columns: nats, bytes."""
+        import numpy as np
+
+        return np.array([[answer.nats, answer.num_bytes] for answer in answers], dtype=float)
+
+    def score(self, sums: Floats) -> Floats:
+        """nats / ln 2 / bytes."""
+        import numpy as np
+
+        return np.asarray(sums[..., 0] / math.log(2) / np.maximum(sums[..., 1], 1))
+
+    def signature(self, language: str) -> str:
+        return "bits_per_byte|bytes:UTF-8"

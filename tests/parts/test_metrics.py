@@ -1,0 +1,147 @@
+"""Scores are the libraries' own, and the bootstrap is the slow loop's."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import sacrebleu
+from sklearn.metrics import f1_score
+
+from lcc.core.catalog import card, names
+from lcc.core.decode import decode
+from lcc.parts.bootstrap import Interval, draws, interval, paired, verdict
+from lcc.parts.metrics import Answer, Metric
+
+WORDS = {"en": ["the", "file", "could", "not", "be", "opened", "because", "memory", "is", "full"],
+         "zh": list("无法打开文件因为内存已满请重试")}  # fmt: skip
+
+
+def metric(name: str, **options: Any) -> Any:
+    return decode(card("metrics", name), options)
+
+
+def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:
+    draw = random.Random(seed)
+    between = "" if language == "zh" else " "
+    found = []
+    for i in range(num):
+        reference = draw.choices(WORDS[language], k=draw.randint(1, 12))
+        output = [w if draw.random() < 0.7 else draw.choice(WORDS[language]) for w in reference]
+        output = output[: draw.randint(0, 12)]
+        found.append(Answer(str(i), {}, between.join(reference), between.join(output),
+                            nats=draw.random() * 9, num_tokens=3, num_bytes=7))  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_every_metric_keeps_the_protocol(name: str) -> None:
+    one = metric(name)
+    assert isinstance(one, Metric)
+    statistics = one.statistics(answers("en"), language="en")
+    assert statistics.shape[0] == 60
+    assert one.score(statistics).shape == (60,)
+    assert np.isfinite(one.score(statistics)).all()
+    assert one.signature("en")
+
+
+@pytest.mark.parametrize("language, tokenize", [("zh", "zh"), ("en", "13a")])
+@pytest.mark.parametrize("seed", range(3))
+def test_bleu_is_sacrebleus(language: str, tokenize: str, seed: int) -> None:
+    found = answers(language, seed=seed)
+    outputs, references = [a.output for a in found], [a.reference for a in found]
+    expected = sacrebleu.corpus_bleu(outputs, [references], tokenize=tokenize)
+    one = metric("bleu")
+    statistics = one.statistics(found, language=language)
+    assert one.score(statistics.sum(0)) == pytest.approx(expected.score, abs=1e-9)
+    assert f"tok:{tokenize}" in one.signature(language)
+    for row in statistics[:20]:
+        sentence = sacrebleu.BLEU.compute_bleu(
+            list(row[2:6]), list(row[6:]), int(row[0]), int(row[1]), smooth_method="exp"
+        )
+        assert one.score(row) == pytest.approx(sentence.score, abs=1e-9)
+
+
+@pytest.mark.parametrize("word_order", [0, 2])
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_chrf_is_sacrebleus(language: str, word_order: int) -> None:
+    found = answers(language)
+    outputs, references = [a.output for a in found], [a.reference for a in found]
+    expected = sacrebleu.corpus_chrf(outputs, [references], word_order=word_order)
+    one = metric("chrf", word_order=word_order)
+    sums = one.statistics(found, language=language).sum(0)
+    assert one.score(sums) == pytest.approx(expected.score, abs=1e-9)
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    draw = random.Random(1)
+    found = [Answer(str(i), {}, draw.choice("abc"), draw.choice("abcd")) for i in range(50)]
+    one = metric("macro_f1")
+    expected = f1_score([a.reference for a in found], [a.output for a in found],
+                        average="macro", zero_division=0)  # fmt: skip
+    assert one.score(one.statistics(found, language="").sum(0)) == pytest.approx(expected)
+
+
+def test_empty_answers_stay_and_score_nothing() -> None:
+    empty = [Answer("1", {}, "打开 文件", ""), Answer("2", {}, "打开 文件 夹 吧", None)]
+    for name in ("bleu", "chrf", "meteor", "accuracy", "macro_f1"):
+        one = metric(name)
+        assert one.score(one.statistics(empty, language="zh").sum(0)) == 0.0
+
+
+def test_meteor_matches_chinese_words_exactly_and_english_stems() -> None:
+    one = metric("meteor")
+    chinese = [Answer("1", {}, "打开文件", "打开文件")]
+    assert one.score(one.statistics(chinese, language="zh").sum(0)) > 90
+    assert "match:exact|tok:jieba" in one.signature("zh")
+    english = [Answer("1", {}, "opening files", "opened file")]
+    assert one.score(one.statistics(english, language="en").sum(0)) > 90
+    assert "exact,stem" in one.signature("en")
+
+
+def test_perplexity_and_bits_per_byte() -> None:
+    found = [Answer("1", {}, "", nats=2.0, num_tokens=1, num_bytes=4),
+             Answer("2", {}, "", nats=4.0, num_tokens=2, num_bytes=2)]  # fmt: skip
+    for name, expected in (("perplexity", math.exp(2.0)), ("bits_per_byte", 1 / math.log(2))):
+        one = metric(name)
+        score = one.score(one.statistics(found, language="").sum(0))
+        assert score == pytest.approx(expected)
+
+
+def test_the_bootstrap_is_the_slow_loops() -> None:
+    one = metric("bleu")
+    mine = one.statistics(answers(seed=1), language="zh")
+    other = one.statistics(answers(seed=2), language="zh")
+    weights = draws(60, 50, seed=5)
+    assert (weights.sum(axis=1) == 60).all()
+    slow = []
+    for row in weights:
+        chosen = np.repeat(np.arange(60), row.astype(int))
+        slow.append(float(one.score(mine[chosen].sum(0)) - one.score(other[chosen].sum(0))))
+    fast = paired(mine, other, one.score, weights)
+    assert (fast.low, fast.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+    assert fast.value == pytest.approx(float(one.score(mine.sum(0)) - one.score(other.sum(0))))
+
+
+def test_a_thousand_resamples_of_three_hundred_are_fast() -> None:
+    found = answers(num=300)
+    started = time.process_time()
+    for name in ("bleu", "chrf"):
+        one = metric(name)
+        bounds = interval(one.statistics(found, language="zh"), one.score, draws(300, 1000, 0))
+        assert bounds.low < bounds.value < bounds.high
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("low, high, word", [
+    (0.1, 2.0, "gained"), (-1.0, 2.0, "kept"), (-1.9, -0.5, "kept"), (-3.0, -0.5, "unclear"),
+    (-5.0, -2.1, "lost"), (-3.0, 1.0, "unclear"),
+])  # fmt: skip
+def test_the_verdict_follows_its_rule(low: float, high: float, word: str) -> None:
+    assert verdict(Interval(0, low, high), 40.0, keep_ratio=0.95) == word
+    turned = Interval(0, -high, -low)
+    assert verdict(turned, 40.0, keep_ratio=0.95, higher_is_better=False) == word
