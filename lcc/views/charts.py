@@ -1,0 +1,148 @@
+"""The report's charts: quality against size and speed, and how training went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from lcc.views import results, units
+from lcc.views.document import Figure
+from lcc.views.results import Row
+from lcc.views.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, Box, Drawing, Scale, padded
+
+WIDTH, HEIGHT = 480.0, 320.0
+MAX_POINTS = 240  # a curve is drawn with at most so many points, each the mean of its bucket
+STRIP = 46.0  # height of the clipped share below the gradient norm
+
+
+def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
+    """Quality over bytes on disk, one dot per checkpoint, larger dots decode faster."""
+    shown = [row for row in found if metric in row.scores and row.bytes]
+    if len(shown) < 2:
+        return None
+    name = results.label(metric)
+    names = ", ".join(f"{r.checkpoint} {units.score(r.scores[metric].value)} at "
+                      f"{units.size(r.bytes)}" for r in shown)  # fmt: skip
+    drawing = Drawing(WIDTH, HEIGHT, f"{name} against size on disk", names)
+    bounds = [b for r in shown for b in (r.scores[metric].low, r.scores[metric].value,
+                                         r.scores[metric].high) if b is not None]  # fmt: skip
+    low, high = padded(bounds, floor=0.0 if min(bounds) >= 0 else None)
+    x = Scale(0, 1.1 * max(r.bytes or 0 for r in shown) / 1e6, LEFT, WIDTH - RIGHT)
+    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    drawing.upward(y, name)
+    drawing.across(x, "MB on disk")
+    at = [(x((r.bytes or 0) / 1e6), y(r.scores[metric].value)) for r in shown]
+    drawing.line(at, "path")
+    _dots(drawing, shown, at, metric, y)
+    sizes = " A larger dot decodes faster." if any(r.speed.decode for r in shown) else ""
+    better = "lower is better" if results.lower_is_better(metric) else "higher is better"
+    return Figure(drawing.render(), f"{name} ({better}) and bytes on disk, joined in the order of "
+                                    f"the steps; bars are 95 % intervals.{sizes}")  # fmt: skip
+
+
+def _dots(
+    drawing: Drawing, shown: Sequence[Row], at: Sequence[tuple[float, float]], metric: str, y: Scale
+) -> None:
+    fastest = max((r.speed.decode or 0 for r in shown), default=0)
+    radii = [3.5 + 5.5 * (r.speed.decode or 0) / fastest if fastest else 5.0 for r in shown]
+    taken = [Box(px - r, py - r, 2 * r, 2 * r) for (px, py), r in zip(at, radii, strict=True)]
+    for row, (px, py), radius in zip(shown, at, radii, strict=True):
+        score = row.scores[metric]
+        if score.low is not None and score.high is not None:
+            drawing.line([(px, y(score.low)), (px, y(score.high))], "error")
+        speed = f", {units.rate(row.speed.decode)} tokens/s" if row.speed.decode else ""
+        hint = f"{row.checkpoint}: {units.score(score.value, score.unit)}, {units.size(row.bytes)}"
+        drawing.dot(px, py, radius=radius, style="dot", title=hint + speed)
+        box = _free_place(row.checkpoint, px, py, radius, taken)
+        taken.append(box)
+        drawing.label(box.left, box.top + 12, row.checkpoint, style="mark")
+
+
+def _free_place(words: str, x: float, y: float, radius: float, taken: Sequence[Box]) -> Box:
+    """The first place around a dot where its name covers neither a dot nor another name."""
+    width, height, gap = LETTER * len(words), 15.0, radius + 4
+    places = [Box(x + side * gap - (width if side < 0 else 0), y - 8 + shift, width, height)
+              for shift in (0, -14, 14, -28, 28, -42, 42) for side in (1, -1)]  # fmt: skip
+    inside = [b for b in places if b.left >= LEFT and b.left + b.width <= WIDTH and b.top >= 0
+              and b.top + b.height <= HEIGHT - BOTTOM]  # fmt: skip
+    free = [box for box in inside if not any(box.meets(other) for other in taken)]
+    return (free or inside or places)[0]
+
+
+def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
+    """Training loss, and validation loss where it was measured."""
+    losses = _points(curve, "loss")
+    if len(losses) < 2:
+        return None
+    held_out = _points(curve, "validation_loss")
+    drawing = Drawing(WIDTH, HEIGHT - 60, f"Loss of {step}", _ends("loss", losses))
+    low, high = padded([v for _, v in [*losses, *held_out]])
+    x = Scale(losses[0][0], losses[-1][0], LEFT, WIDTH - RIGHT)
+    y = Scale(low, high, drawing.height - BOTTOM, TOP)
+    drawing.upward(y, "loss")
+    drawing.across(x, "optimizer step")
+    drawing.line([(x(s), y(v)) for s, v in _bucketed(losses)], "curve")
+    if held_out:
+        drawing.line([(x(s), y(v)) for s, v in held_out], "second")
+    for s, v in held_out:
+        drawing.dot(x(s), y(v), radius=3, style="second", title=f"validation loss {v:.3f}")
+    extra = f" Dots: validation, best {min(v for _, v in held_out):.3f}." if held_out else ""
+    return Figure(drawing.render(), f"{step}: {_ends('training loss', losses)}.{extra}")
+
+
+def norm_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
+    """The gradient norm before clipping, and below it the share of steps that were clipped."""
+    norms = _points(curve, "grad_norm")
+    if len(norms) < 2:
+        return None
+    clipped = [(row["step"], float(bool(row.get("clipped")))) for row in curve]
+    share = sum(v for _, v in clipped) / len(clipped)
+    told = f"clipped in {units.share(share)} of {len(clipped):,} steps"
+    drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", told)
+    x = Scale(norms[0][0], norms[-1][0], LEFT, WIDTH - RIGHT)
+    bottom = drawing.height - BOTTOM
+    buckets = _bucketed(norms)
+    y = Scale(*padded([v for _, v in buckets], floor=0.0), bottom - STRIP - 18, TOP)
+    drawing.upward(y, "gradient norm", num=4)
+    drawing.line([(x(s), y(v)) for s, v in buckets], "curve")
+    _strip(drawing, clipped, x, bottom)
+    drawing.across(x, "optimizer step")
+    return Figure(drawing.render(), f"{step}: gradient norm before clipping, {told}.")
+
+
+def _strip(
+    drawing: Drawing, clipped: Sequence[tuple[float, float]], x: Scale, bottom: float
+) -> None:
+    """Bars of the clipped share, whose full height is every step of the bucket."""
+    top = bottom - STRIP
+    drawing.bar(Box(x.start, top, x.end - x.start, STRIP), "ground")
+    buckets = _bucketed(clipped, 60)
+    edges = [x(s) for s, _ in buckets]
+    width = max(min((b - a for a, b in pairwise(edges)), default=8.0) * 0.9, 0.8)
+    for (_, value), left in zip(buckets, edges, strict=True):
+        height = value * STRIP
+        drawing.bar(Box(min(left, x.end - width), bottom - height, width, height), "clipped")
+    drawing.label(x.start + 4, top - 4, "share of steps clipped", style="name")
+    drawing.label(LEFT - 6, top + 10, "100 %", anchor="end")
+    drawing.label(LEFT - 6, bottom, "0 %", anchor="end")
+
+
+def _points(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in curve if isinstance(row.get(name), int | float)]
+
+
+def _bucketed(
+    points: Sequence[tuple[float, float]], num: int = MAX_POINTS
+) -> list[tuple[float, float]]:
+    """At most `num` points: the mean of each bucket, at its middle."""
+    size = -(-len(points) // num)
+    chunks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(chunk[len(chunk) // 2][0], sum(v for _, v in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _ends(name: str, points: Sequence[tuple[float, float]]) -> str:
+    """From the mean of the first tenth to the mean of the last: single steps are noise."""
+    few = max(len(points) // 10, 1)
+    first, last = ([v for _, v in part] for part in (points[:few], points[-few:]))
+    return f"{name} {sum(first) / few:.3f} → {sum(last) / few:.3f}"

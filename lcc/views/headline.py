@@ -1,0 +1,101 @@
+"""What a run gained and lost, in one or two sentences that claim no more than was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lcc.core.report import Run
+from lcc.views import results, units
+from lcc.views.results import Delta, Row, Score
+
+
+def headline(run: Run) -> str:
+    """The run in a sentence: quality before and after, then the price of the smallest model."""
+    found = results.rows(run)
+    if run.status == "failed":
+        return units.clean(f"The run failed: {run.error or 'see the steps below'}")
+    metric = results.primary(found)
+    judged = [row for row in found if metric in row.scores]
+    if metric is None or not judged:
+        return _unjudged(found)
+    sentences = [_first(judged, metric), _last(judged, metric)]
+    return units.clean(" ".join(s for s in sentences if s))
+
+
+def _unjudged(found: Sequence[Row]) -> str:
+    if not found:
+        return "No checkpoint has been made yet."
+    last = found[-1]
+    weight = f"; {last.checkpoint} takes {units.size(last.bytes)}" if last.bytes else ""
+    what = "1 checkpoint was" if len(found) == 1 else f"{len(found)} checkpoints were"
+    return f"{what} made and none was evaluated{weight}."
+
+
+def _first(judged: Sequence[Row], metric: str) -> str:
+    """What training did: the uncompressed model that the last row is measured against."""
+    trained = _trained(judged)
+    name = results.label(metric)
+    if trained is None or trained.to_base is None:
+        row = judged[0] if trained is None else trained
+        return f"{row.checkpoint} reaches {name} {_figure(row.scores[metric])}."
+    delta = trained.to_base
+    before = next((r for r in judged if r.checkpoint == delta.against), judged[0])
+    at = f"{name} from {_value(before.scores[metric])} to {_value(trained.scores[metric])}"
+    return f"{trained.checkpoint} takes {at} ({_change(delta)})."
+
+
+def _trained(judged: Sequence[Row]) -> Row | None:
+    """The row that the last one is judged against, where that is not the run's first."""
+    last = judged[-1]
+    against = last.to_reference.against if last.to_reference else None
+    found = next((row for row in judged if row.checkpoint == against), None)
+    if found is None or found is judged[0]:
+        return last if last.to_base else None
+    return found
+
+
+def _last(judged: Sequence[Row], metric: str) -> str:
+    """What compression kept, and for how many bytes."""
+    trained, last = _trained(judged), judged[-1]
+    if last is trained or last is judged[0]:
+        return ""
+    delta = last.to_reference
+    kept = f"{last.checkpoint} reaches {_value(last.scores[metric])}"
+    if trained is not None and delta is not None:
+        kept += f" ({_kept(last.scores[metric], trained.scores[metric], metric)}{_change(delta)})"
+    if last.size_ratio is None or last.size_ratio >= 1:
+        return f"{kept}{_speed(judged[0], last)}."
+    return (f"{kept} with {units.size(last.bytes)} on disk, {units.share(last.size_ratio)} of "
+            f"{judged[0].checkpoint}{_speed(judged[0], last)}.")  # fmt: skip
+
+
+def _kept(last: Score, trained: Score, metric: str) -> str:
+    """The share kept, for figures whose zero means nothing is left."""
+    if results.lower_is_better(metric) or trained.value <= 0 or last.value < 0:
+        return ""
+    return f"{units.share(last.value / trained.value)} kept; "
+
+
+def _speed(first: Row, last: Row) -> str:
+    before, after = first.speed.decode, last.speed.decode
+    if not before or not after:
+        return ""
+    return f", decoding {units.rate(after)} tokens/s where {first.checkpoint} decodes " \
+           f"{units.rate(before)}"  # fmt: skip
+
+
+def _change(delta: Delta) -> str:
+    score = delta.score
+    between = units.interval(score.low, score.high, score.unit, signed=True).replace("…", " to ")
+    figure = units.score(score.value, score.unit, signed=True)
+    text = f"{figure}, 95 % interval {between}" if between else figure
+    return f"{text}: {delta.verdict}" if delta.verdict else text
+
+
+def _figure(score: Score) -> str:
+    between = units.interval(score.low, score.high, score.unit)
+    return f"{_value(score)} ({between})" if between else _value(score)
+
+
+def _value(score: Score) -> str:
+    return units.score(score.value, score.unit)

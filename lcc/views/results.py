@@ -1,0 +1,198 @@
+"""One row per checkpoint: what it weighs, how good it is, how fast it is; numbers, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lcc.core.report import Run, RunStep, StepReport
+
+# The order readers expect; any other measure that comes with an interval follows.
+ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_byte", "perplexity")
+LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
+          "macro_f1": "macro-F1", "bits_per_byte": "bits/byte"}  # fmt: skip
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "wer", "cer", "ter")
+GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure with its 95 % interval, where one was computed."""
+
+    value: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The difference of one metric to an earlier checkpoint, on the same samples."""
+
+    metric: str
+    against: str
+    score: Score
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One line of the bench: one checkpoint at one batch size."""
+
+    batch_size: int | None = None
+    prefill: float | None = None  # tokens/s
+    decode: float | None = None  # tokens/s
+    p50_seconds: float | None = None
+    p99_seconds: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The facts of one checkpoint of a run."""
+
+    checkpoint: str
+    step: str
+    kind: str
+    key: str
+    parameters: float | None = None
+    bytes: float | None = None
+    size_ratio: float | None = None  # of the run's first checkpoint
+    scores: dict[str, Score] = field(default_factory=dict)
+    to_reference: Delta | None = None
+    to_base: Delta | None = None
+    speeds: list[Speed] = field(default_factory=list)
+
+    @property
+    def speed(self) -> Speed:
+        """The bench at the smallest batch: what one user feels."""
+        return self.speeds[0] if self.speeds else Speed()
+
+
+def rows(run: Run) -> list[Row]:
+    """Every finished checkpoint of `run`, in the order it was made."""
+    speeds = _speeds(run)
+    found = [_row(run, name, step, speeds.get(name, [])) for name, step in run.checkpoints.items()]
+    whole = found[0].bytes if found else None
+    return [_replace(row, row.bytes / whole if whole and row.bytes else None) for row in found]
+
+
+def metrics(table: Iterable[Row]) -> list[str]:
+    """Every metric that any row has, in reading order."""
+    seen = list(dict.fromkeys(name for row in table for name in row.scores))
+    return sorted(seen, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def primary(table: Iterable[Row]) -> str | None:
+    """The metric that the verdicts are about, or else the first one."""
+    listed = list(table)
+    judged = [d.metric for row in listed for d in (row.to_reference, row.to_base) if d]
+    return next(iter([*judged, *metrics(listed)]), None)
+
+
+def label(metric: str) -> str:
+    """The metric as its papers spell it."""
+    stage, _, name = metric.rpartition(".")
+    spelled = LABELS.get(name, name.replace("_", " "))
+    return f"{stage} {spelled}" if stage else spelled
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Everything `lcc report --json` prints: the run, its results and its steps."""
+    listed = [{"name": s.name, "kind": s.kind, "key": s.key, "status": s.status,
+               "seconds": s.seconds, "notes": s.report.notes if s.report else [],
+               "warnings": s.report.warnings if s.report else []} for s in run.steps]  # fmt: skip
+    head = {k: run.facts.get(k) for k in ("run", "recipe_name", "command", "status", "started",
+                                          "seconds", "error")}  # fmt: skip
+    return {"format": 1, **head, "folder": str(run.folder), "steps": listed,
+            "checkpoints": [asdict(row) for row in rows(run)]}  # fmt: skip
+
+
+def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
+    assert step.report is not None, step.name
+    evaluations = [e for e in run.of_kind("eval") if checkpoint_of(run, e) == name]
+    first = evaluations[0].report if evaluations else None
+    return Row(
+        checkpoint=name, step=step.name, kind=step.kind, key=step.key,
+        parameters=step.report.number("parameters"), bytes=step.model_bytes, speeds=speeds,
+        scores=_all_scores(run, evaluations),
+        to_reference=_delta(run, first, "reference"), to_base=_delta(run, first, "base"),
+    )  # fmt: skip
+
+
+def checkpoint_of(run: Run, evaluation: RunStep) -> str:
+    """The name of the checkpoint that an eval step judged."""
+    judged = run.with_key(evaluation.report.inputs.get("model", "")) if evaluation.report else None
+    spelled = evaluation.name.partition(".")[2]
+    return judged.checkpoint if judged and judged.checkpoint else spelled
+
+
+def _all_scores(run: Run, evaluations: list[RunStep]) -> dict[str, Score]:
+    """Scores by metric; those of a second eval stage carry its name before theirs."""
+    stages = list(dict.fromkeys(e.name.partition(".")[0] for e in run.of_kind("eval")))
+    found: dict[str, Score] = {}
+    for evaluation in evaluations:
+        stage = evaluation.name.partition(".")[0]
+        prefix = "" if stage == stages[0] else f"{stage}."
+        assert evaluation.report is not None, evaluation.name
+        found.update({f"{prefix}{name}": s for name, s in scores(evaluation.report).items()})
+    return found
+
+
+def scores(report: StepReport) -> dict[str, Score]:
+    """The quality figures among the measures: those with an interval, and the well-known ones."""
+    return {name: score for name in report.measures if _is_metric(report, name)
+            for score in _score(report, name)}  # fmt: skip
+
+
+def _is_metric(report: StepReport, name: str) -> bool:
+    is_side = "_delta_" in name or name.endswith(("_low", "_high"))
+    return not is_side and (f"{name}_low" in report.measures or name in ORDER)
+
+
+def _score(report: StepReport, name: str) -> Iterator[Score]:
+    value = report.number(name)
+    if value is not None:
+        unit = report.measures[name].unit
+        low, high = report.number(f"{name}_low"), report.number(f"{name}_high")
+        yield Score(value, unit, low, high)
+
+
+def _delta(run: Run, report: StepReport | None, side: str) -> Delta | None:
+    if report is None:
+        return None
+    suffix = f"_delta_{side}"
+    metric = next((n.removesuffix(suffix) for n in report.measures if n.endswith(suffix)), None)
+    if metric is None:
+        return None
+    found = next(_score(report, f"{metric}{suffix}"), None)
+    earlier = run.with_key(report.inputs.get(side, ""))
+    verdict = report.word("verdict" if side == "reference" else f"verdict_{side}")
+    against = checkpoint_of(run, earlier) if earlier else side
+    unit = report.measures[metric].unit if metric in report.measures else ""
+    return Delta(metric, against, Score(found.value, unit, found.low, found.high), verdict) if (
+        found) else None  # fmt: skip
+
+
+def _speeds(run: Run) -> dict[str, list[Speed]]:
+    found: dict[str, list[Speed]] = {}
+    for bench in run.of_kind("bench"):
+        assert bench.report is not None, bench.name
+        for line in bench.report.tables.get("speed", []):
+            found.setdefault(str(line.get("checkpoint")), []).append(_speed(line))
+    return {name: sorted(lines, key=lambda s: s.batch_size or 0) for name, lines in found.items()}
+
+
+def _speed(line: dict[str, Any]) -> Speed:
+    return Speed(line.get("batch_size"), line.get("prefill_tokens_per_second"),
+                 line.get("decode_tokens_per_second"), line.get("latency_p50_seconds"),
+                 line.get("latency_p99_seconds"), line.get("peak_memory_bytes"))  # fmt: skip
+
+
+def _replace(row: Row, size_ratio: float | None) -> Row:
+    return Row(**{**row.__dict__, "size_ratio": size_ratio})

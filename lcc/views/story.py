@@ -1,0 +1,139 @@
+"""A run told in order: what came out, what it looks like, how it was made, how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lcc.core.report import Run
+from lcc.views import charts, results, units
+from lcc.views.details import lineage, machines, reproduction, settings, steps
+from lcc.views.document import (
+    Block,
+    Bullets,
+    Cell,
+    Column,
+    Document,
+    Figure,
+    Figures,
+    Prose,
+    Section,
+    Table,
+)
+from lcc.views.headline import headline
+from lcc.views.tables import change, results_table, speed_table
+
+NUM_SAMPLES = 8
+
+
+def story(run: Run) -> Document:
+    """The whole report of `run`."""
+    parts = [("Results", _results(run)), ("Training", _training(run)), ("Samples", _samples(run)),
+             ("Lineage", lineage(run)), ("Steps", steps(run)), ("Settings", settings(run)),
+             ("Reproduce", reproduction(run)), ("Machine and versions", machines(run))]  # fmt: skip
+    drawn = [(title, list(blocks)) for title, blocks in parts]
+    sections = [Section(title, blocks) for title, blocks in drawn if blocks]
+    recipe = units.clean(run.facts.get("recipe_name") or run.name)
+    started = units.clean(run.facts.get("started") or "").replace("T", " ").removesuffix("Z")
+    when = f"{started} UTC · " if started else ""
+    took = units.duration(run.facts.get("seconds"))
+    subtitle = f"{when}{run.name} · {run.status} · {took}"
+    return Document(recipe, units.clean(subtitle), headline(run), sections)
+
+
+def _results(run: Run) -> Iterator[Block]:
+    found = results.rows(run)
+    if found:
+        yield results_table(found)
+    metric = results.primary(found)
+    if metric is not None:
+        figure = charts.tradeoff(found, metric)
+        yield from [Figures([figure])] if figure else []
+        yield from _verdicts(found, metric)
+    yield from _protocol(run)
+    if any(row.speeds for row in found):
+        yield speed_table(found)
+        yield from _machine_speed(run)
+
+
+def _verdicts(found: list[results.Row], metric: str) -> Iterator[Block]:
+    """Both comparisons of every checkpoint, since the main table has room for one."""
+    rows = [[Cell(units.clean(row.checkpoint)), *(change(d) if d else Cell(units.MISSING)
+            for d in (row.to_base, row.to_reference))]
+            for row in found if row.to_base and row.to_reference]  # fmt: skip
+    if rows:
+        name = results.label(metric)
+        columns = [Column("checkpoint", "name"), Column(f"{name} against the base"),
+                   Column(f"{name} against the reference")]  # fmt: skip
+        yield Table("Differences on the same samples, with paired bootstrap intervals.", columns,
+                    rows)  # fmt: skip
+
+
+def _protocol(run: Run) -> Iterator[Block]:
+    """How quality was measured: whatever the evaluations say beside their figures."""
+    said: dict[str, list[str]] = {}
+    for step in run.of_kind("eval"):
+        assert step.report is not None, step.name
+        shown = {*results.scores(step.report), "verdict", "verdict_base"}
+        for name, measure in step.report.measures.items():
+            if name in shown or name.endswith(("_low", "_high")) or "_delta_" in name:
+                continue
+            text = f"{name.replace('_', ' ')}: {units.quantity(measure.value, measure.unit)}"
+            said.setdefault(units.clean(text), []).append(results.checkpoint_of(run, step))
+    total = len(run.of_kind("eval"))
+    if said:
+        yield Bullets([text if len(names) == total else f"{text} ({', '.join(names)})"
+                       for text, names in said.items()])  # fmt: skip
+
+
+def _machine_speed(run: Run) -> Iterator[Block]:
+    for bench in run.of_kind("bench"):
+        assert bench.report is not None, bench.name
+        facts = [f"{name.replace('_', ' ')} {units.quantity(m.value, m.unit)}"
+                 for name, m in bench.report.measures.items()]  # fmt: skip
+        if facts:
+            yield Prose(units.clean(f"The machine itself: {', '.join(facts)}."))
+
+
+def _training(run: Run) -> Iterator[Block]:
+    for step in run.steps:
+        curve = step.report.curve() if step.report else []
+        drawn = [charts.loss_curve(curve, step.name), charts.norm_curve(curve, step.name)]
+        figures: list[Figure] = [figure for figure in drawn if figure is not None]
+        if figures:
+            yield Figures(figures)
+
+
+def _samples(run: Run) -> Iterator[Block]:
+    """The first samples with the outputs of the first, the reference and the last model."""
+    chosen = _telling(run)
+    if not chosen:
+        return
+    outputs = {name: {str(s.get("id")): s for s in rows} for name, rows in chosen.items()}
+    first = next(iter(outputs.values()))
+    rows = [[Cell(_said(sample.get("source"))), Cell(_said(sample.get("reference"))),
+             *(Cell(_said(by_id.get(identity, {}).get("output"))) for by_id in outputs.values())]
+            for identity, sample in list(first.items())[:NUM_SAMPLES]]  # fmt: skip
+    titles = ["source", "reference", *map(units.clean, outputs)]
+    if rows:
+        yield Table("The first samples of the test split, as every model answers them.",
+                    [Column(title, "prose") for title in titles], rows)  # fmt: skip
+
+
+def _telling(run: Run) -> dict[str, list[dict[str, object]]]:
+    """Samples of the checkpoints worth reading side by side: base, fine-tuned, compressed."""
+    judged = {results.checkpoint_of(run, e): e for e in run.of_kind("eval")}
+    names = list(judged)
+    if not names:
+        return {}
+    last = next((r for r in results.rows(run) if r.checkpoint == names[-1]), None)
+    middle = last.to_reference.against if last and last.to_reference else names[-1]
+    wanted = [name for name in dict.fromkeys([names[0], middle, names[-1]]) if name in judged]
+    reports = {name: judged[name].report for name in wanted}
+    found = {name: list(report.samples()) for name, report in reports.items() if report}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _said(text: object) -> str:
+    if isinstance(text, dict):
+        text = "\n".join(str(value) for value in text.values())
+    return units.clean(text if text not in (None, "") else "(empty)")

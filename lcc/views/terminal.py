@@ -1,0 +1,84 @@
+"""The run as a table for the terminal, readable at 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from lcc.core.report import Run, read_run
+from lcc.views import results, units
+from lcc.views.document import Cell, Table
+from lcc.views.headline import headline
+from lcc.views.tables import compare_table, results_table
+
+MAX_METRICS = 3  # what fits beside size and speed; the report files show all
+COLUMNS = 100  # where nobody's terminal says how wide it is
+STYLES = {"good": "green", "bad": "red", "unclear": "yellow", "": ""}
+
+
+def print_run(folder: Path, console: Console | None = None) -> None:
+    """The run in `folder`: its headline, its table, its warnings, and where the report lies."""
+    run = read_run(folder)
+    console = console or _console()
+    console.print(Text(headline(run), style="bold"))
+    console.print()
+    console.print(table(run))
+    for step in run.steps:
+        for warning in step.report.warnings if step.report else []:
+            console.print(Text(units.clean(f"warning: {step.name}: {warning}"), style="yellow"))
+    for file in ("report.html", "report.md"):
+        if (folder / file).is_file():
+            console.print(Text(str(folder / file)), soft_wrap=True)
+
+
+def print_comparison(runs: Mapping[str, Path], console: Console | None = None) -> None:
+    """The points of a sweep beside one another, by the words that made each."""
+    (console or _console()).print(compare(runs))
+
+
+def table(run: Run) -> Grid:
+    """One row per checkpoint; columns that no row fills are left out."""
+    return _grid(results_table(results.rows(run), max_metrics=MAX_METRICS))
+
+
+def compare(runs: Mapping[str, Path]) -> Grid:
+    """One row per run, by its label: the run's last checkpoint."""
+    found = [(label, results.rows(read_run(folder))[-1:]) for label, folder in runs.items()]
+    points = [(label, row) for label, rows in found for row in rows]
+    return _grid(compare_table(points, max_metrics=MAX_METRICS - 1))
+
+
+def _grid(shown: Table) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
+    for column in shown.columns:
+        if column.holds == "figures":
+            grid.add_column(_broken(column.title), justify="right", no_wrap=True)
+        else:
+            grid.add_column(column.title, overflow="fold", min_width=len(column.title))
+    for row in shown.rows:
+        grid.add_row(*map(_text, row))
+    return grid
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell.text, style=STYLES[cell.tone])
+    for line in cell.small.replace(" vs ", "\nvs ").splitlines():
+        text.append(f"\n{line}", style="dim")
+    return text
+
+
+def _broken(title: str) -> str:
+    """A long title over two lines, so that figures decide how wide a column is."""
+    title = title.replace("parameters", "params").replace("/byte", "/ byte")
+    first, space, rest = title.rpartition(" ") if " of " in title else title.partition(" ")
+    return f"{first}\n{rest}" if space else title
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, COLUMNS))
