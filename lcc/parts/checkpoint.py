@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcc.core.decode import card, decode
 from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
-from lcc.parts.folder import read_json, tensors
+from lcc.parts.folder import read_json, tensors, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +87,8 @@ def save(bundle: Bundle, folder: Path) -> None:
     hush()
     if bundle.write is not None:
         bundle.write(bundle, folder)
+    elif _is_untouched(bundle):
+        _copy_weights(bundle, folder)
     elif bundle.card.form == "adapter":
         _save_adapter(bundle, folder)
     else:
@@ -99,9 +101,24 @@ def save(bundle: Bundle, folder: Path) -> None:
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
+def _is_untouched(bundle: Bundle) -> bool:
+    """Whether the folder it came from already holds exactly what would be written."""
+    if bundle.module is not None or bundle.path is None:
+        return False
+    return read_card(bundle.path).dtype == bundle.card.dtype
+
+
+def _copy_weights(bundle: Bundle, folder: Path) -> None:
+    assert bundle.path is not None
+    names = ("config.json", "generation_config.json", "model.safetensors.index.json")
+    for file in [*(bundle.path / name for name in names), *weight_files(bundle.path)]:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
 def hush() -> None:
     """Silence transformers' own bars; progress is told by ours."""
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _save_dense(bundle: Bundle, folder: Path) -> None:

