@@ -1,0 +1,1 @@
+"""Where a dataset's rows come from: local files, or packages taken as data."""

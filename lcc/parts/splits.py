@@ -1,0 +1,152 @@
+"""Splits by document: decided by hashes, not by row order, and fenced off from each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.parts.rows import Row, normalised, short_digest, text_fields
+
+SPLITS = ("train", "validation", "test")
+ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+           "val": "validation", "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rows = Annotated[int, Field(ge=0)]
+
+
+@card
+class Splits:
+    """How rows are dealt out: a share of all rows (0.05) or a number of them (500).
+
+    Whole documents go to one split. `salt` gives another, equally fixed, deal.
+    """
+
+    revision: ClassVar[int] = 1
+
+    validation: Rows | Share = 0.05
+    test: Rows | Share = 0.05
+    max_train: Annotated[int, Field(ge=1)] | None = None
+    salt: str = ""
+
+    def deal(self, rows: list[Row]) -> tuple[dict[str, list[Row]], dict[str, int]]:
+        """The rows of each split, and how many rows the fence and the limits left out."""
+        given = {ALIASES.get(str(row["split"]).lower()) for row in rows if row.get("split")}
+        held_out = self._held_out(rows, given)
+        dealt: dict[str, list[Row]] = {name: [] for name in SPLITS}
+        for row in rows:
+            own = ALIASES.get(str(row.get("split", "")).lower())
+            name = own if own in ("validation", "test") else held_out.get(doc_of(row), "train")
+            dealt[name].append({k: v for k, v in row.items() if k != "split"})
+        left_out: dict[str, int] = {}
+        for name, wanted in self._wanted(len(rows)).items():
+            if name not in given:
+                self._trim(dealt, name, wanted, left_out=left_out)
+        fence(dealt, left_out)
+        if self.max_train is not None:
+            self._trim(dealt, "train", self.max_train, left_out=left_out)
+        return dealt, left_out
+
+    def _wanted(self, num_rows: int) -> dict[str, int]:
+        """Rows asked for in each held-out split; a share of few rows is at least one."""
+        asked = {"test": self.test, "validation": self.validation}
+        return {
+            name: value if isinstance(value, int) else max(round(value * num_rows), value > 0)
+            for name, value in asked.items()
+        }
+
+    def _held_out(self, rows: list[Row], given: set[str | None]) -> dict[str, str]:
+        """Document → the held-out split it goes to."""
+        sizes: dict[str, int] = defaultdict(int)
+        for row in rows:
+            if ALIASES.get(str(row.get("split", "")).lower()) in (None, "train"):
+                sizes[doc_of(row)] += 1
+        chosen: dict[str, str] = {}
+        for name, wanted in self._wanted(len(rows)).items():
+            if name not in given and wanted:
+                order = sorted(sizes, key=lambda doc: short_digest(self.salt, name, doc))
+                for doc in _filled(order, sizes, wanted):
+                    chosen[doc] = name
+                    del sizes[doc]
+        return chosen
+
+    def _trim(
+        self, dealt: dict[str, list[Row]], name: str, wanted: int, *, left_out: dict[str, int]
+    ) -> None:
+        """Keep `wanted` rows of a split, chosen by their hash, in their old order."""
+        rows = dealt[name]
+        if len(rows) <= wanted:
+            return
+        ranked = sorted(rows, key=lambda row: short_digest(self.salt, "trim", str(row["id"])))
+        kept = {id(row) for row in ranked[:wanted]}
+        dealt[name] = [row for row in rows if id(row) in kept]
+        left_out[f"over the limit ({name})"] = len(rows) - wanted
+
+
+def doc_of(row: Mapping[str, object]) -> str:
+    """The unit that is never split: the row's document, or its own first text."""
+    if row.get("doc") is not None:
+        return str(row["doc"])
+    return normalised(str(row[text_fields(row)[0]]))
+
+
+def fence(dealt: dict[str, list[Row]], left_out: dict[str, int]) -> None:
+    """Drop rows whose text stands in a more protected split: test, then validation, then train.
+
+    In place; `left_out` gains the counts.
+    """
+    protected: dict[str, str] = {}
+    for name in reversed(SPLITS):
+        free = [row for row in dealt[name] if clash(row, protected) is None]
+        if len(free) < len(dealt[name]):
+            left_out[f"also in a held-out split ({name})"] = len(dealt[name]) - len(free)
+        dealt[name] = free
+        protected |= {key: name for row in free for key in keys_of(row)}
+
+
+def keys_of(row: Row) -> Iterable[str]:
+    """What must not stand in two splits: each normalised text, whichever field it is in."""
+    return [normalised(str(row[name])) for name in text_fields(row)]
+
+
+def clash(row: Row, protected: Mapping[str, str]) -> str | None:
+    """The split that already holds one of this row's texts."""
+    return next((protected[key] for key in keys_of(row) if key in protected), None)
+
+
+def check_fence(splits: Mapping[str, list[Row]]) -> int:
+    """Prove that no text stands in two splits; the number of texts compared.
+
+    Raises DataError naming the first row that does.
+    """
+    protected: dict[str, str] = {}
+    for name in reversed(SPLITS):
+        for row in splits[name]:
+            other = clash(row, protected)
+            if other is not None:
+                raise DataError(
+                    f"{name} row {row['id']!r} has a text that also stands in {other}; prepare the "
+                    "data again, or make the fields that must not be shared explicit."
+                )
+        protected |= {key: name for row in splits[name] for key in keys_of(row)}
+    return len(protected)
+
+
+def _filled(order: list[str], sizes: Mapping[str, int], wanted: int) -> list[str]:
+    """Documents for a held-out split: many small ones before one that would fill it alone."""
+    small = [doc for doc in order if sizes[doc] <= max(wanted // 4, 1)]
+    large = sorted((doc for doc in order if doc not in set(small)), key=lambda doc: sizes[doc])
+    chosen: list[str] = []
+    total = 0
+    for doc in [*small, *large]:
+        # The last document is never taken: training needs one.
+        if total >= wanted or len(chosen) == len(order) - 1:
+            break
+        chosen.append(doc)
+        total += sizes[doc]
+    return chosen
