@@ -92,7 +92,8 @@ def _gc(store: Store, arguments: Arguments) -> None:
     verb = "would free" if arguments.dry_run else "freed"
     rows = [(size(f.bytes), f.place, f.key[:12], clean(f.name)) for f in freed]
     head = [_table(rows)] if rows else []
-    text = "\n".join([*head, f"{verb} {size(total)} in {len(freed)} folders."])
+    folders = "1 folder" if len(freed) == 1 else f"{len(freed)} folders"
+    text = "\n".join([*head, f"{verb} {size(total)} in {folders}."])
     facts = {"dry_run": arguments.dry_run, "bytes": total, "freed": [asdict(f) for f in freed]}
     emit(facts, arguments.json, text)
 
