@@ -1,0 +1,169 @@
+"""Greedy answers in batches: the same words as one by one, sorted by length so little is padded.
+
+The checkpoint's own generation settings (sampling, penalties, lengths) are put aside while we
+decode; only what belongs to its architecture stays: end, start, forced and forbidden tokens. What
+was decided is in the task's `decode` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.lazy import torch, transformers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from lcc.parts.task import Decode
+
+NUM_TAIL = 16  # tokens decoded at each step to look for a stop string
+ARCHITECTURAL = ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+                 "forced_eos_token_id", "bad_words_ids", "suppress_tokens",
+                 "begin_suppress_tokens")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer; `finished` says that it ended by itself and was not cut at its limit."""
+
+    text: str
+    num_tokens: int
+    finished: bool
+
+
+def answer(
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    decode: Decode,
+    limits: Sequence[int] | None = None,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[Generated]:
+    """One answer per prompt, in order; `limits` are the most new tokens of each."""
+    module.eval()
+    limits = [decode.max_new_tokens] * len(prompts) if limits is None else limits
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i]), reverse=True)
+    answers: dict[int, Generated] = {}
+    with torch.inference_mode(), _own_settings(module):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = _Batch(module, tokenizer, decode, [limits[i] for i in chosen])
+            found = batch.generate([prompts[i] for i in chosen])
+            answers.update(zip(chosen, found, strict=True))
+            advance(len(chosen))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def eos_ids(module: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a text: the tokenizer's, and those the checkpoint names."""
+    named = [tokenizer.eos_token_id]
+    for config in (getattr(module, "generation_config", None), module.config):
+        value = getattr(config, "eos_token_id", None)
+        named += value if isinstance(value, list | tuple) else [value]
+    return sorted({int(i) for i in named if i is not None})
+
+
+def padded(
+    rows: Sequence[list[int]], pad: int, *, left: bool, device: Any
+) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), each (num_rows, longest)."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row)
+        mask[i, where] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills short rows; masked, so any token will do where the tokenizer has none."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return int(found)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    module: Any
+    tokenizer: PreTrainedTokenizerBase
+    decode: Decode
+    limits: list[int]
+
+    def generate(self, prompts: list[list[int]]) -> list[Generated]:
+        module, is_seq2seq = self.module, bool(self.module.config.is_encoder_decoder)
+        ids, mask = padded(
+            prompts, pad_id(self.tokenizer), left=not is_seq2seq, device=module.device
+        )
+        num_before = 1 if is_seq2seq else ids.shape[1]
+        sequences = module.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._settings(),
+            stopping_criteria=transformers.StoppingCriteriaList([self._stopper(num_before)]),
+        )
+        new = sequences[:, num_before:].tolist()
+        return [self._trimmed(row, limit) for row, limit in zip(new, self.limits, strict=True)]
+
+    def _settings(self) -> Any:
+        settings = copy.deepcopy(self.module.generation_config)
+        settings.update(
+            do_sample=False,
+            num_beams=self.decode.num_beams,
+            max_new_tokens=max(self.limits),
+            eos_token_id=eos_ids(self.module, self.tokenizer) or None,
+            pad_token_id=pad_id(self.tokenizer),
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+        return settings
+
+    def _stopper(self, num_before: int) -> Callable[..., Tensor]:
+        """Ends each row at its own limit or stop string, so that a batch ends with its last."""
+        stop, limits = self.decode.stop, torch.tensor(self.limits, device=self.module.device)
+
+        def is_done(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            num_new = ids.shape[1] - num_before
+            # Beam search asks about several candidates of each row at once.
+            done = limits.repeat_interleave(len(ids) // len(limits)) <= num_new
+            if stop:
+                tails = self.tokenizer.batch_decode(ids[:, num_before:][:, -NUM_TAIL:])
+                hits = [any(word in tail for word in stop) for tail in tails]
+                done = done | torch.tensor(hits, device=done.device)
+            return done
+
+        return is_done
+
+    def _trimmed(self, ids: list[int], limit: int) -> Generated:
+        """Cut at the end token, at the row's limit and before the first stop string."""
+        ends = eos_ids(self.module, self.tokenizer)
+        end = next((i for i, token in enumerate(ids) if token in ends), None)
+        kept = ids[:limit] if end is None else ids[: min(end, limit)]
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+        cuts = [text.index(word) for word in self.decode.stop if word in text]
+        finished = bool(cuts) or (end is not None and end <= limit)
+        text = text[: min(cuts)] if cuts else text
+        return Generated(text.strip(), len(kept), finished)
+
+
+@contextmanager
+def _own_settings(module: Any) -> Iterator[None]:
+    """Put the checkpoint's generation settings aside: generate() would mix them into ours."""
+    before = module.generation_config
+    fresh: Any = transformers.GenerationConfig
+    kept = {name: getattr(before, name, None) for name in ARCHITECTURAL}
+    if kept["decoder_start_token_id"] is None:
+        kept["decoder_start_token_id"] = getattr(module.config, "decoder_start_token_id", None)
+    module.generation_config = fresh(**kept)
+    try:
+        yield
+    finally:
+        module.generation_config = before

@@ -1,0 +1,160 @@
+"""How well a model predicts given text (nats), and which class it chooses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.lazy import torch
+from lcc.engine.decoding import pad_id, padded
+from lcc.parts.encoding import IGNORED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+MAX_LOGITS = 1 << 27  # numbers held at once: 512 MB in float32
+DEFAULT_CONTEXT = 512  # for relative positions, which have no longest text
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of which those from `start` on are to be predicted from all before them.
+
+    seq2seq: `prompt` goes to the encoder and `ids` are the decoder's targets, with `start` 0.
+    """
+
+    ids: list[int]
+    start: int
+    prompt: list[int] | None = None
+
+
+def context_length(module: Any) -> int:
+    """The longest text in tokens that the model's positions can hold."""
+    config = module.config.get_text_config() if module.config.is_encoder_decoder is False else None
+    config = config or module.config
+    for name in ("max_position_embeddings", "n_positions"):
+        found = getattr(config, name, None)
+        if isinstance(found, int) and found > 0:
+            return found
+    return DEFAULT_CONTEXT
+
+
+def windows(ids: list[int], *, window: int, stride: int, bos: int | None) -> Iterator[Span]:
+    """Overlapping windows in which every token after the first is predicted exactly once.
+
+    All but the first window show `window - stride` tokens (less a BOS, which opens every window
+    where `bos` is given) that are context only.
+    """
+    head = [] if bos is None else [bos]
+    room = window - len(head)
+    assert 0 < stride < window, (stride, window)
+    done = 0
+    while done < len(ids):
+        num_new = room if done == 0 else stride
+        end = min(done + num_new, len(ids))
+        begin = max(0, end - room)
+        start = len(head) + done - begin
+        # Without BOS nothing stands before the first token, so it cannot be predicted.
+        yield Span(head + ids[begin:end], max(start, 1))
+        done = end
+
+
+def nats(
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    spans: Sequence[Span],
+    *,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[float]:
+    """Negative log-likelihood of each span's predicted tokens, summed, in order."""
+    module.eval()
+    order = sorted(range(len(spans)), key=lambda i: len(spans[i].ids), reverse=True)
+    found: dict[int, float] = {}
+    with torch.inference_mode():
+        for chosen in _batches(module, spans, order, batch_size):
+            batch = [spans[i] for i in chosen]
+            is_seq2seq = bool(module.config.is_encoder_decoder)
+            run = _seq2seq_nats if is_seq2seq else _causal_nats
+            found.update(zip(chosen, run(module, batch, pad_id(tokenizer)), strict=True))
+            advance(len(chosen))
+    return [found[i] for i in range(len(spans))]
+
+
+def choices(
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda n: None,
+) -> list[int]:
+    """The class number that a classifier gives each row of tokens, in order."""
+    module.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    found: dict[int, int] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = [rows[i] for i in chosen]
+            ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
+            logits = module(input_ids=ids, attention_mask=mask).logits  # (rows, classes)
+            found.update(zip(chosen, logits.argmax(-1).tolist(), strict=True))
+            advance(len(chosen))
+    return [found[i] for i in range(len(rows))]
+
+
+def _batches(
+    module: Any, spans: Sequence[Span], order: list[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Runs of `order` whose logits fit into memory; the first of a run is its longest."""
+    vocabulary = int(module.get_output_embeddings().weight.shape[0])
+    batch: list[int] = []
+    kept = 0
+    for i in order:
+        kept = max(kept, len(spans[i].ids) - spans[i].start + 1)
+        if batch and (
+            len(batch) == batch_size or (len(batch) + 1) * kept * vocabulary > MAX_LOGITS
+        ):
+            yield batch
+            batch, kept = [], len(spans[i].ids) - spans[i].start + 1
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _causal_nats(module: Any, batch: list[Span], pad: int) -> list[float]:
+    """Left-padded, so that what is predicted ends every row and only its logits are made."""
+    ids, mask = padded([span.ids for span in batch], pad, left=True, device=module.device)
+    kept = max(len(span.ids) - span.start for span in batch) + 1
+    options: dict[str, Any] = {}
+    accepted = inspect.signature(module.forward).parameters
+    if "position_ids" in accepted:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        options["logits_to_keep"] = kept
+    logits = module(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+    targets = ids[:, -kept:].clone()
+    for row, span in zip(targets, batch, strict=True):
+        row[: kept - (len(span.ids) - span.start)] = IGNORED
+    return _summed(logits[:, -kept:-1], targets[:, 1:])
+
+
+def _seq2seq_nats(module: Any, batch: list[Span], pad: int) -> list[float]:
+    prompts = [span.prompt or [] for span in batch]
+    ids, mask = padded(prompts, pad, left=False, device=module.device)
+    targets, present = padded([span.ids for span in batch], pad, left=False, device=module.device)
+    targets = targets.masked_fill(present == 0, IGNORED)
+    logits = module(input_ids=ids, attention_mask=mask, labels=targets).logits
+    return _summed(logits, targets)
+
+
+def _summed(logits: Tensor, targets: Tensor) -> list[float]:
+    """(rows, tokens, vocabulary), (rows, tokens) → nats of each row."""
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return [float(value) for value in losses.view(targets.shape).double().sum(dim=1)]
