@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lcc.core.errors import DataError, RecipeError
+from lcc.core.measure import Measure
 from lcc.core.nearest import did_you_mean
 from lcc.core.tracking import CurveFile
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number (or a word such as a verdict) and its unit."""
-
-    value: float | int | str | None
-    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,9 +39,9 @@ class StepReport:
         return dict(self.facts.get("node") or {})
 
     @cached_property
-    def measures(self) -> dict[str, Measured]:
+    def measures(self) -> dict[str, Measure]:
         found = self.facts.get("measures") or {}
-        return {name: Measured(m.get("value"), m.get("unit", "")) for name, m in found.items()}
+        return {name: Measure(m.get("value"), m.get("unit", "")) for name, m in found.items()}
 
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:

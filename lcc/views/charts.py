@@ -35,7 +35,11 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     at = [(x((r.bytes or 0) / 1e6), y(r.scores[metric].value)) for r in shown]
     drawing.line(at, "path")
     _dots(drawing, shown, at, metric, y)
-    sizes = " A larger dot decodes faster." if any(r.speed.decode for r in shown) else ""
+    sizes = (
+        " A larger dot decodes faster; its number is tokens a second."
+        if any(r.speed.decode for r in shown)
+        else ""
+    )
     better = "lower is better" if results.lower_is_better(metric) else "higher is better"
     return Figure(drawing.render(), f"{name} ({better}) and bytes on disk, joined in the order of "
                                     f"the steps; bars are 95 % intervals.{sizes}")  # fmt: skip
@@ -54,9 +58,10 @@ def _dots(
         speed = f", {units.rate(row.speed.decode)} tokens/s" if row.speed.decode else ""
         hint = f"{row.checkpoint}: {units.score(score.value, score.unit)}, {units.size(row.bytes)}"
         drawing.dot(px, py, radius=radius, style="dot", title=hint + speed)
-        box = _free_place(row.checkpoint, px, py, radius, taken)
+        soft = f"{units.rate(row.speed.decode)}/s" if row.speed.decode else ""
+        box = _free_place(f"{row.checkpoint} {soft}", px, py, radius, taken)
         taken.append(box)
-        drawing.label(box.left, box.top + 12, row.checkpoint, style="mark")
+        drawing.label(box.left, box.top + 12, row.checkpoint, soft=soft, style="mark")
 
 
 def _free_place(words: str, x: float, y: float, radius: float, taken: Sequence[Box]) -> Box:

@@ -32,13 +32,17 @@ def _parents(run: Run, step: RunStep) -> str:
 
 
 def steps(run: Run) -> Iterator[Block]:
-    """Time, memory and size of every step, then what each one had to say."""
+    """Time, memory and size of every step."""
     rows = [[Cell(units.clean(s.name)), Cell(s.status), Cell(units.duration(_seconds(s))),
              Cell(units.size(_fact(s, "peak_memory_bytes"))), Cell(units.size(s.model_bytes))]
             for s in run.steps]  # fmt: skip
     columns = [Column("step", "name"), Column("status", "name"), Column("time"),
                Column("peak memory"), Column("model on disk")]  # fmt: skip
     yield Table("Time is what the step took when it was computed.", columns, rows)
+
+
+def remarks(run: Run) -> Iterator[Block]:
+    """Everything that a step said a reader must know: warnings first."""
     reports = [(s.name, s.report) for s in run.steps if s.report]
     warnings = [units.clean(f"{n}: {text}") for n, r in reports for text in r.warnings]
     notes = [units.clean(f"{n}: {text}") for n, r in reports for text in r.notes]

@@ -97,7 +97,7 @@ def _(block: Chain) -> str:
 def _(block: Figures) -> str:
     drawn = "".join(f"<figure>{figure.svg}<figcaption>{escape(figure.caption)}</figcaption>"
                     "</figure>" for figure in block.figures)  # fmt: skip
-    return f'<div class="figures">{drawn}</div>\n'
+    return f'<div class="drawings">{drawn}</div>\n'
 
 
 @_block.register
@@ -112,9 +112,9 @@ def _(block: Table) -> str:
                     for c in block.columns)  # fmt: skip
     rows = "".join(f"<tr>{_row(block.columns, row)}</tr>" for row in block.rows)
     caption = escape(block.caption)
-    # The box scrolls, so it must be reachable without a pointer.
-    return (f'<div class="box" role="region" aria-label="{caption}" tabindex="0"><table>'
-            f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead>"
+    # The box scrolls, so it must be reachable without a pointer; its caption stays in sight.
+    return (f'<p class="caption">{caption}</p><div class="box" role="region" tabindex="0" '
+            f'aria-label="{caption}"><table aria-label="{caption}"><thead><tr>{heads}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div>\n")  # fmt: skip
 
 

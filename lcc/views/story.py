@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lcc.core.report import Run
 from lcc.views import charts, results, units
-from lcc.views.details import lineage, machines, reproduction, settings, steps
+from lcc.views.details import lineage, machines, remarks, reproduction, settings, steps
 from lcc.views.document import (
     Block,
     Bullets,
@@ -27,9 +27,10 @@ NUM_SAMPLES = 8
 
 def story(run: Run) -> Document:
     """The whole report of `run`."""
-    parts = [("Results", _results(run)), ("Training", _training(run)), ("Samples", _samples(run)),
-             ("Lineage", lineage(run)), ("Steps", steps(run)), ("Settings", settings(run)),
-             ("Reproduce", reproduction(run)), ("Machine and versions", machines(run))]  # fmt: skip
+    parts = [("Results", _results(run)), ("Notes", remarks(run)), ("Training", _training(run)),
+             ("Samples", _samples(run)), ("Lineage", lineage(run)), ("Steps", steps(run)),
+             ("Settings", settings(run)), ("Reproduce", reproduction(run)),
+             ("Machine and versions", machines(run))]  # fmt: skip
     drawn = [(title, list(blocks)) for title, blocks in parts]
     sections = [Section(title, blocks) for title, blocks in drawn if blocks]
     recipe = units.clean(run.facts.get("recipe_name") or run.name)
@@ -81,6 +82,7 @@ def _protocol(run: Run) -> Iterator[Block]:
             said.setdefault(units.clean(text), []).append(results.checkpoint_of(run, step))
     total = len(run.of_kind("eval"))
     if said:
+        yield Prose("How quality was measured:")
         yield Bullets([text if len(names) == total else f"{text} ({', '.join(names)})"
                        for text, names in said.items()])  # fmt: skip
 

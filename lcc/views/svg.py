@@ -10,7 +10,7 @@ from html import escape
 from lcc.views.units import clean
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 40  # room for the axes' words, in SVG units
-LETTER = 6.6  # mean width of a letter at the charts' font size
+LETTER = 7.2  # mean width of a letter at the charts' font size
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,14 @@ class Drawing:
         )
 
     def label(
-        self, x: float, y: float, words: str, *, anchor: str = "start", style: str = ""
-    ) -> None:
-        """A line of text; `anchor` is start, middle or end."""
+        self, x: float, y: float, words: str, *, soft: str = "", anchor: str = "start",
+        style: str = "",
+    ) -> None:  # fmt: skip
+        """A line of text, `soft` words after it; `anchor` is start, middle or end."""
+        rest = f"<tspan> {_text(soft)}</tspan>" if soft else ""
         self.parts.append(
             f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" '
-            f'text-anchor="{anchor}">{_text(words)}</text>'
+            f'text-anchor="{anchor}">{_text(words)}{rest}</text>'
         )
 
     def across(self, scale: Scale, words: str, *, bottom: float | None = None) -> None:

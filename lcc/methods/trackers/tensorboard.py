@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lcc.core.decode import card
 from lcc.core.errors import ResourceError
@@ -29,6 +29,8 @@ class EventFile:
 @card
 class TensorBoard:
     """Write event files that TensorBoard reads."""
+
+    revision: ClassVar[int] = 1
 
     subfolder: str = "tensorboard"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lcc.core.decode import card
 from lcc.core.errors import ResourceError
@@ -34,6 +34,8 @@ class Wandb:
 
     `offline` writes below the step's folder; `wandb sync FOLDER` uploads it later.
     """
+
+    revision: ClassVar[int] = 1
 
     project: str = "lcc"
     entity: str | None = None
