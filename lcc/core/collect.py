@@ -106,7 +106,7 @@ def collect(store: Store, *, dry_run: bool) -> list[Freed]:
         finally:
             lease.release()
     if not dry_run:
-        _sweep(store)
+        store.leases.sweep()
     return freed
 
 
@@ -130,7 +130,7 @@ class _Needs:
 
     def _stamp(self) -> list[tuple[str, int, int]]:
         files = [*self.store.root.glob("*/run.json"), *self.store.root.glob("pins/*")]
-        stats = [(str(f), f.stat()) for f in sorted(files) if f.exists()]
+        stats = [(str(f), stat) for f in sorted(files) for stat in _stat(f)]
         return [(name, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
 
@@ -165,15 +165,15 @@ def _delete(store: Store, path: Path) -> None:
     shutil.rmtree(trash)
 
 
-def _sweep(store: Store) -> None:
-    """Forget the leases of processes that died: taking one and letting it go removes it."""
-    for key in store.leases.known():
-        lease = store.leases.try_acquire(key)
-        if lease is not None:
-            lease.release()
-
-
 def _stats(folder: Path) -> Iterator[os.stat_result]:
     for parent, _, files in os.walk(folder):
         for name in files:
-            yield (Path(parent) / name).lstat()
+            yield from _stat(Path(parent) / name)
+
+
+def _stat(path: Path) -> Iterator[os.stat_result]:
+    """What the disk says about `path`; nothing when a running step has just removed it."""
+    try:
+        yield path.lstat()
+    except FileNotFoundError:
+        return

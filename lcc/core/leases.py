@@ -110,11 +110,18 @@ class Leases:
             return None
         return Owner.parse(file.name)
 
-    def known(self) -> list[str]:
-        """Every key that has a lease, living or not."""
+    def sweep(self) -> None:
+        """Remove what processes left that died: their leases, and drafts of leases."""
         if not self.folder.is_dir():
-            return []
-        return sorted(p.name for p in self.folder.iterdir() if not p.name.startswith("."))
+            return
+        now = self._server_time()
+        for path in sorted(self.folder.iterdir()):
+            if not path.name.startswith("."):
+                lease = self.try_acquire(path.name)
+                if lease is not None:
+                    lease.release()  # and with the last lease its folder goes
+            elif now - _last_change(path, default=now) > self.stale_seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _holder_file(self, key: str) -> Path | None:
         while True:
@@ -178,6 +185,13 @@ def _remove_if_empty(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
+
+
+def _last_change(path: Path, *, default: float) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return default
 
 
 def _pid_space() -> str:

@@ -120,3 +120,17 @@ def test_the_heartbeat_goes_on_while_we_hold(tmp_path: Path) -> None:
         os.sched_yield()
     assert file.stat().st_mtime > 0
     lease.release()
+
+
+def test_a_sweep_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
+    leases = Leases(tmp_path)
+    held = acquire(leases, "held")
+    foreign(tmp_path, "fresh", seconds_ago=1)
+    foreign(tmp_path, "stale", seconds_ago=STALE_SECONDS + 1)
+    for name in (".draft", ".young"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".draft", (0, 0))
+    leases.sweep()
+    assert {path.name for path in tmp_path.iterdir()} == {"held", "fresh", ".young"}
+    assert held.is_held()
+    held.release()
