@@ -1,0 +1,140 @@
+"""Adapters on disk: written with a note on their base, put back on it, merged and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lcc.core.errors import IntegrityError, RecipeError
+from lcc.core.lazy import peft, torch, transformers
+from lcc.parts.model import Bundle, auto_class
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+NOTE_FILE = "lcc_adapter.json"
+BaseForm = Literal["dense", "nf4"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What an adapter was trained on: `nf4` means the base as dequantized from 4 bits."""
+
+    base: BaseForm
+    head: str
+    labels: tuple[str, ...] = ()
+
+
+def attach(bundle: Bundle, model: Any, note: Note) -> None:
+    """Make `bundle` the adapter `model` (a PeftModel), written together with `note`."""
+
+    def write(written: Bundle, folder: Path) -> None:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        for stray in ("README.md", "config.json"):
+            (folder / stray).unlink(missing_ok=True)
+        file = folder / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        # peft notes the path it was trained from: a path of this machine, true nowhere else.
+        target = sorted(config["target_modules"])  # a set: its order changes between processes
+        _write_json(file, config | {"base_model_name_or_path": written.card.name,
+                                    "target_modules": target})  # fmt: skip
+        _write_json(folder / NOTE_FILE, asdict(note))
+
+    bundle.module = model
+    bundle.write = write
+    bundle.with_card(form="adapter")
+
+
+def refuse_sparse(bundle: Bundle) -> None:
+    """A dense change would fill a sparse model's zeros when it is merged."""
+    if bundle.card.sparse:
+        raise RecipeError(
+            f"method: model {bundle.card.name!r} is sparse ({bundle.card.sparse}) and an adapter "
+            "would fill its zeros; use method=full, which keeps them."
+        )
+
+
+def read_note(folder: Path) -> Note:
+    """The note beside an adapter; raises IntegrityError when it is missing or damaged."""
+    try:
+        facts = json.loads((folder / NOTE_FILE).read_text(encoding="utf-8"))
+        return Note(**{**facts, "labels": tuple(facts["labels"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise IntegrityError(f"{folder / NOTE_FILE}: not readable ({error}).") from None
+
+
+def load_nf4(bundle: Bundle, device: str, dtype: str) -> Module:
+    """The bundle's weights in NF4.
+
+    Always with double quantization, and never repacked: on a CPU with AVX-512 the first eval
+    forward would lay the weights out anew, after which no gradient passes through them, and
+    without double quantization a later save writes ruined ones.
+    """
+    assert bundle.path is not None, "NF4 weights are made while reading a checkpoint"
+    compute = getattr(torch, dtype)
+    config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )  # fmt: skip
+    model: Module = auto_class(bundle.card).from_pretrained(
+        bundle.path, quantization_config=config, dtype=compute, device_map={"": device},
+        use_safetensors=True,
+    )  # fmt: skip
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return model
+
+
+def base_for(bundle: Bundle, note: Note, *, seed: int) -> Module:
+    """The float32 weights that an adapter was trained on: the bundle's own, or through NF4."""
+    if note.base == "nf4":
+        quantized: Any = load_nf4(bundle, "cpu", "float32")
+        dense: Module = quantized.dequantize()
+        return dense.float()
+    if note.labels:
+        bundle.with_head(
+            note.head,  # type: ignore[arg-type]
+            num_labels=len(note.labels), seed=seed, labels=note.labels,
+        )  # fmt: skip
+    base: Module = bundle.load()
+    return base
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A dense model with its adapter inside, and how far its logits moved by merging."""
+
+    model: Module
+    max_abs_logit_difference: float
+    largest_logit: float
+
+
+def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]]) -> Merged:
+    """Put the adapter of `folder` into `base`, in place, comparing logits on `probes`."""
+    adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+    before = _logits(adapted, probes)
+    model = adapted.merge_and_unload()
+    after = _logits(model, probes)
+    differences = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
+    largest = max(float(a.abs().max()) for a in before)
+    return Merged(model, max(differences), largest)
+
+
+def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+    found = []
+    is_pair = model.config.is_encoder_decoder
+    with torch.no_grad():
+        for probe in probes:
+            ids = torch.tensor([list(probe)])
+            extra = {"decoder_input_ids": ids} if is_pair else {}
+            found.append(model(input_ids=ids, **extra).logits.float())
+    return found
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

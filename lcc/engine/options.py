@@ -1,0 +1,41 @@
+"""What a recipe may say about any training, beside its method."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.engine.optimization import ScheduleName
+
+
+@card
+class TrainingOptions:
+    """What a recipe may say about any training, beside its method.
+
+    `batch_tokens` make one optimizer step, `micro_tokens` (padding included) go through the model
+    at once. Without `eval_every` (steps) validation runs once an epoch; `patience` evaluations
+    without a gain stop early. State for resuming is saved every `save_seconds`, and `save_every`
+    steps if given.
+    """
+
+    epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleName = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    micro_tokens: Annotated[int, Field(ge=1)] = 2048
+    max_length: Annotated[int, Field(ge=2)] = 512
+    gradient_checkpointing: bool = False
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    eval_samples: Annotated[int, Field(ge=0)] = 256
+    patience: Annotated[int, Field(ge=1)] | None = None
+    keep_best: bool = True
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    save_seconds: Annotated[float, Field(gt=0)] = 300
+    max_nonfinite: Annotated[int, Field(ge=1)] = 5

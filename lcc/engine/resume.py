@@ -1,0 +1,137 @@
+"""Interrupted anywhere, continued bit for bit: training state in safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.lazy import safetensors, safetensors_torch, torch  # type: ignore[attr-defined]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+GENERATIONS = 2
+STATE_FILE = "state.json"
+
+
+@dataclass
+class Saved:
+    """One generation of training state read back: tensors by group, and everything else."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def write_state(
+    folder: Path, step: int, *, facts: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
+) -> None:
+    """Write one generation: built beside, synced, put in place by one rename; two are kept."""
+    building = folder / "building"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    for group, values in tensors.items():
+        file = building / f"{group}.safetensors"
+        safetensors_torch.save_file({k: _plain(v) for k, v in values.items()}, file)
+    (building / STATE_FILE).write_text(json.dumps(dict(facts)), encoding="utf-8")
+    for file in building.iterdir():
+        _sync(file)
+    final = folder / f"step-{step:09d}"
+    if final.exists():
+        # The same step saved again holds the same state.
+        shutil.rmtree(building)
+        return
+    building.rename(final)
+    _sync(folder)
+    for old in generations(folder)[GENERATIONS:]:
+        shutil.rmtree(old)
+
+
+def read_state(folder: Path) -> Saved | None:
+    """The newest whole generation, or None."""
+    for path in generations(folder):
+        try:
+            facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+            files = sorted(path.glob("*.safetensors"))
+            return Saved(facts, {f.stem: safetensors_torch.load_file(f) for f in files})
+        except (OSError, ValueError, safetensors.SafetensorError):
+            # Renamed before its bytes reached the disk (a power cut): the one before is whole.
+            shutil.rmtree(path)
+    return None
+
+
+def generations(folder: Path) -> list[Path]:
+    """Saved generations, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and JSON."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                numbers[f"{index}.{name}"] = value
+    return tensors, {"numbers": numbers, "groups": state["param_groups"]}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Give `optimizer` back what `optimizer_state` took."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *facts["numbers"].items()]:
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group
+              for group in facts["groups"]]  # fmt: skip
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+class Interruption:
+    """Whether someone asked this process to stop (SIGTERM) since `watched` began."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+@contextmanager
+def watched() -> Iterator[Interruption]:
+    """Turn SIGTERM into a request that the loop honours between two steps."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption  # only the main thread may handle signals
+        return
+    previous = signal.signal(signal.SIGTERM, interruption._note)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,27 @@
+"""Train direction (low-rank) and length of each weight row apart (DoRA; Liu et al., 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.methods.adapters._low_rank import LowRank, adapt
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+
+
+@card
+class Dora(LowRank):
+    """LoRA with a trained magnitude per output; slower by a norm of W + BA per layer and step."""
+
+    revision: ClassVar[int] = 1
+    produces: ClassVar[Form] = "adapter"
+    default_lr: ClassVar[float] = 1e-3
+
+    def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
+        base = bundle.load(device=device, dtype=dtype)
+        return adapt(bundle, base, self.config(bundle, use_dora=True), seed=seed)

@@ -1,0 +1,44 @@
+"""Train one factor per key, value and feed-forward channel ((IA)³; Liu et al., 2022)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.errors import RecipeError
+from lcc.core.lazy import peft
+from lcc.methods.adapters._low_rank import TASK_TYPES, adapt
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+
+
+@card
+class Ia3:
+    """The fewest trained weights of all methods; they want a high learning rate.
+
+    `target` and `feedforward` (those of them scaled at their input) are peft's choice for the
+    model's family unless given.
+    """
+
+    revision: ClassVar[int] = 1
+    produces: ClassVar[Form] = "adapter"
+    default_lr: ClassVar[float] = 5e-3
+    target: tuple[str, ...] | None = None
+    feedforward: tuple[str, ...] | None = None
+
+    def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
+        base = bundle.load(device=device, dtype=dtype)
+        config = peft.IA3Config(
+            target_modules=list(self.target) if self.target else None,
+            feedforward_modules=list(self.feedforward or ()) if self.target else None,
+            task_type=TASK_TYPES[bundle.card.head],
+        )
+        known = peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        if not self.target and base.config.model_type not in known:
+            raise RecipeError(f"method.target: ia3 has no default for {base.config.model_type!r} "
+                              "models; name the key, value and feed-forward layers.")  # fmt: skip
+        return adapt(bundle, base, config, seed=seed)

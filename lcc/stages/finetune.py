@@ -1,0 +1,182 @@
+"""Train the model on the task: all weights or an adapter, with or without a teacher."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from lcc.core.catalog import Choice
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.core.tracking import CurveFile
+from lcc.engine.objectives import Distillation, logits_function, require_loss
+from lcc.engine.optimization import set_dropout, zero_masks
+from lcc.engine.options import TrainingOptions
+from lcc.engine.stepping import Examples, Stepper
+from lcc.engine.training import Counters, Training
+from lcc.methods.adapters.lora import Lora
+from lcc.methods.clipping.norm import Norm
+from lcc.methods.optimizers.adamw import AdamW
+from lcc.parts.dist import Distributed
+from lcc.stage import Measure, Noun, Outcome
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+    from lcc.parts.task import Task
+    from lcc.stage import Context
+
+
+@card
+class Distill:
+    """loss = (1 - weight) CE + weight · temperature² · KL(teacher ‖ student), per target."""
+
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+@card
+class Finetune(TrainingOptions):
+    """Fine-tuning, healing and distillation.
+
+    `teacher` names the model to learn from: `plan_input`, an earlier step, or a folder. `samples`
+    bounds the training rows.
+    """
+
+    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
+    accepts: ClassVar[tuple[Form, ...]] = ("dense",)
+    changes_model: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
+
+    method: Annotated[Any, Choice("adapters")] = field(default_factory=Lora)
+    clip: Annotated[Any, Choice("clipping")] = field(default_factory=Norm)
+    optimizer: Annotated[Any, Choice("optimizers")] = field(default_factory=AdamW)
+    distributed: Distributed = field(default_factory=Distributed)
+    samples: Annotated[int, Field(ge=1)] | None = None
+    teacher: str | None = None
+    distill: Distill = field(default_factory=Distill)
+
+    def run(self, bundle: Bundle, context: Context) -> Outcome:
+        task = context.required_task.for_data(context.data)
+        require_loss(task.head)
+        _give_head(bundle, task, context.seed)
+        train = self._examples("train", bundle, task, context, limit=self.samples)
+        validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
+        model = self.method.apply(
+            bundle, device=context.device, dtype=context.dtype, seed=context.seed
+        )
+        training = self._training(model, bundle, context, train=train, validation=validation)
+        counters = training.run()
+        model.eval()
+        bundle.module = model
+        bundle.with_card(headless=False)
+        notes = []
+        if train.num_without_target:
+            notes.append(f"{train.num_without_target} training rows were left out: nothing of "
+                         f"their answer fits into max_length={self.max_length}.")  # fmt: skip
+        return Outcome(
+            bundle=bundle, measures=self._measures(counters, training), notes=notes,
+            files={"curves.jsonl": training.curves.path},
+        )  # fmt: skip
+
+    def _examples(
+        self, split: str, bundle: Bundle, task: Task, context: Context, *, limit: int | None
+    ) -> Examples:
+        rows = context.data.rows(split)
+        if limit is not None and limit < len(rows):
+            rows = random.Random(f"{split} {context.seed}").sample(rows, limit)
+        encoded = [task.encode(r, bundle.tokenizer, max_length=self.max_length) for r in rows]
+        examples = Examples(encoded, task.head)
+        if split == "train" and not len(examples):
+            raise DataError(f"finetune: none of {len(rows)} training rows has a target within "
+                            f"max_length={self.max_length}.")  # fmt: skip
+        return examples
+
+    def _training(
+        self, model: Module, bundle: Bundle, context: Context,
+        *, train: Examples, validation: Examples,
+    ) -> Training:  # fmt: skip
+        if self.dropout is not None:
+            set_dropout(model, self.dropout)
+        if self.gradient_checkpointing:
+            enable: Any = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        head = context.required_task.head
+        stepper = Stepper(
+            model=model, head=head, student=logits_function(model, head),
+            micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
+            pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
+            dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
+            distillation=self._distillation(model, context),
+        )  # fmt: skip
+        return Training(
+            options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
+            optimizer=self.optimizer, lr=self.lr or self.method.default_lr, state=context.state,
+            curves=CurveFile(context.folder / "curves.jsonl"), tracker=context.tracker,
+            progress=context.progress,
+            masks=zero_masks(model) if bundle.card.sparse else {},
+        )  # fmt: skip
+
+    def _distillation(self, model: Module, context: Context) -> Distillation | None:
+        if self.teacher is None:
+            return None
+        teacher = context.open("teacher").load(device=context.device, dtype=context.dtype)
+        teacher.requires_grad_(False).eval()
+        student_size, teacher_size = _num_classes(model), _num_classes(teacher)
+        if student_size != teacher_size:
+            raise DataError(
+                f"finetune.teacher: {self.teacher!r} predicts {teacher_size} classes, the model "
+                f"{student_size}; choose a teacher with the same vocabulary (after `vocab`)."
+            )
+        logits = logits_function(teacher, context.required_task.head)
+        return Distillation(logits, self.distill.weight, self.distill.temperature)
+
+    def _measures(self, counters: Counters, training: Training) -> dict[str, Measure]:
+        trainable = sum(p.numel() for p in training.stepper.trainable)
+        speed = counters.tokens / counters.seconds if counters.seconds else None
+        loss = counters.loss_sum / counters.loss_targets if counters.loss_targets else None
+        return {
+            "train_loss": Measure(loss, "nats"),
+            "validation_loss_before": Measure(counters.validation_before, "nats"),
+            "validation_loss_after": Measure(counters.best_loss, "nats"),
+            "best_step": Measure(counters.best_step, "count"),
+            "steps": Measure(counters.step, "count"),
+            "epochs": Measure(counters.epoch + 1, "count"),
+            "tokens": Measure(counters.tokens, "count"),
+            "tokens_per_second": Measure(speed, "tokens/s"),
+            "training_seconds": Measure(counters.seconds, "seconds"),
+            "trainable_parameters": Measure(trainable, "count"),
+            "lr": Measure(training.lr),
+            "clip_threshold": Measure(self.clip.threshold),
+            "clipped_share": Measure(counters.clipped_steps / max(1, counters.step), "share"),
+            "nonfinite_steps": Measure(counters.nonfinite_steps, "count"),
+            "micro_tokens": Measure(training.stepper.micro_tokens, "count"),
+        }
+
+
+def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
+    """The task owns the head: create a missing one, in place."""
+    if task.head == "classify":
+        names = task.label_names
+        bundle.with_head("classify", num_labels=len(names), seed=seed, labels=names)
+    elif bundle.lacks_head(task.head):
+        bundle.with_head(task.head, seed=seed)
+
+
+def _pad_id(bundle: Bundle) -> int:
+    tokenizer = bundle.tokenizer
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
+
+
+def _num_classes(model: Any) -> int:
+    config = model.config
+    is_classifier = type(model).__name__.endswith("ForSequenceClassification")
+    return int(config.num_labels if is_classifier else config.get_text_config().vocab_size)
