@@ -30,6 +30,7 @@ class Answer:
     source: dict[str, Any]
     reference: str
     output: str | None = None
+    finished: bool = True  # ended by itself, not cut at its limit
     nats: float | None = None
     num_tokens: int | None = None
     num_bytes: int | None = None

@@ -152,6 +152,14 @@ class Task:
         ids = self._causal_ids(row, tokenizer, demos)
         return cut(ids, max_length, self.truncate)
 
+    def completion_ids(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The completion's own tokens, without the end token."""
+        if self.head == "seq2seq":
+            ids = list(tokenizer(text_target=self.completion(row))["input_ids"])
+            return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        text = self.completion(row)
+        return plain_ids(text.strip() if self.chat else text, tokenizer)
+
     def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Example:
         """A row as training sees it, at most `max_length` tokens, EOS after the completion.
 

@@ -1,0 +1,156 @@
+"""What a model makes of a task's rows: answers, choices of a class, likelihoods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.errors import DataError
+from lcc.engine.decoding import Generated, answer
+from lcc.engine.scoring import Span, choices, context_length, nats, windows
+from lcc.parts.encoding import needs_bos, plain_ids
+from lcc.parts.metrics import Answer, Need
+from lcc.parts.task import Row, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def _silent(num: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """One model at one task; `window` and `stride` are for texts longer than a window."""
+
+    module: Any
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    demos: Sequence[Row] = ()
+    batch_size: int = 32
+    window: int = 1024
+    stride: int = 512
+    advance: Callable[[int], None] = _silent
+
+    def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Answer]:
+        """One Answer per row, with what `needs` asks for."""
+        found = [Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip())
+                 for row in rows]  # fmt: skip
+        if "answers" in needs:
+            outputs = self._outputs(rows)
+            found = [
+                dataclasses.replace(one, output=text, finished=finished)
+                for one, (text, finished) in zip(found, outputs, strict=True)
+            ]
+        if "likelihood" in needs:
+            facts = self._likelihoods(rows)
+            found = [dataclasses.replace(one, **f) for one, f in zip(found, facts, strict=True)]
+        return found
+
+    def generated(self, rows: Sequence[Row]) -> list[Generated]:
+        """Answers as the task decodes them, prompts cut so that the answer has room."""
+        room = context_length(self.module)
+        prompts, limits = [], []
+        for row in rows:
+            prompt = self._prompt(row)
+            own = self._prompt(row, shown=()) if self.demos else prompt
+            limit = min(self.task.decode.limit(len(own)), max(1, room // 2))
+            if self.task.head == "causal" and len(prompt) + limit > room:
+                prompt = self._prompt(row, max_length=room - limit)
+            prompts.append(prompt)
+            limits.append(limit)
+        return answer(self.module, self.tokenizer, prompts, decode=self.task.decode,
+                      limits=limits, batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+
+    def chosen(self, rows: Sequence[Row]) -> list[str]:
+        """The class name that a classifier gives each row."""
+        names = class_names(self.module, self.task)
+        room = context_length(self.module)
+        ids = [self._prompt(row, max_length=room) for row in rows]
+        found = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size,
+                        advance=self.advance)  # fmt: skip
+        return [names[i] for i in found]
+
+    def _outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+        if self.task.head == "classify":
+            return [(name, True) for name in self.chosen(rows)]
+        if self.task.head == "embed":
+            raise DataError(f"task {self.task.name!r}: head embed gives no answers to evaluate; "
+                            "choose a task with another head.")  # fmt: skip
+        return [(one.text, one.finished) for one in self.generated(rows)]
+
+    def _likelihoods(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        if self.task.head in ("classify", "embed"):
+            raise DataError(
+                f"task {self.task.name!r}: head {self.task.head} has no likelihood of a text; drop "
+                "perplexity and bits_per_byte from task.metrics."
+            )
+        spans, owners = [], []
+        for number, row in enumerate(rows):
+            mine = self._spans(row)
+            spans += mine
+            owners += [number] * len(mine)
+        values = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size)
+        sums = [0.0] * len(rows)
+        tokens = [0] * len(rows)
+        for number, span, value in zip(owners, spans, values, strict=True):
+            sums[number] += value
+            tokens[number] += len(span.ids) - span.start
+        return [{"nats": n, "num_tokens": t, "num_bytes": self._num_bytes(row)}
+                for n, t, row in zip(sums, tokens, rows, strict=True)]  # fmt: skip
+
+    def _spans(self, row: Row) -> list[Span]:
+        completion = self.task.completion_ids(row, self.tokenizer)
+        room = context_length(self.module)
+        if self.task.head == "seq2seq":
+            return [Span(completion[:room], 0, self._prompt(row, max_length=room))]
+        if self._is_plain:
+            window = min(self.window, room)
+            stride = min(self.stride, max(1, window // 2))
+            bos = self.tokenizer.bos_token_id if needs_bos(self.tokenizer) else None
+            return list(windows(completion, window=window, stride=stride, bos=bos))
+        completion = completion[: room - 1]
+        prompt = self._prompt(row, max_length=room - len(completion))
+        return [Span(prompt + completion, max(1, len(prompt)))]
+
+    def _num_bytes(self, row: Row) -> int:
+        """Bytes of what was predicted: without BOS a plain text's first token is given away."""
+        text = self.task.completion(row)
+        num_given = 0
+        if self._is_plain and not needs_bos(self.tokenizer):
+            first = plain_ids(text, self.tokenizer)[:1]
+            num_given = len(str(self.tokenizer.decode(first)).encode())
+        return len(text.encode()) - num_given
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.task.head == "causal" and not self.task.template and not self.task.chat
+
+    def _prompt(
+        self, row: Row, *, shown: Sequence[Row] | None = None, max_length: int | None = None
+    ) -> list[int]:
+        shown = self.demos if shown is None else shown
+        return self.task.prompt_ids(row, self.tokenizer, demos=shown, max_length=max_length)
+
+
+def class_names(module: Any, task: Task) -> list[str]:
+    """The model's classes by number; raises DataError when they are not the task's."""
+    named = {int(i): str(name) for i, name in (module.config.id2label or {}).items()}
+    known = task.label_names
+    if len(named) != len(known):
+        raise DataError(f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
+                        f"{', '.join(known)}; fine-tune it on this task first.")  # fmt: skip
+    has_names = set(named.values()) == set(known)
+    return [named[i] for i in range(len(known))] if has_names else list(known)
+
+
+def majority(task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[Answer]:
+    """Every row answered with the training split's most frequent class."""
+    counts = Counter(task.completion(row).strip() for row in training)
+    name = min(counts, key=lambda label: (-counts[label], label))
+    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), name)
+            for row in rows]  # fmt: skip

@@ -1,0 +1,245 @@
+"""Judge one checkpoint on held-out samples, with intervals and, against earlier ones, a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lcc.core.catalog import name_of
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.engine.answering import Answering, majority
+from lcc.parts.bootstrap import draws, interval, paired, rule, verdict
+from lcc.parts.metrics import Answer, Metric
+from lcc.parts.model import open_bundle
+from lcc.parts.samples import chosen_rows, read_answers, require_same_samples, write_answers
+from lcc.stage import Measure, Outcome
+
+if TYPE_CHECKING:
+    from lcc.parts.bootstrap import Floats, Interval
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+    from lcc.parts.task import Row, Task
+    from lcc.stage import Context, Noun
+
+SIDES = ("base", "reference")
+NATIVE_TOKENS = 4  # packed weights without a fast kernel run at about one token a second
+
+
+@card
+class Eval:
+    """The task's metrics over `samples` rows of `split`, the same rows for every checkpoint.
+
+    `demonstrations: null` shows as many as the task says. `keep_ratio` is the share of the
+    reference's score that a checkpoint must keep for the verdict "kept".
+    """
+
+    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
+    accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
+    changes_model: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
+
+    samples: Annotated[int, Field(ge=2)] = 300
+    split: Literal["train", "validation", "test"] = "test"
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    demonstrations: Annotated[int, Field(ge=0)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    window: Annotated[int, Field(ge=8)] = 1024
+    stride: Annotated[int, Field(ge=1)] = 512
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+    def run(self, bundle: Bundle, context: Context) -> Outcome:
+        task = self._task(context)
+        rows = chosen_rows(context.data.rows(self.split), self.samples, self.split)
+        outcome = Outcome()
+        answers = self._answers(bundle, context, task, rows, outcome)
+        tables = {name_of(m): m.statistics(answers, language=task.language) for m in task.metrics}
+        _record(outcome, task, answers)
+        outcome.measures["vocabulary_size"] = Measure(len(bundle.tokenizer), "count")
+        comparison = Comparison(self, task, tables, draws(len(rows), self.bootstrap, context.seed))
+        comparison.own(outcome)
+        earlier = {side: context.inputs[side] for side in SIDES if side in context.inputs}
+        for side, folder in earlier.items():
+            comparison.against(side, folder, answers, outcome)
+        if earlier:
+            outcome.notes.append(rule(self.keep_ratio, self.bootstrap))
+        outcome.files["samples.jsonl"] = write_answers(
+            context.folder / "samples.jsonl", _with_scores(answers, tables, task)
+        )
+        return outcome
+
+    def _task(self, context: Context) -> Task:
+        task = context.required_task.for_data(context.data)
+        if not task.metrics:
+            raise DataError(
+                f"task {task.name!r} has no metrics; add task.metrics, e.g. [accuracy]."
+            )
+        if self.max_new_tokens is None:
+            return task
+        decode = dataclasses.replace(task.decode, max_new_tokens=self.max_new_tokens)
+        return dataclasses.replace(task, decode=decode)
+
+    def _answers(
+        self, bundle: Bundle, context: Context, task: Task, rows: list[Row], outcome: Outcome
+    ) -> list[Answer]:
+        if bundle.lacks_head(task.head):
+            return _without_head(bundle, task, context.data.rows("train"), rows, outcome)
+        num_shots = task.demonstrations if self.demonstrations is None else self.demonstrations
+        demos = task.draw(context.data.rows("train"), context.seed, num_shots)
+        needs = {metric.needs for metric in task.metrics}
+        with context.progress.track("evaluate", total=len(rows), unit="sample") as bar:
+            model = Answering(
+                bundle.load(device=context.device, dtype=context.dtype), bundle.tokenizer, task,
+                demos=demos, batch_size=self.batch_size, window=self.window, stride=self.stride,
+                advance=lambda n: bar.advance(n),
+            )  # fmt: skip
+            found = model.answers(rows, needs)
+        outcome.measures.update(self._protocol(task, needs, num_shots, context.dtype))
+        if bundle.card.form == "packed":
+            _compare_native(bundle, model, rows, outcome)
+        return found
+
+    def _protocol(
+        self, task: Task, needs: set[str], num_shots: int, dtype: str
+    ) -> dict[str, Measure]:
+        """How it was measured, in words and numbers that stand beside the scores."""
+        told = {"num_shots": Measure(num_shots, "count")}
+        if "answers" in needs and task.head in ("causal", "seq2seq"):
+            how = task.decode
+            search = "greedy" if how.num_beams == 1 else f"{how.num_beams} beams"
+            ratio = f" and {how.max_length_ratio:g} × the prompt" if how.max_length_ratio else ""
+            stop = f", stop at {' or '.join(map(repr, how.stop))}" if how.stop else ""
+            told["decoding"] = Measure(
+                f"{search}, at most {how.max_new_tokens} new tokens{ratio}{stop}, {dtype}; "
+                "the checkpoint's own sampling settings are not used"
+            )
+        if "likelihood" in needs:
+            text = (
+                f"whole texts, windows of {self.window} tokens, stride {self.stride}, each window "
+                "opened by BOS where the tokenizer has one, every token predicted once"
+                if not task.template else "completions given their prompts, end token left out"
+            )  # fmt: skip
+            told["likelihood_protocol"] = Measure(text)
+        return told
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One checkpoint's statistics (metric → (samples, columns)) beside those of others."""
+
+    options: Eval
+    task: Task
+    statistics: dict[str, Floats]
+    weights: Floats
+
+    def own(self, outcome: Outcome) -> None:
+        """Each metric with its interval and signature."""
+        for metric in self.task.metrics:
+            name = name_of(metric)
+            found = interval(self.statistics[name], metric.score, self.weights)
+            outcome.measures.update(_measures(name, found, metric.unit))
+        for metric in self.task.metrics:
+            signature = metric.signature(self.task.language)
+            outcome.measures[f"{name_of(metric)}_signature"] = Measure(signature)
+
+    def against(self, side: str, folder: Path, answers: list[Answer], outcome: Outcome) -> None:
+        """Differences to an earlier evaluation on the same samples; a verdict on the first."""
+        other = read_answers(folder)
+        require_same_samples(answers, other, side)
+        told = None
+        for metric in self.task.metrics:
+            name = name_of(metric)
+            if name == "perplexity" and not _same_vocabulary(folder, outcome):
+                outcome.notes.append(
+                    f"Perplexity is not compared with the {side}: the vocabularies differ; "
+                    "bits per byte may be."
+                )
+                continue
+            theirs = metric.statistics(other, language=self.task.language)
+            delta = paired(self.statistics[name], theirs, metric.score, self.weights)
+            outcome.measures.update(_measures(f"{name}_delta_{side}", delta, metric.unit))
+            word = self._word(metric, delta, theirs)
+            told = told or word
+            outcome.measures[f"{name}_verdict_{side}"] = Measure(word)
+        if told is not None:
+            name = "verdict" if side == "reference" else f"verdict_{side}"
+            outcome.measures[name] = Measure(told)
+
+    def _word(self, metric: Metric, delta: Interval, theirs: Floats) -> str:
+        return verdict(delta, float(metric.score(theirs.sum(axis=0))),
+                       keep_ratio=self.options.keep_ratio,
+                       higher_is_better=metric.higher_is_better)  # fmt: skip
+
+
+def _measures(name: str, found: Interval, unit: str) -> dict[str, Measure]:
+    return {name: Measure(found.value, unit), f"{name}_low": Measure(found.low, unit),
+            f"{name}_high": Measure(found.high, unit)}  # fmt: skip
+
+
+def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
+    """Counts that a reader must see beside any score."""
+    outcome.measures["num_samples"] = Measure(len(answers), "count")
+    if task.head in ("causal", "seq2seq") and any(a.output is not None for a in answers):
+        num_empty = sum(not a.output for a in answers)
+        outcome.measures["num_empty"] = Measure(num_empty, "count")
+        cut = sum(not a.finished for a in answers) / len(answers)
+        outcome.measures["unfinished_share"] = Measure(cut, "share")
+        if num_empty:
+            outcome.notes.append(f"{num_empty} of {len(answers)} answers are empty; they stay in "
+                                 "every score as errors.")  # fmt: skip
+
+
+def _without_head(
+    bundle: Bundle, task: Task, training: Sequence[Row], rows: list[Row], outcome: Outcome
+) -> list[Answer]:
+    if task.head != "classify":
+        raise DataError(f"model {bundle.card.name!r} has no trained {task.head} head for task "
+                        f"{task.name!r}; choose another model or fine-tune it first.")  # fmt: skip
+    found = majority(task, training, rows)
+    outcome.notes.append(
+        f"The model has no trained classification head yet: this baseline answers every sample "
+        f"with the training split's most frequent class, {found[0].output!r}."
+    )
+    return found
+
+
+def _same_vocabulary(folder: Path, outcome: Outcome) -> bool:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    theirs = report["measures"].get("vocabulary_size", {}).get("value")
+    return bool(theirs == outcome.measures["vocabulary_size"].value)
+
+
+def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: Outcome) -> None:
+    """One short sample through the packed weights themselves: do they say the same?"""
+    assert bundle.path is not None
+    native = open_bundle(bundle.path).load(native=True)
+    row = min(rows, key=lambda r: len(dense.task.prompt(r)))
+    decode = dataclasses.replace(dense.task.decode, max_new_tokens=NATIVE_TOKENS)
+    short = dataclasses.replace(
+        dense, task=dataclasses.replace(dense.task, decode=decode), demos=(), advance=lambda n: None
+    )
+    packed = dataclasses.replace(short, module=native)
+    is_classifier = dense.task.head == "classify"
+    said = [model.chosen([row])[0] if is_classifier else model.generated([row])[0].text
+            for model in (short, packed)]  # fmt: skip
+    is_same = said[0] == said[1]
+    told = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
+    outcome.measures["native_output"] = Measure("same" if is_same else "different")
+    outcome.notes.append("Packed weights were dequantized for speed of evaluation; through their "
+                         f"own format one short sample gives {told}.")  # fmt: skip
+
+
+def _with_scores(answers: list[Answer], statistics: dict[str, Floats], task: Task) -> list[Answer]:
+    """Each sample with its own score under every metric."""
+    each = {name_of(m): m.score(statistics[name_of(m)]).tolist() for m in task.metrics}
+    return [
+        dataclasses.replace(one, scores={name: round(each[name][i], 6) for name in each})
+        for i, one in enumerate(answers)
+    ]
