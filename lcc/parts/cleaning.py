@@ -36,7 +36,7 @@ class Cleaning:
     """Which rows are kept. Lengths count words, a Chinese or Japanese character being one.
 
     `languages` maps a field to the language it must be written in; `near_duplicates` is the
-    share of common character 4-grams from which two first fields are the same text, null for off.
+    share of common character 4-grams from which two texts are the same, null for off.
     """
 
     revision: ClassVar[int] = 1

@@ -16,6 +16,7 @@ from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.describe import describe, digest
 from lcc.core.errors import DataError
+from lcc.core.nearest import did_you_mean
 from lcc.core.progress import Progress
 from lcc.parts import splits as dealing
 from lcc.parts.cleaning import Cleaning
@@ -62,6 +63,7 @@ class Counts:
     rows: dict[str, int]
     documents: dict[str, int]
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    fenced_fields: list[str] = field(default_factory=list)
     num_fenced_texts: int = 0
 
 
@@ -126,6 +128,7 @@ def prepare(spec: DatasetSpec, folder: Path, progress: Progress) -> Counts:
     if sentence is not None:
         raise DataError(f"{sentence}.")
     raw = list(_read(spec, progress))
+    _check_fields(spec, raw)
     kept, removed = spec.cleaning.clean(raw, progress)
     kept = _identified(kept)
     dealt, left_out = spec.splits.deal(kept)
@@ -133,7 +136,7 @@ def prepare(spec: DatasetSpec, folder: Path, progress: Progress) -> Counts:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in dealt.items():
         write_rows(folder / f"{name}.jsonl", rows)
-    counts = _counted(dealt, read=len(raw), removed=removed, left_out=left_out)
+    counts = _counted(spec, dealt, read=len(raw), removed=removed, left_out=left_out)
     text = json.dumps(asdict(counts), ensure_ascii=False, indent=1)
     (folder / "counts.json").write_text(text + "\n", encoding="utf-8")
     check_fence(folder)
@@ -142,7 +145,8 @@ def prepare(spec: DatasetSpec, folder: Path, progress: Progress) -> Counts:
 
 def check_fence(folder: Path) -> int:
     """Prove from disk that nothing of a held-out split stands in training; texts compared."""
-    return dealing.check_fence({n: read_rows(folder / f"{n}.jsonl") for n in SPLITS})
+    data = PreparedData.open(folder)
+    return dealing.check_fence({n: data.rows(n) for n in SPLITS}, data.counts.fenced_fields)
 
 
 def _read(spec: DatasetSpec, progress: Progress) -> Iterator[Row]:
@@ -150,6 +154,18 @@ def _read(spec: DatasetSpec, progress: Progress) -> Iterator[Row]:
         for row in with_fields(spec.source.read(), spec.fields, where=f"dataset '{spec.name}'"):
             bar.advance()
             yield row
+
+
+def _check_fields(spec: DatasetSpec, rows: list[Row]) -> None:
+    """Options that name fields must name fields that the rows have."""
+    found = text_fields(rows[0]) if rows else []
+    named = {"cleaning.languages": spec.cleaning.languages, "splits.fence": spec.splits.fence}
+    for option, names in named.items():
+        for name in names:
+            if rows and name not in found:
+                raise DataError(
+                    f"dataset.{option}: rows have no field {name!r}{did_you_mean(name, found)}"
+                )
 
 
 def _identified(rows: list[Row]) -> list[Row]:
@@ -178,7 +194,12 @@ def _refuse_empty(
 
 
 def _counted(
-    dealt: dict[str, list[Row]], *, read: int, removed: dict[str, int], left_out: dict[str, int]
+    spec: DatasetSpec,
+    dealt: dict[str, list[Row]],
+    *,
+    read: int,
+    removed: dict[str, int],
+    left_out: dict[str, int],
 ) -> Counts:
     labels = {
         name: dict(sorted(Counter(str(r["label"]) for r in rows if "label" in r).items()))
@@ -191,5 +212,6 @@ def _counted(
         rows={name: len(rows) for name, rows in dealt.items()},
         documents={name: len({row["doc"] for row in rows}) for name, rows in dealt.items()},
         labels=labels if any(labels.values()) else {},
-        num_fenced_texts=dealing.check_fence(dealt),
+        fenced_fields=list(spec.splits.fence),
+        num_fenced_texts=dealing.check_fence(dealt, spec.splits.fence),
     )

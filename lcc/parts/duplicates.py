@@ -18,7 +18,7 @@ PRIME = (1 << 31) - 1
 
 
 def without_near_duplicates(rows: list[Row], threshold: float, *, progress: Progress) -> list[Row]:
-    """The rows whose first text is not nearly that of an earlier kept row.
+    """The rows whose source, or whole text, is not nearly that of an earlier kept row.
 
     `threshold` is the Jaccard similarity of the sets of character 4-grams, digits taken as equal.
     """
@@ -28,7 +28,7 @@ def without_near_duplicates(rows: list[Row], threshold: float, *, progress: Prog
     sets: list[frozenset[int]] = []
     with progress.track("near-duplicates", len(rows), "row") as bar:
         for row in rows:
-            shingles = shingles_of(str(row[text_fields(row)[0]]))
+            shingles = shingles_of(_compared(row))
             bands = _bands(shingles, multipliers, offsets)
             if not _has_near(shingles, bands, buckets, sets=sets, threshold=threshold):
                 for band in bands:
@@ -51,6 +51,11 @@ def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
     """Size of the intersection over size of the union."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
+
+
+def _compared(row: Row) -> str:
+    """The source of a pair, since two translations of one sentence are one question."""
+    return str(row["source"]) if "source" in row else " ".join(row[n] for n in text_fields(row))
 
 
 def _has_near(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -24,7 +24,9 @@ Rows = Annotated[int, Field(ge=0)]
 class Splits:
     """How rows are dealt out: a share of all rows (0.05) or a number of them (500).
 
-    Whole documents go to one split. `salt` gives another, equally fixed, deal.
+    Whole documents go to one split; rows that bring a `split` of their own stay there. `fence`
+    names the fields whose text may stand in one split only (empty: every text field). `salt`
+    gives another, equally fixed, deal.
     """
 
     revision: ClassVar[int] = 1
@@ -32,6 +34,7 @@ class Splits:
     validation: Rows | Share = 0.05
     test: Rows | Share = 0.05
     max_train: Annotated[int, Field(ge=1)] | None = None
+    fence: tuple[str, ...] = ()
     salt: str = ""
 
     def deal(self, rows: list[Row]) -> tuple[dict[str, list[Row]], dict[str, int]]:
@@ -41,13 +44,13 @@ class Splits:
         dealt: dict[str, list[Row]] = {name: [] for name in SPLITS}
         for row in rows:
             own = ALIASES.get(str(row.get("split", "")).lower())
-            name = own if own in ("validation", "test") else held_out.get(doc_of(row), "train")
+            name = own if own in ("validation", "test") else held_out.get(str(row["doc"]), "train")
             dealt[name].append({k: v for k, v in row.items() if k != "split"})
         left_out: dict[str, int] = {}
         for name, wanted in self._wanted(len(rows)).items():
             if name not in given:
                 self._trim(dealt, name, wanted, left_out=left_out)
-        fence(dealt, left_out)
+        fence(dealt, self.fence, left_out=left_out)
         if self.max_train is not None:
             self._trim(dealt, "train", self.max_train, left_out=left_out)
         return dealt, left_out
@@ -65,7 +68,7 @@ class Splits:
         sizes: dict[str, int] = defaultdict(int)
         for row in rows:
             if ALIASES.get(str(row.get("split", "")).lower()) in (None, "train"):
-                sizes[doc_of(row)] += 1
+                sizes[str(row["doc"])] += 1
         chosen: dict[str, str] = {}
         for name, wanted in self._wanted(len(rows)).items():
             if name not in given and wanted:
@@ -88,53 +91,46 @@ class Splits:
         left_out[f"over the limit ({name})"] = len(rows) - wanted
 
 
-def doc_of(row: Mapping[str, object]) -> str:
-    """The unit that is never split: the row's document, or its own first text."""
-    if row.get("doc") is not None:
-        return str(row["doc"])
-    return normalised(str(row[text_fields(row)[0]]))
-
-
-def fence(dealt: dict[str, list[Row]], left_out: dict[str, int]) -> None:
+def fence(dealt: dict[str, list[Row]], fields: Sequence[str], *, left_out: dict[str, int]) -> None:
     """Drop rows whose text stands in a more protected split: test, then validation, then train.
 
     In place; `left_out` gains the counts.
     """
     protected: dict[str, str] = {}
     for name in reversed(SPLITS):
-        free = [row for row in dealt[name] if clash(row, protected) is None]
+        free = [row for row in dealt[name] if _clash(row, fields, protected) is None]
         if len(free) < len(dealt[name]):
             left_out[f"also in a held-out split ({name})"] = len(dealt[name]) - len(free)
         dealt[name] = free
-        protected |= {key: name for row in free for key in keys_of(row)}
+        protected |= {key: name for row in free for key in _keys(row, fields)}
 
 
-def keys_of(row: Row) -> Iterable[str]:
-    """What must not stand in two splits: each normalised text, whichever field it is in."""
-    return [normalised(str(row[name])) for name in text_fields(row)]
-
-
-def clash(row: Row, protected: Mapping[str, str]) -> str | None:
-    """The split that already holds one of this row's texts."""
-    return next((protected[key] for key in keys_of(row) if key in protected), None)
-
-
-def check_fence(splits: Mapping[str, list[Row]]) -> int:
-    """Prove that no text stands in two splits; the number of texts compared.
+def check_fence(splits: Mapping[str, list[Row]], fields: Sequence[str]) -> int:
+    """Prove that no text of `fields` stands in two splits; the number of texts compared.
 
     Raises DataError naming the first row that does.
     """
     protected: dict[str, str] = {}
     for name in reversed(SPLITS):
         for row in splits[name]:
-            other = clash(row, protected)
+            other = _clash(row, fields, protected)
             if other is not None:
                 raise DataError(
-                    f"{name} row {row['id']!r} has a text that also stands in {other}; prepare the "
-                    "data again, or make the fields that must not be shared explicit."
+                    f"{name} row {row['id']!r} has a text that also stands in {other}; the data "
+                    "were changed after they were prepared: prepare them again."
                 )
-        protected |= {key: name for row in splits[name] for key in keys_of(row)}
+        protected |= {key: name for row in splits[name] for key in _keys(row, fields)}
     return len(protected)
+
+
+def _keys(row: Row, fields: Sequence[str]) -> list[str]:
+    """What must not stand in two splits: each normalised text, whichever field it is in."""
+    return [normalised(str(row[name])) for name in fields or text_fields(row)]
+
+
+def _clash(row: Row, fields: Sequence[str], protected: Mapping[str, str]) -> str | None:
+    """The split that already holds one of this row's texts."""
+    return next((protected[key] for key in _keys(row, fields) if key in protected), None)
 
 
 def _filled(order: list[str], sizes: Mapping[str, int], wanted: int) -> list[str]:

@@ -21,7 +21,6 @@ class Wheel:
     requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+$")]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     patterns: tuple[str, ...] = ("*/zh_CN/LC_MESSAGES/*.mo", "*/zh_Hans/LC_MESSAGES/*.mo")
-    accelerator: Annotated[str, Field(max_length=1)] = ""
     bytes: Annotated[int, Field(ge=0)] = 0
     licence: str = ""
 
@@ -44,9 +43,7 @@ class Gettext:
         for wheel in self.packages:
             archive = require(_requirement(wheel))
             for name, content in contents(archive, wheel.patterns):
-                pairs = catalogue_pairs(content, where=f"{archive.name}:{name}",
-                                        accelerator=wheel.accelerator)  # fmt: skip
-                for source, target in pairs:
+                for source, target in catalogue_pairs(content, where=f"{archive.name}:{name}"):
                     yield {"doc": name, "source": source, "target": target}
 
 
