@@ -12,6 +12,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from lcc.core.progress import Progress
+from lcc.parts.checkpoint import AUTO_CLASSES, Card
+from lcc.parts.model import Bundle
+
 WORDS = "the file system could not open a new window because memory is full 你好 世界 打开 文件"
 
 
@@ -56,6 +60,7 @@ class Rows:
 def context(folder: Path, **changes: Any) -> Any:
     task = changes.pop("task", TextTask())
     settings = {"folder": folder, "seed": 0, "device": "cpu", "dtype": "float32", "inputs": {}}
+    settings["progress"] = Progress(quiet=True)
     return SimpleNamespace(data=Rows(), required_task=task, task=task, **settings, **changes)
 
 
@@ -113,25 +118,25 @@ def gpt2(**changes: Any) -> Any:
 
 
 def bert(head: Any = transformers.BertForSequenceClassification, **changes: Any) -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = transformers.BertConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, pad_token_id=0, **changes,
-    )  # fmt: skip
+        vocab_size=400, num_attention_heads=4, pad_token_id=0, **{**sizes, **changes}
+    )
     return _seeded(head, config)
 
 
 def t5(projection: str = "relu", **changes: Any) -> Any:
-    config = transformers.T5Config(
-        vocab_size=400, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4,
-        feed_forward_proj=projection, decoder_start_token_id=0, **IDS, **changes,
-    )  # fmt: skip
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+    settings = {"feed_forward_proj": projection, "decoder_start_token_id": 0, **IDS}
+    config = transformers.T5Config(vocab_size=400, **{**sizes, **settings, **changes})
     return _seeded(transformers.T5ForConditionalGeneration, config)
 
 
-def marian() -> Any:
+def marian(width: int = 32) -> Any:
     config = transformers.MarianConfig(
-        vocab_size=400, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, encoder_attention_heads=4, decoder_attention_heads=4,
+        vocab_size=400, d_model=width, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width,
+        encoder_attention_heads=4, decoder_attention_heads=4,
         decoder_start_token_id=0, forced_eos_token_id=2, **IDS,
     )  # fmt: skip
     return _seeded(transformers.MarianMTModel, config)
@@ -147,27 +152,11 @@ def _seeded(cls: Any, config: Any) -> Any:
     return model
 
 
-@dataclass
-class Holder:
-    """The least of a Bundle: a module in memory with its tokenizer and card."""
-
-    module: Any
-    tokenizer: Any
-    card: Any
-    path: Path | None = None
-    write: Any = None
-
-    def load(self, **_: Any) -> Any:
-        return self.module
-
-    def with_card(self, **changes: Any) -> None:
-        self.card = SimpleNamespace(**{**vars(self.card), **changes})
-
-
-def bundle(model: Any, tokenizer: Any = None) -> Any:
-    head = "classify" if "Classification" in type(model).__name__ else "causal"
-    card = SimpleNamespace(
-        name="tiny", head=head, form="dense", dtype="float32", sparse=None, format="safetensors",
-        requires=(), auto_class="AutoModelForCausalLM",
-    )  # fmt: skip
-    return Holder(model, tokenizer or byte_level_tokenizer(), card)
+def bundle(model: Any, tokenizer: Any = None, *, dtype: str = "float32") -> Any:
+    name = type(model).__name__
+    head: Any = "classify" if "Classification" in name else "causal"
+    head = "seq2seq" if model.config.is_encoder_decoder else head
+    card = Card(name="tiny", head=head, auto_class=AUTO_CLASSES[head], dtype=dtype)
+    made = Bundle(card=card, module=model)
+    made.tokenizer = tokenizer or byte_level_tokenizer()
+    return made

@@ -1,0 +1,63 @@
+"""4-bit NormalFloat with doubly quantized scales (QLoRA; Dettmers et al., 2023), by bitsandbytes.
+
+Double quantization is not a choice: without it bitsandbytes 0.50 ruins a saved model on CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.lazy import bitsandbytes, torch
+from lcc.methods.quantizers import Format, Grid, Quantized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.calibration import LayerStats
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class NormalFloat:
+    codes: Tensor  # (out · in / 2, 1) uint8
+    state: Any  # bitsandbytes' QuantState
+
+    def dense(self) -> Tensor:
+        dense: Tensor = bitsandbytes.functional.dequantize_4bit(self.codes, self.state)
+        return dense
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = self.state.as_dict(packed=True)
+        return {"weight": self.codes, **{f"weight.{name}": value for name, value in state.items()}}
+
+
+@card
+class Nf4:
+    revision: ClassVar[int] = 1
+    calibrated: ClassVar[bool] = False
+    bits: ClassVar[tuple[int, ...]] = (4,)
+    format: ClassVar[Format] = "bitsandbytes"
+
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+        codes, state = bitsandbytes.functional.quantize_4bit(
+            weight.to(getattr(torch, grid.dtype)).contiguous(),
+            blocksize=BLOCK,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
+        return NormalFloat(codes, state)
+
+    def config(self, grid: Grid, *, skipped: list[str]) -> dict[str, Any]:
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": grid.dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": skipped,
+        }

@@ -1,0 +1,157 @@
+"""Quantized checkpoints load by transformers alone and hold what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import compressing as tiny
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+from lcc.core.decode import decode
+from lcc.core.errors import RecipeError
+from lcc.engine.packing import GroupGrid
+from lcc.methods.quantizers import Grid
+from lcc.methods.quantizers.nearest import Nearest
+from lcc.parts.checkpoint import save
+from lcc.parts.model import open_bundle
+from lcc.stages.quantize import Quantize
+
+# bitsandbytes' CPU kernel takes inputs that are multiples of 64.
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+FAMILIES = {
+    "llama": lambda: tiny.llama(**WIDE),
+    "gemma3": lambda: tiny.gemma3(**WIDE),
+    "bert": lambda: tiny.bert(hidden_size=64, intermediate_size=128),
+    "marian": lambda: tiny.marian(64),
+}
+AUTO = {
+    "causal": transformers.AutoModelForCausalLM,
+    "classify": transformers.AutoModelForSequenceClassification,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+}
+
+
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.arange(5, 17).view(2, 6)
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, **extra).logits.float()
+    return found
+
+
+def quantized(model: Any, folder: Path, **options: Any) -> Any:
+    bundle = tiny.bundle(model, dtype="bfloat16")
+    outcome = decode(Quantize, options).run(bundle, tiny.context(folder))
+    save(bundle, folder / "model")
+    return bundle, outcome
+
+
+@pytest.mark.parametrize("options", [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_stranger_loads_is_what_was_in_memory(
+    family: str, options: Any, tmp_path: Path
+) -> None:
+    bundle, outcome = quantized(FAMILIES[family](), tmp_path, **options)
+    card = json.loads((tmp_path / "model" / "lcc_card.json").read_text())
+    assert card["form"] == "packed" and card["requires"] == [card["format"]]
+    expected = logits(bundle.module)
+    ours = open_bundle(tmp_path / "model").load()
+    assert torch.allclose(logits(ours), expected, atol=0.02 * float(expected.abs().max()))
+    for name, layer in ours.named_modules():
+        if name.endswith(("up_proj", "intermediate.dense", "wi", "fc1")):
+            assert torch.equal(layer.weight, bundle.module.get_submodule(name).weight)
+    native = AUTO[card["head"]].from_pretrained(tmp_path / "model")
+    assert torch.allclose(logits(native), expected, atol=0.05 * float(expected.abs().max()))
+    assert outcome.measures["bytes_after"].value < outcome.measures["bytes_before"].value
+
+
+def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path) -> None:
+    quantized(tiny.gemma3(), tmp_path, bits=8)
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    model = open_bundle(tmp_path / "model").load()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_an_untied_head_is_quantized_only_when_asked(tmp_path: Path) -> None:
+    model = tiny.llama(tie_word_embeddings=False)
+    bundle, outcome = quantized(model, tmp_path, include_head=True)
+    assert logits(open_bundle(tmp_path / "model").load()).shape == logits(bundle.module).shape
+    parts = {row["part"]: row for row in outcome.tables["bytes"]}
+    assert parts["head"]["after"] < 0.6 * parts["head"]["before"]
+    assert parts["embedding"]["after"] == parts["embedding"]["before"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"symmetric": False}, "quantize.symmetric: transformers cannot load packed zero points"),
+        ({"include_embeddings": True}, "quantize.include_embeddings: transformers cannot load"),
+        ({"include_head": True}, "quantize.include_head: the head is tied"),
+        ({"quantizer": "nf4"}, "quantize.bits: nf4 stores 4 bits, not 8"),
+        ({"quantizer": "nf4", "bits": 4, "group_size": 64}, "nf4 has blocks of its own"),
+        ({"quantizer": "nf4", "bits": 4}, "nf4 takes inputs that are multiples of 64, not 32"),
+        ({"group_size": 64}, r"64 does not divide all inputs \(one has 32\); what does: 32, 16, 8"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_in_one_sentence(
+    options: Any, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        decode(Quantize, options).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
+
+
+def test_t5_takes_nf4_and_refuses_what_transformers_cannot_load(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot load a packed t5"):
+        Quantize().run(tiny.bundle(tiny.t5()), tiny.context(tmp_path))
+    model = tiny.t5(d_model=64, d_ff=128, d_kv=16)
+    bundle, _ = quantized(model, tmp_path, quantizer="nf4", bits=4)
+    expected = logits(bundle.module)
+    loaded = logits(open_bundle(tmp_path / "model").load())
+    assert torch.allclose(loaded, expected, atol=0.02 * float(expected.abs().max()))
+    transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
+
+
+def test_gpt2s_conv1d_is_refused_not_skipped(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="GPT2LMHeadModel holds no linear layers"):
+        Quantize().run(tiny.bundle(tiny.gpt2()), tiny.context(tmp_path))
+
+
+def test_auto_takes_the_largest_group_that_divides_every_input(tmp_path: Path) -> None:
+    quantized(tiny.llama(hidden_size=48, head_dim=12, intermediate_size=96), tmp_path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    assert weights["group_size"] == 16
+
+
+def test_nearest_is_the_nearest_point_of_a_symmetric_grid() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 8)
+    grid = Nearest().quantize(weight, None, Grid(bits=4, group_size=4, dtype="float32"))
+    assert isinstance(grid, GroupGrid)
+    for row in range(4):
+        for group in range(2):
+            values = weight[row, group * 4 : group * 4 + 4]
+            points = torch.arange(-8, 8) * grid.scale[row, group]
+            best = points[(values[:, None] - points).abs().argmin(dim=1)]
+            assert torch.allclose(grid.dense()[row, group * 4 : group * 4 + 4], best)
+            assert grid.scale[row, group] == pytest.approx(float(values.abs().max()) / 7.5)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    weight = torch.cat([torch.zeros(1, 8), torch.ones(1, 8)])
+    dense = Nearest().quantize(weight, None, Grid(bits=8, group_size=8, dtype="bfloat16")).dense()
+    assert torch.equal(dense[0].float(), weight[0]) and dense.isfinite().all()
+
+
+def test_eight_bits_err_less_than_four_and_small_groups_less_than_channels(tmp_path: Path) -> None:
+    def error(**options: Any) -> float:
+        return float(quantized(tiny.llama(), tmp_path, **options)[1].measures["weight_error"].value)
+
+    assert error(bits=8) < 0.01 * error(bits=4)
+    assert error(bits=4, group_size=8) < error(bits=4, group_size="channel")
