@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,13 @@ class Bundle:
         if dequantize and self.card.format == "compressed-tensors":
             config = transformers.CompressedTensorsConfig(dequantize=True)
             options["quantization_config"] = config
-        module = auto_class(self.card).from_pretrained(self.path, **options)
+        with warnings.catch_warnings():
+            # Asking for dense weights passes a config beside the checkpoint's own; that is meant.
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            module = auto_class(self.card).from_pretrained(self.path, **options)
         if dequantize and self.card.format == "bitsandbytes":
-            module = module.dequantize(getattr(torch, dtype))
+            # bitsandbytes gives back the dtype it quantized from, whatever is asked.
+            module = module.dequantize(getattr(torch, dtype)).to(getattr(torch, dtype))
         return module
 
 
