@@ -69,7 +69,8 @@ class Bar:
 
     def summary(self) -> str:
         """What was done, in how long, when the work ends."""
-        text = f"{self.label}: {_count(self.done, self.unit)} {_plural(self.unit)}"
+        unit = self.unit if self.done == 1 else _plural(self.unit)
+        text = f"{self.label}: {_count(self.done, self.unit)} {unit}"
         speed = f" ({_rate(self.rate, self.unit)})" if self.rate else ""
         return ", ".join([f"{text} in {_duration(self.seconds)}{speed}", *_shown(self.info)])
 

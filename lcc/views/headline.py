@@ -32,48 +32,46 @@ def _unjudged(found: Sequence[Row]) -> str:
 
 
 def _first(judged: Sequence[Row], metric: str) -> str:
-    """What training did: the uncompressed model that the last row is measured against."""
-    trained = _trained(judged)
-    name = results.label(metric)
-    if trained is None or trained.to_base is None:
-        row = judged[0] if trained is None else trained
+    """What training did, or where the run starts from when nothing was trained."""
+    tuned, name = _tuned(judged), results.label(metric)
+    if tuned is None or tuned.to_base is None:
+        row = tuned or judged[0]
         return f"{row.checkpoint} reaches {name} {_figure(row.scores[metric])}."
-    delta = trained.to_base
+    delta = tuned.to_base
     before = next((r for r in judged if r.checkpoint == delta.against), judged[0])
-    at = f"{name} from {_value(before.scores[metric])} to {_value(trained.scores[metric])}"
-    return f"{trained.checkpoint} takes {at} ({_change(delta)})."
+    at = f"{name} from {_value(before.scores[metric])} to {_value(tuned.scores[metric])}"
+    return f"{tuned.checkpoint} takes {at} ({_change(delta)})."
 
 
-def _trained(judged: Sequence[Row]) -> Row | None:
-    """The row that the last one is judged against, where that is not the run's first."""
-    last = judged[-1]
-    against = last.to_reference.against if last.to_reference else None
-    found = next((row for row in judged if row.checkpoint == against), None)
-    if found is None or found is judged[0]:
-        return last if last.to_base else None
-    return found
+def _tuned(judged: Sequence[Row]) -> Row | None:
+    """The fine-tuned model: what the last one is judged against, or else the first trained one."""
+    trained = [row for row in judged if row.trained]
+    against = judged[-1].to_reference.against if judged[-1].to_reference else None
+    return next((r for r in trained if r.checkpoint == against), trained[0] if trained else None)
 
 
 def _last(judged: Sequence[Row], metric: str) -> str:
     """What compression kept, and for how many bytes."""
-    trained, last = _trained(judged), judged[-1]
-    if last is trained or last is judged[0]:
+    tuned, last = _tuned(judged), judged[-1]
+    if last is tuned or last is judged[0]:
         return ""
-    delta = last.to_reference
+    delta = last.to_reference or last.to_base
     kept = f"{last.checkpoint} reaches {_value(last.scores[metric])}"
-    if trained is not None and delta is not None:
-        kept += f" ({_kept(last.scores[metric], trained.scores[metric], metric)}{_change(delta)})"
+    if delta is not None:
+        before = next((r for r in judged if r.checkpoint == delta.against), None)
+        share = _kept(last.scores[metric], before.scores[metric], metric) if before else ""
+        kept += f" ({share}{_change(delta)})"
     if last.size_ratio is None or last.size_ratio >= 1:
         return f"{kept}{_speed(judged[0], last)}."
     return (f"{kept} with {units.size(last.bytes)} on disk, {units.share(last.size_ratio)} of "
             f"{judged[0].checkpoint}{_speed(judged[0], last)}.")  # fmt: skip
 
 
-def _kept(last: Score, trained: Score, metric: str) -> str:
-    """The share kept, for figures whose zero means nothing is left."""
-    if results.lower_is_better(metric) or trained.value <= 0 or last.value < 0:
+def _kept(last: Score, before: Score, metric: str) -> str:
+    """The share kept, for figures whose zero means nothing is left and that did not grow."""
+    if results.lower_is_better(metric) or not 0 <= last.value <= before.value:
         return ""
-    return f"{units.share(last.value / trained.value)} kept; "
+    return f"{units.share(last.value / before.value)} kept; " if before.value else ""
 
 
 def _speed(first: Row, last: Row) -> str:

@@ -13,6 +13,7 @@ ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
           "macro_f1": "macro-F1", "bits_per_byte": "bits/byte"}  # fmt: skip
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "wer", "cer", "ter")
+TRAINING = ("finetune", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
 
 
@@ -59,6 +60,7 @@ class Row:
     parameters: float | None = None
     bytes: float | None = None
     size_ratio: float | None = None  # of the run's first checkpoint
+    trained: bool = False  # whether any step that led to it was a training step
     scores: dict[str, Score] = field(default_factory=dict)
     to_reference: Delta | None = None
     to_base: Delta | None = None
@@ -120,9 +122,18 @@ def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
     return Row(
         checkpoint=name, step=step.name, kind=step.kind, key=step.key,
         parameters=step.report.number("parameters"), bytes=step.model_bytes, speeds=speeds,
+        trained=_was_trained(run, step),
         scores=_all_scores(run, evaluations),
         to_reference=_delta(run, first, "reference"), to_base=_delta(run, first, "base"),
     )  # fmt: skip
+
+
+def _was_trained(run: Run, step: RunStep) -> bool:
+    if step.kind in TRAINING:
+        return True
+    inputs = step.report.inputs if step.report else {}
+    parents = [run.with_key(inputs[name]) for name in ("adapter", "model") if name in inputs]
+    return any(_was_trained(run, parent) for parent in parents if parent is not None)
 
 
 def checkpoint_of(run: Run, evaluation: RunStep) -> str:

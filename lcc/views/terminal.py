@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
 from lcc.core.report import Run, read_run
 from lcc.views import results, units
-from lcc.views.document import Cell, Table
+from lcc.views.document import Cell, Column, Table
 from lcc.views.headline import headline
 from lcc.views.tables import compare_table, results_table
 
 MAX_METRICS = 3  # what fits beside size and speed; the report files show all
 COLUMNS = 100  # where nobody's terminal says how wide it is
+EXPENDABLE = ("peak memory", "latency p50, p99", "bits/byte", "perplexity", "METEOR", "macro-F1",
+              "chrF", "parameters", "decode tokens/s")  # fmt: skip
 STYLES = {"good": "green", "bad": "red", "unclear": "yellow", "": ""}
 
 
@@ -27,7 +30,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
     console = console or _console()
     console.print(Text(headline(run), style="bold"))
     console.print()
-    console.print(table(run))
+    console.print(table(run, width=console.width))
     for step in run.steps:
         for warning in step.report.warnings if step.report else []:
             console.print(Text(units.clean(f"warning: {step.name}: {warning}"), style="yellow"))
@@ -38,28 +41,47 @@ def print_run(folder: Path, console: Console | None = None) -> None:
 
 def print_comparison(runs: Mapping[str, Path], console: Console | None = None) -> None:
     """The points of a sweep beside one another, by the words that made each."""
-    (console or _console()).print(compare(runs))
+    console = console or _console()
+    console.print(compare(runs, width=console.width))
 
 
-def table(run: Run) -> Grid:
+def table(run: Run, *, width: int = COLUMNS) -> Grid:
     """One row per checkpoint; columns that no row fills are left out."""
-    return _grid(results_table(results.rows(run), max_metrics=MAX_METRICS))
+    return _grid(_narrowed(results_table(results.rows(run), max_metrics=MAX_METRICS), width))
 
 
-def compare(runs: Mapping[str, Path]) -> Grid:
+def compare(runs: Mapping[str, Path], *, width: int = COLUMNS) -> Grid:
     """One row per run, by its label: the run's last checkpoint."""
     found = [(label, results.rows(read_run(folder))[-1:]) for label, folder in runs.items()]
     points = [(label, row) for label, rows in found for row in rows]
-    return _grid(compare_table(points, max_metrics=MAX_METRICS - 1))
+    return _grid(_narrowed(compare_table(points, max_metrics=MAX_METRICS), width))
+
+
+def _narrowed(shown: Table, width: int) -> Table:
+    """Leave out what matters least until the rest fits: half a figure is worse than none."""
+    for title in EXPENDABLE:
+        if _width(shown) <= width:
+            break
+        kept = [i for i, column in enumerate(shown.columns) if column.title != title]
+        rows = [[row[i] for i in kept] for row in shown.rows]
+        shown = Table(shown.caption, [shown.columns[i] for i in kept], rows)
+    return shown
+
+
+def _width(shown: Table) -> int:
+    texts = [[_broken(c), *(_text(row[i]).plain for row in shown.rows)]
+             for i, c in enumerate(shown.columns)]  # fmt: skip
+    widest = [max(cell_len(line) for text in column for line in text.splitlines())
+              for column in texts]  # fmt: skip
+    return sum(widest) + 2 * len(widest)  # two spaces between columns
 
 
 def _grid(shown: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for column in shown.columns:
-        if column.holds == "figures":
-            grid.add_column(_broken(column.title), justify="right", no_wrap=True)
-        else:
-            grid.add_column(column.title, overflow="fold", min_width=len(column.title))
+        is_figures = column.holds == "figures"
+        grid.add_column(_broken(column), justify="right" if is_figures else "left",
+                        no_wrap=is_figures, overflow="fold")  # fmt: skip
     for row in shown.rows:
         grid.add_row(*map(_text, row))
     return grid
@@ -72,9 +94,11 @@ def _text(cell: Cell) -> Text:
     return text
 
 
-def _broken(title: str) -> str:
+def _broken(column: Column) -> str:
     """A long title over two lines, so that figures decide how wide a column is."""
-    title = title.replace("parameters", "params").replace("/byte", "/ byte")
+    title = column.title.replace("parameters", "params").replace("/byte", "/ byte")
+    if column.holds != "figures":
+        return title
     first, space, rest = title.rpartition(" ") if " of " in title else title.partition(" ")
     return f"{first}\n{rest}" if space else title
 
