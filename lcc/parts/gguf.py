@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import tokenizers, torch, transformers
@@ -22,18 +24,52 @@ def read_gguf(file: Path, *, dtype: str) -> tuple[Any, PreTrainedTokenizerBase, 
     import gguf
 
     hush()
-    try:
-        module = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=getattr(torch, dtype)
-        )
-    except (ValueError, KeyError) as error:
-        raise RecipeError(f"{file.name}: transformers cannot read this GGUF ({error}).") from None
-    _forget_quantization(module)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    reader = gguf.GGUFReader(file)
+    with _one_reader() as reader_of:
+        try:
+            module = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=getattr(torch, dtype)
+            )
+        except (ValueError, KeyError) as error:
+            sentence = f"{file.name}: transformers cannot read this GGUF ({error})."
+            raise RecipeError(sentence) from None
+        _forget_quantization(module)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        reader = reader_of(file)
     _mend_pre_tokenizer(tokenizer, _field(reader, "tokenizer.ggml.pre"))
     kind = gguf.LlamaFileType(_field(reader, "general.file_type"))
     return module, tokenizer, f"dequantized {kind.name.removeprefix('MOSTLY_')}"
+
+
+@contextmanager
+def _one_reader() -> Iterator[Any]:
+    """Let transformers share one parse of the header, which it would make four times.
+
+    262,144 tokens and their merges take half a minute a parse, most of it in numpy's memmap
+    slicing, which a plain view of the same mapped bytes avoids.
+    """
+    import gguf
+    import numpy
+
+    class Shared(gguf.GGUFReader):
+        def _get(self, *args: Any, **options: Any) -> Any:
+            if isinstance(self.data, numpy.memmap):
+                self.data = cast(Any, self.data.view(numpy.ndarray))
+            return super()._get(*args, **options)
+
+    opened: dict[str, Any] = {}
+
+    def reader_of(path: Any, *args: Any) -> Any:
+        if str(path) not in opened:
+            opened[str(path)] = Shared(path, *args)
+        return opened[str(path)]
+
+    module: Any = gguf
+    original = module.GGUFReader
+    module.GGUFReader = reader_of
+    try:
+        yield reader_of
+    finally:
+        module.GGUFReader = original
 
 
 def _field(reader: GGUFReader, key: str) -> Any:
