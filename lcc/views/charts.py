@@ -36,8 +36,8 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     drawing.line(at, "path")
     _dots(drawing, shown, at, metric, y)
     sizes = (
-        " A larger dot decodes faster; its number is tokens a second."
-        if any(r.speed.decode for r in shown)
+        f" A larger dot is faster; its number is {shown[0].speed.unit}."
+        if any(r.speed.rate for r in shown)
         else ""
     )
     better = "lower is better" if results.lower_is_better(metric) else "higher is better"
@@ -48,17 +48,17 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
 def _dots(
     drawing: Drawing, shown: Sequence[Row], at: Sequence[tuple[float, float]], metric: str, y: Scale
 ) -> None:
-    fastest = max((r.speed.decode or 0 for r in shown), default=0)
-    radii = [3.5 + 5.5 * (r.speed.decode or 0) / fastest if fastest else 5.0 for r in shown]
+    fastest = max((r.speed.rate or 0 for r in shown), default=0)
+    radii = [3.5 + 5.5 * (r.speed.rate or 0) / fastest if fastest else 5.0 for r in shown]
     taken = [Box(px - r, py - r, 2 * r, 2 * r) for (px, py), r in zip(at, radii, strict=True)]
     for row, (px, py), radius in zip(shown, at, radii, strict=True):
         score = row.scores[metric]
         if score.low is not None and score.high is not None:
             drawing.line([(px, y(score.low)), (px, y(score.high))], "error")
-        speed = f", {units.rate(row.speed.decode)} tokens/s" if row.speed.decode else ""
+        speed = f", {units.rate(row.speed.rate)} {row.speed.unit}" if row.speed.rate else ""
         hint = f"{row.checkpoint}: {units.score(score.value, score.unit)}, {units.size(row.bytes)}"
         drawing.dot(px, py, radius=radius, style="dot", title=hint + speed)
-        soft = f"{units.rate(row.speed.decode)}/s" if row.speed.decode else ""
+        soft = f"{units.rate(row.speed.rate)}/s" if row.speed.rate else ""
         box = _free_place(f"{row.checkpoint} {soft}", px, py, radius, taken)
         taken.append(box)
         drawing.label(box.left, box.top + 12, row.checkpoint, soft=soft, style="mark")

@@ -42,14 +42,22 @@ def steps(run: Run) -> Iterator[Block]:
 
 
 def remarks(run: Run) -> Iterator[Block]:
-    """Everything that a step said a reader must know: warnings first."""
-    reports = [(s.name, s.report) for s in run.steps if s.report]
-    warnings = [units.clean(f"{n}: {text}") for n, r in reports for text in r.warnings]
-    notes = [units.clean(f"{n}: {text}") for n, r in reports for text in r.notes]
+    """Everything that a step said a reader must know: warnings first, each sentence once."""
+    reports = [(step.name, step.report) for step in run.steps if step.report]
+    warnings = _once([(name, text) for name, report in reports for text in report.warnings])
+    notes = _once([(name, text) for name, report in reports for text in report.notes])
     if warnings:
         yield Bullets(warnings, tone="bad")
     if notes:
         yield Bullets(notes)
+
+
+def _once(said: list[tuple[str, str]]) -> list[str]:
+    """`step: sentence`, with every step that said the same before it."""
+    names: dict[str, list[str]] = {}
+    for name, text in said:
+        names.setdefault(text, []).append(name)
+    return [units.clean(f"{', '.join(who)}: {text}") for text, who in names.items()]
 
 
 def _seconds(step: RunStep) -> float | None:

@@ -75,10 +75,13 @@ def _kept(last: Score, before: Score, metric: str) -> str:
 
 
 def _speed(first: Row, last: Row) -> str:
-    before, after = first.speed.decode, last.speed.decode
+    """Speeds side by side; weights run in another form than stored are named as such."""
+    before, after = first.speed.rate, last.speed.rate
     if not before or not after:
         return ""
-    return f", decoding {units.rate(after)} tokens/s where {first.checkpoint} decodes " \
+    backend = last.speed.backend if last.speed.backend not in ("", "dense") else ""
+    form = f" ({backend})" if backend else ""
+    return f"; {units.rate(after)} {last.speed.unit}{form} where {first.checkpoint} has " \
            f"{units.rate(before)}"  # fmt: skip
 
 

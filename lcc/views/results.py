@@ -42,11 +42,22 @@ class Speed:
     """One line of the bench: one checkpoint at one batch size."""
 
     batch_size: int | None = None
+    backend: str = ""  # how the weights were run: dense, dequantized, a packed format's own kernels
     prefill: float | None = None  # tokens/s
     decode: float | None = None  # tokens/s
+    texts: float | None = None  # texts/s, of a model that generates nothing
     p50_seconds: float | None = None
     p99_seconds: float | None = None
     peak_memory_bytes: float | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """What a user waits for: decoded tokens, or answered texts, a second."""
+        return self.decode or self.texts
+
+    @property
+    def unit(self) -> str:
+        return "tokens/s" if self.decode else "texts/s"
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Row:
 
     @property
     def speed(self) -> Speed:
-        """The bench at the smallest batch: what one user feels."""
+        """The bench at the smallest batch, what one user feels; the first backend is the dense."""
         return self.speeds[0] if self.speeds else Speed()
 
 
@@ -161,9 +172,13 @@ def scores(report: StepReport) -> dict[str, Score]:
             for score in _score(report, name)}  # fmt: skip
 
 
+def is_side(name: str) -> bool:
+    """Whether a measure only goes with a metric: a bound, a difference, a verdict."""
+    return name.endswith(("_low", "_high")) or "_delta_" in name or "verdict" in name
+
+
 def _is_metric(report: StepReport, name: str) -> bool:
-    is_side = "_delta_" in name or name.endswith(("_low", "_high"))
-    return not is_side and (f"{name}_low" in report.measures or name in ORDER)
+    return not is_side(name) and (f"{name}_low" in report.measures or name in ORDER)
 
 
 def _score(report: StepReport, name: str) -> Iterator[Score]:
@@ -200,8 +215,9 @@ def _speeds(run: Run) -> dict[str, list[Speed]]:
 
 
 def _speed(line: dict[str, Any]) -> Speed:
-    return Speed(line.get("batch_size"), line.get("prefill_tokens_per_second"),
-                 line.get("decode_tokens_per_second"), line.get("latency_p50_seconds"),
+    return Speed(line.get("batch_size"), str(line.get("backend") or ""),
+                 line.get("prefill_tokens_per_second"), line.get("decode_tokens_per_second"),
+                 line.get("texts_per_second"), line.get("latency_p50_seconds"),
                  line.get("latency_p99_seconds"), line.get("peak_memory_bytes"))  # fmt: skip
 
 

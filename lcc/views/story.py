@@ -74,9 +74,9 @@ def _protocol(run: Run) -> Iterator[Block]:
     said: dict[str, list[str]] = {}
     for step in run.of_kind("eval"):
         assert step.report is not None, step.name
-        shown = {*results.scores(step.report), "verdict", "verdict_base"}
+        shown = results.scores(step.report)
         for name, measure in step.report.measures.items():
-            if name in shown or name.endswith(("_low", "_high")) or "_delta_" in name:
+            if name in shown or results.is_side(name) or measure.value is None:
                 continue
             text = f"{name.replace('_', ' ')}: {units.quantity(measure.value, measure.unit)}"
             said.setdefault(units.clean(text), []).append(results.checkpoint_of(run, step))
@@ -91,7 +91,7 @@ def _machine_speed(run: Run) -> Iterator[Block]:
     for bench in run.of_kind("bench"):
         assert bench.report is not None, bench.name
         facts = [f"{name.replace('_', ' ')} {units.quantity(m.value, m.unit)}"
-                 for name, m in bench.report.measures.items()]  # fmt: skip
+                 for name, m in bench.report.measures.items() if m.value is not None]  # fmt: skip
         if facts:
             yield Prose(units.clean(f"The machine itself: {', '.join(facts)}."))
 

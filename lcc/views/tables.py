@@ -30,18 +30,24 @@ def compare_table(points: Sequence[tuple[str, Row]], *, max_metrics: int | None 
 
 
 def speed_table(found: Sequence[Row]) -> Table:
-    """Every line of the bench."""
-    titles = ["batch", "prefill tokens/s", "decode tokens/s", "latency p50", "latency p99",
-              "peak memory"]  # fmt: skip
-    rows = [
-        [Cell(units.clean(row.checkpoint)), Cell(units.count(s.batch_size)),
-         Cell(units.rate(s.prefill)), Cell(units.rate(s.decode)),
-         Cell(units.duration(s.p50_seconds)), Cell(units.duration(s.p99_seconds)),
-         Cell(units.size(s.peak_memory_bytes))]
-        for row in found for s in row.speeds
-    ]  # fmt: skip
+    """Every line of the bench; columns that no line fills are left out."""
+    lines = [(row, speed) for row in found for speed in row.speeds]
+    candidates: list[tuple[str, list[str]]] = [
+        ("backend", [units.clean(s.backend) for _, s in lines]),
+        ("batch", [units.count(s.batch_size) for _, s in lines]),
+        ("prefill tokens/s", [units.rate(s.prefill) for _, s in lines]),
+        ("decode tokens/s", [units.rate(s.decode) for _, s in lines]),
+        ("texts/s", [units.rate(s.texts) for _, s in lines]),
+        ("latency p50", [units.duration(s.p50_seconds) for _, s in lines]),
+        ("latency p99", [units.duration(s.p99_seconds) for _, s in lines]),
+        ("peak memory", [units.size(s.peak_memory_bytes) for _, s in lines]),
+    ]
+    filled = [(title, texts) for title, texts in candidates if set(texts) - {"", units.MISSING}]
+    rows = [[Cell(units.clean(row.checkpoint)), *(Cell(texts[i]) for _, texts in filled)]
+            for i, (row, _) in enumerate(lines)]  # fmt: skip
+    columns = [Column(t, "name" if t == "backend" else "figures") for t, _ in filled]
     return Table("Measured interleaved over all checkpoints, one fresh process each.",
-                 [Column("checkpoint", "name"), *map(Column, titles)], rows)  # fmt: skip
+                 [Column("checkpoint", "name"), *columns], rows)  # fmt: skip
 
 
 def tone(verdict: str) -> Tone:
@@ -63,6 +69,7 @@ def _columns(found: Sequence[Row], max_metrics: int | None) -> list[tuple[str, D
         (change, _change, any(r.to_reference or r.to_base for r in found)),
         ("decode tokens/s", lambda r: Cell(units.rate(r.speed.decode)),
          any(r.speed.decode for r in found)),
+        ("texts/s", lambda r: Cell(units.rate(r.speed.texts)), any(r.speed.texts for r in found)),
         ("latency p50, p99", _latency, any(r.speed.p50_seconds for r in found)),
         ("peak memory", lambda r: Cell(units.size(r.speed.peak_memory_bytes)),
          any(r.speed.peak_memory_bytes for r in found)),

@@ -92,7 +92,7 @@ def _steps() -> Any:
     for checkpoint in MODELS:
         yield _evaluation(checkpoint)
     yield _report("bench", "bench", tables={"speed": list(_speeds()), "machine": []},
-                  measures={"bandwidth": _m(14.5e9, "bytes/s")})  # fmt: skip
+                  measures={"memory_bandwidth": _m(14.5e9, "bytes/s")})  # fmt: skip
 
 
 def _report(name: str, kind: str, **facts: Any) -> dict[str, Any]:
@@ -109,8 +109,9 @@ def _evaluation(checkpoint: str) -> dict[str, Any]:
     step, _, _, _, bleu, chrf, bits, _ = MODELS[checkpoint]
     measures = {**_with_interval("bleu", bleu, 3.1, "BLEU"),
                 **_with_interval("chrf", chrf, 2.2, "chrF"),
-                "bits_per_byte": _m(bits, "bits"), "empty_outputs": _m(1, "count"),
-                "samples": _m(400, "count"), "demonstrations": _m(0, "count"),
+                "bits_per_byte": _m(bits, "bits/byte"), "num_empty": _m(1, "count"),
+                "num_samples": _m(400, "count"),
+                "num_shots": _m(2 if checkpoint in ("base", "vocab") else 0, "count"),
                 "bleu_signature": _m("nrefs:1|case:mixed|tok:zh|smooth:exp", "")}  # fmt: skip
     inputs = {"model": key_of(step)}
     if checkpoint != "base":
@@ -121,7 +122,11 @@ def _evaluation(checkpoint: str) -> dict[str, Any]:
         measures |= _with_interval("bleu_delta_reference", delta, 1.6, "BLEU")
         measures |= _with_interval("bleu_delta_base", bleu - 21.6, 2.4, "BLEU")
         word = "gained" if delta > 3 else "lost" if delta < -3 else "unclear"
-        measures |= {"verdict": _m(word), "verdict_base": _m("gained" if bleu > 25 else "kept")}
+        measures |= {
+            "bleu_verdict_reference": _m(word),
+            "verdict": _m(word),
+            "verdict_base": _m("gained" if bleu > 25 else "kept"),
+        }
     return _report(f"eval.{checkpoint}", "eval", inputs=inputs, measures=measures)
 
 
@@ -134,12 +139,16 @@ def _speeds() -> Any:
     for checkpoint, (_, _, parameters, size, _, _, _, decode) in MODELS.items():
         for batch in (1, 8):
             yield {"checkpoint": checkpoint, "batch_size": batch,
+                   "backend": "dequantized" if checkpoint == "quantize" else "dense",
                    "prefill_tokens_per_second": 612.0 * batch**0.3,
                    "decode_tokens_per_second": decode * batch**0.7,
                    "latency_p50_seconds": batch**0.3 / decode,
                    "latency_p99_seconds": 1.4 * batch**0.3 / decode,
                    "peak_memory_bytes": 4 * parameters + 3e8, "parameters": parameters,
-                   "bytes": size}  # fmt: skip
+                   "disk_bytes": size}  # fmt: skip
+    yield {"checkpoint": "quantize", "batch_size": 1, "backend": "compressed-tensors",
+           "decode_tokens_per_second": 1.1, "latency_p50_seconds": 2.9,
+           "latency_p99_seconds": 3.1}  # fmt: skip
 
 
 def _node(name: str, kind: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def test_a_whole_run_tells_training_then_the_price_of_the_small_model(run_folder
     assert headline(read_run(run_folder)) == (
         "finetune takes BLEU from 21.6 to 37.4 (+15.8, 95 % interval +13.4 to +18.4: gained). "
         "quantize reaches 35.1 (93.9 % kept; −2.3, 95 % interval −3.9 to −0.5: unclear) with "
-        "121 MB on disk, 21.2 % of base, decoding 12.1 tokens/s where base decodes 11.2."
+        "121 MB on disk, 21.2 % of base; 12.1 tokens/s (dequantized) where base has 11.2."
     )
 
 

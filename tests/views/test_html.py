@@ -102,3 +102,11 @@ def test_a_run_with_nothing_finished_still_has_a_page(run_folder: Path) -> None:
     (run_folder / "run.json").write_text(text)
     page = page_of(run_folder)
     assert "No checkpoint has been made yet." in page.words
+
+
+def test_a_sentence_that_many_steps_say_stands_once(run_folder: Path) -> None:
+    for name in ("eval.base", "eval.vocab"):
+        change_report(run_folder, name, notes=["Paired bootstrap, 1000 resamples."])
+    words = "".join(page_of(run_folder).words)
+    assert words.count("Paired bootstrap, 1000 resamples.") == 1
+    assert "eval.base, eval.vocab: Paired bootstrap" in words

@@ -25,7 +25,8 @@ def test_every_checkpoint_has_a_row_in_the_order_it_was_made(run_folder: Path) -
     assert (last.parameters, last.bytes) == (97_100_000, 120_700_000)
     assert last.size_ratio == 120_700_000 / 570_400_000
     assert last.scores["bleu"].low == 32.0
-    assert (last.speed.batch_size, last.speed.decode) == (1, 12.1)
+    assert (last.speed.batch_size, last.speed.backend, last.speed.rate) == (1, "dequantized", 12.1)
+    assert [s.backend for s in last.speeds] == ["dequantized", "compressed-tensors", "dequantized"]
 
 
 def test_a_delta_names_the_checkpoint_it_was_measured_against(run_folder: Path) -> None:
@@ -69,3 +70,10 @@ def test_facts_are_plain_json(run_folder: Path) -> None:
     assert facts["steps"][2]["notes"] == [
         "17,013 of 262,144 tokens kept; 0.3 % of held-out tokens fall back."
     ]
+
+
+def test_an_encoders_speed_is_texts_a_second(run_folder: Path) -> None:
+    line = {"checkpoint": "base", "batch_size": 1, "texts_per_second": 31.0}
+    change_report(run_folder, "bench", tables={"speed": [line]})
+    speed = results.rows(read_run(run_folder))[0].speed
+    assert (speed.rate, speed.unit, speed.decode) == (31.0, "texts/s", None)
