@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import peft, torch, transformers
+from lcc.engine.sparse_training import mask_adapters, mask_weights, zero_masks
 from lcc.parts.model import Bundle, auto_class
 
 if TYPE_CHECKING:
@@ -49,12 +50,12 @@ def attach(bundle: Bundle, model: Any, note: Note) -> None:
     bundle.with_card(form="adapter")
 
 
-def refuse_sparse(bundle: Bundle) -> None:
+def refuse_sparse(bundle: Bundle, method: str) -> None:
     """A dense change would fill a sparse model's zeros when it is merged."""
     if bundle.card.sparse:
         raise RecipeError(
-            f"method: model {bundle.card.name!r} is sparse ({bundle.card.sparse}) and an adapter "
-            "would fill its zeros; use method=full, which keeps them."
+            f"method: model {bundle.card.name!r} is sparse ({bundle.card.sparse}) and {method} "
+            "would fill its zeros; use method=full or method=lora, which keep them."
         )
 
 
@@ -67,8 +68,8 @@ def read_note(folder: Path) -> Note:
         raise IntegrityError(f"{folder / NOTE_FILE}: not readable ({error}).") from None
 
 
-def load_nf4(bundle: Bundle, device: str, dtype: str) -> Module:
-    """The bundle's weights in NF4.
+def load_nf4(bundle: Bundle, device: str, dtype: str, *, seed: int) -> Module:
+    """The bundle's weights in NF4; a head that its folder lacks is drawn from `seed`.
 
     Always with double quantization, and never repacked: on a CPU with AVX-512 the first eval
     forward would lay the weights out anew, after which no gradient passes through them, and
@@ -79,9 +80,13 @@ def load_nf4(bundle: Bundle, device: str, dtype: str) -> Module:
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        # A generating model's output layer is left alone anyway; a classifier must be told.
+        llm_int8_skip_modules=["classifier", "score"] if bundle.card.head == "classify" else None,
     )  # fmt: skip
+    shape = {} if bundle.module is None else {"config": bundle.module.config}
+    torch.manual_seed(seed)
     model: Module = auto_class(bundle.card).from_pretrained(
-        bundle.path, quantization_config=config, dtype=compute, device_map={"": device},
+        bundle.path, **shape, quantization_config=config, dtype=compute, device_map={"": device},
         use_safetensors=True,
     )  # fmt: skip
     for module in model.modules():
@@ -92,15 +97,15 @@ def load_nf4(bundle: Bundle, device: str, dtype: str) -> Module:
 
 def base_for(bundle: Bundle, note: Note, *, seed: int) -> Module:
     """The float32 weights that an adapter was trained on: the bundle's own, or through NF4."""
-    if note.base == "nf4":
-        quantized: Any = load_nf4(bundle, "cpu", "float32")
-        dense: Module = quantized.dequantize()
-        return dense.float()
     if note.labels:
         bundle.with_head(
             note.head,  # type: ignore[arg-type]
             num_labels=len(note.labels), seed=seed, labels=note.labels,
         )  # fmt: skip
+    if note.base == "nf4":
+        quantized: Any = load_nf4(bundle, "cpu", "float32", seed=seed)
+        dequantized: Module = quantized.dequantize()
+        return dequantized.float()
     base: Module = bundle.load()
     return base
 
@@ -114,11 +119,20 @@ class Merged:
     largest_logit: float
 
 
-def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]]) -> Merged:
-    """Put the adapter of `folder` into `base`, in place, comparing logits on `probes`."""
+def merge(
+    base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse: bool = False
+) -> Merged:
+    """Put the adapter of `folder` into `base`, in place, comparing logits on `probes`.
+
+    With `sparse` the zeros of `base` stay zero, as they were while the adapter was trained.
+    """
+    masks = zero_masks(base) if sparse else {}
     adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+    if sparse:
+        mask_adapters(adapted)
     before = _logits(adapted, probes)
     model = adapted.merge_and_unload()
+    mask_weights(model, masks)
     after = _logits(model, probes)
     differences = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
     largest = max(float(a.abs().max()) for a in before)

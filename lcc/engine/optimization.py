@@ -1,16 +1,15 @@
-"""From gradients to changed weights: parameter groups, clipping's contract, what must stay zero."""
+"""From gradients to changed weights: parameter groups, schedules, what clipping promises."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lcc.core.lazy import torch, transformers
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -67,32 +66,6 @@ def schedule_of(
         _SCHEDULES[name], optimizer, num_warmup_steps=warmup, num_training_steps=num_steps
     )
     return scheduler
-
-
-def zero_masks(model: Module) -> dict[str, Tensor]:
-    """Where a sparse model's linear weights are not zero, by parameter name."""
-    masks = {}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            kept = module.weight.detach() != 0
-            if not bool(kept.all()):
-                masks[f"{name}.weight"] = kept
-    return masks
-
-
-def mask_gradients(model: Module, masks: Mapping[str, Tensor]) -> None:
-    """Zero the gradients of pruned weights, in place, so that clipping does not count them."""
-    for name, kept in masks.items():
-        gradient = model.get_parameter(name).grad
-        if gradient is not None:
-            gradient.mul_(kept)
-
-
-def mask_weights(model: Module, masks: Mapping[str, Tensor]) -> None:
-    """Put pruned weights back to zero, in place."""
-    with torch.no_grad():
-        for name, kept in masks.items():
-            model.get_parameter(name).mul_(kept)
 
 
 def set_dropout(model: Module, probability: float) -> None:

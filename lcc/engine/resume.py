@@ -79,12 +79,11 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                numbers[f"{index}.{name}"] = value
+    for path, value in _leaves(state["state"]):
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value
+        else:
+            numbers[path] = value
     return tensors, {"numbers": numbers, "groups": state["param_groups"]}
 
 
@@ -92,13 +91,24 @@ def restore_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     """Give `optimizer` back what `optimizer_state` took."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *facts["numbers"].items()]:
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+    state: dict[int, Any] = {}
+    for path, value in [*tensors.items(), *facts["numbers"].items()]:
+        index, *inner, name = path.split("/")
+        node = state.setdefault(int(index), {})
+        for key in inner:
+            node = node.setdefault(key, {})
+        node[name] = value
     groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group
               for group in facts["groups"]]  # fmt: skip
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):  # bitsandbytes keeps its 8-bit moments one level down
+            yield from _leaves(value, f"{path}{key}/")
+        else:
+            yield f"{path}{key}", value
 
 
 class Interruption:

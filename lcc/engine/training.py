@@ -18,8 +18,6 @@ from lcc.engine.batching import batches_from, epoch_ends
 from lcc.engine.optimization import (
     Clip,
     OptimizerCard,
-    mask_gradients,
-    mask_weights,
     parameter_groups,
     schedule_of,
 )
@@ -32,6 +30,7 @@ from lcc.engine.resume import (
     watched,
     write_state,
 )
+from lcc.engine.sparse_training import mask_gradients, mask_weights
 from lcc.engine.stepping import Examples, Stepper
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Training:
     train: Examples
     validation: Examples
     clip: Clip
-    optimizer: OptimizerCard
+    optimizer_card: OptimizerCard
     lr: float
     state: Path
     curves: CurveFile
@@ -88,9 +87,9 @@ class Training:
         self.num_steps = self.epoch_ends[-1]
         self.counters = Counters(micro_tokens=self.stepper.micro_tokens)
         groups = parameter_groups(self.model, o.weight_decay)
-        self.optimizer_ = self.optimizer.build(groups, self.lr)
+        self.optimizer = self.optimizer_card.build(groups, self.lr)
         self.schedule = schedule_of(
-            o.schedule, self.optimizer_, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
+            o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
         self.best: dict[str, Tensor] = {}
 
@@ -128,10 +127,10 @@ class Training:
         found = self.clip.apply(self.stepper.trainable)
         is_finite = math.isfinite(loss) and math.isfinite(found.norm_before)
         if is_finite:
-            self.optimizer_.step()
+            self.optimizer.step()
             self.schedule.step()
             mask_weights(self.model, self.masks)
-        self.optimizer_.zero_grad()
+        self.optimizer.zero_grad()
         if epoch != counters.epoch:
             counters.epoch, counters.loss_sum, counters.loss_targets = epoch, 0.0, 0
         counters.step += 1
@@ -225,7 +224,7 @@ class Training:
     def _save(self) -> None:
         if self.dist.is_main:
             self.counters.micro_tokens = self.stepper.micro_tokens
-            tensors, optimizer = optimizer_state(self.optimizer_)
+            tensors, optimizer = optimizer_state(self.optimizer)
             groups = {"trainable": self._trainable(), "optimizer": tensors, "best": self.best}
             facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
                      "schedule": self.schedule.state_dict(),
@@ -243,7 +242,7 @@ class Training:
         self.stepper.micro_tokens = self.counters.micro_tokens
         self._load(saved.tensors["trainable"])
         self.best = saved.tensors.get("best", {})
-        restore_optimizer(self.optimizer_, saved.tensors["optimizer"], facts["optimizer"])
+        restore_optimizer(self.optimizer, saved.tensors["optimizer"], facts["optimizer"])
         self.schedule.load_state_dict(facts["schedule"])
         # Sums differ in their last bits between thread counts.
         torch.set_num_threads(facts["threads"])

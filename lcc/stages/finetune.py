@@ -13,8 +13,9 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.tracking import CurveFile
 from lcc.engine.objectives import Distillation, logits_function, require_loss
-from lcc.engine.optimization import set_dropout, zero_masks
+from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
+from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper
 from lcc.engine.training import Counters, Training
 from lcc.methods.adapters.lora import Lora
@@ -90,7 +91,11 @@ class Finetune(TrainingOptions):
         rows = context.data.rows(split)
         if limit is not None and limit < len(rows):
             rows = random.Random(f"{split} {context.seed}").sample(rows, limit)
-        encoded = [task.encode(r, bundle.tokenizer, max_length=self.max_length) for r in rows]
+        encoded = []
+        with context.progress.track(f"encode {split}", len(rows), unit="row") as bar:
+            for row in rows:
+                encoded.append(task.encode(row, bundle.tokenizer, max_length=self.max_length))
+                bar.advance()
         examples = Examples(encoded, task.head)
         if split == "train" and not len(examples):
             raise DataError(f"finetune: none of {len(rows)} training rows has a target within "
@@ -114,12 +119,13 @@ class Finetune(TrainingOptions):
             dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
             distillation=self._distillation(model, context),
         )  # fmt: skip
+        masked = bundle.card.sparse is not None and self.method.produces == "dense"
         return Training(
             options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
-            optimizer=self.optimizer, lr=self.lr or self.method.default_lr, state=context.state,
-            curves=CurveFile(context.folder / "curves.jsonl"), tracker=context.tracker,
-            progress=context.progress,
-            masks=zero_masks(model) if bundle.card.sparse else {},
+            optimizer_card=self.optimizer, lr=self.lr or self.method.default_lr,
+            state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
+            tracker=context.tracker, progress=context.progress,
+            masks=zero_masks(model) if masked else {},
         )  # fmt: skip
 
     def _distillation(self, model: Module, context: Context) -> Distillation | None:
@@ -164,6 +170,9 @@ def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
     if task.head == "classify":
         names = task.label_names
         bundle.with_head("classify", num_labels=len(names), seed=seed, labels=names)
+        config = bundle.load(dtype=None).config
+        if config.pad_token_id is None:  # a decoder finds a text's last token by it
+            config.pad_token_id = _pad_id(bundle)
     elif bundle.lacks_head(task.head):
         bundle.with_head(task.head, seed=seed)
 

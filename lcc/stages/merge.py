@@ -34,7 +34,7 @@ class Merge:
         folder = context.inputs["adapter"] / "adapter"
         note = read_note(folder)
         base = base_for(bundle, note, seed=context.seed)
-        merged = merge(base, folder, probes=_probes(bundle))
+        merged = merge(base, folder, probes=_probes(bundle), sparse=bundle.card.sparse is not None)
         allowed = self.tolerance * max(1.0, merged.largest_logit)
         if not merged.max_abs_logit_difference <= allowed:
             raise GateError(

@@ -82,9 +82,12 @@ def test_a_merged_adapter_gives_the_logits_it_was_trained_to(
         torch.testing.assert_close(alone(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_classification_head_travels_with_its_adapter(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_classification_head_travels_with_its_adapter(
+    world: Path, tmp_path: Path, method: str
+) -> None:
     context = tuning.context(tmp_path / "work", world, tuning.MOOD)
-    outcome = finetune(method="lora", max_steps=2).run(tuning.bundle(world / "classify"), context)
+    outcome = finetune(method=method, max_steps=2).run(tuning.bundle(world / "classify"), context)
     assert outcome.bundle is not None
     save(outcome.bundle, tmp_path / "trained" / "model")
     merging = tuning.context(tmp_path / "m", world, inputs={"adapter": tmp_path / "trained"})
@@ -118,11 +121,67 @@ def test_full_training_keeps_a_sparse_parents_zeros(world: Path, tmp_path: Path)
     assert not torch.equal(weight, before)
 
 
-def test_an_adapter_on_a_sparse_parent_is_refused(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_an_adapter_merged_into_a_sparse_parent_keeps_its_zeros(
+    sparse_world: Path, tmp_path: Path, method: str
+) -> None:
+    parent = tuning.bundle(sparse_world / "sparse")
+    stage = finetune(method=method, lr=1e-2, max_steps=3)
+    trained = stage.run(parent, tuning.context(tmp_path / "work", sparse_world)).bundle
+    assert trained is not None
+    save(trained, tmp_path / "trained" / "model")
+    merging = tuning.context(tmp_path / "m", sparse_world, inputs={"adapter": tmp_path / "trained"})
+    before = tuning.bundle(sparse_world / "sparse").load().model.layers[0].mlp.up_proj.weight
+    merged = Merge().run(tuning.bundle(sparse_world / "sparse"), merging)
+    assert merged.bundle is not None and merged.measures["max_abs_logit_difference"].value < 1e-4
+    after = merged.bundle.module.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(after == 0, before == 0)
+    ids = torch.arange(3, 15).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged.bundle.module(input_ids=ids).logits, trained.module(input_ids=ids).logits
+        )
+
+
+@pytest.fixture(scope="module")
+def sparse_world(world: Path) -> Path:
     parent = tuning.bundle(world / "causal")
-    parent.with_card(sparse="2:4")
+    weight = parent.load().model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[:, ::2] = 0.0
+    parent.with_card(sparse="2:4", dtype="float32")
+    save(parent, world / "sparse" / "model")
+    return world
+
+
+@pytest.mark.parametrize("method", ["dora", "qlora"])
+def test_an_adapter_that_would_fill_zeros_is_refused(
+    sparse_world: Path, tmp_path: Path, method: str
+) -> None:
+    context = tuning.context(tmp_path / "work", sparse_world)
     with pytest.raises(RecipeError, match="use method=full"):
-        finetune(method="lora").run(parent, tuning.context(tmp_path / "work", world))
+        finetune(method=method).run(tuning.bundle(sparse_world / "sparse"), context)
+
+
+def test_gradient_checkpointing_changes_no_loss(world: Path, tmp_path: Path) -> None:
+    losses = []
+    for flag in (False, True):
+        context = tuning.context(tmp_path / str(flag), world)
+        stage = finetune(method="lora", max_steps=3, gradient_checkpointing=flag)
+        stage.run(tuning.bundle(world / "causal"), context)
+        losses.append([row["loss"] for row in tuning.curves(tmp_path / str(flag))])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_bfloat16_follows_float32(world: Path, tmp_path: Path, method: str) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        context = tuning.context(tmp_path / dtype, world, dtype=dtype)
+        stage = finetune(method=method, max_steps=4, lr=1e-2)
+        stage.run(tuning.bundle(world / "causal"), context)
+        losses.append([row["loss"] for row in tuning.curves(tmp_path / dtype)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_a_student_learns_from_its_teacher(world: Path, tmp_path: Path) -> None:

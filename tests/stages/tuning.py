@@ -18,11 +18,15 @@ from lcc.parts.model import Bundle, open_bundle
 from lcc.parts.task import Task
 from lcc.stage import Context
 
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", ":", "up", "down"]
 COPY = Task(name="copy", fields=("source", "target"), template="{source} :", answer=" {target}")
 PAIRS = Task(
-    name="pairs", head="seq2seq", fields=("source", "target"), template="{source}", answer="{target}"
+    name="pairs",
+    head="seq2seq",
+    fields=("source", "target"),
+    template="{source}",
+    answer="{target}",
 )
 MOOD = Task(
     name="mood", head="classify", fields=("source", "label"), template="{source}",

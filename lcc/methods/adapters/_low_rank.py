@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.lazy import peft, torch
-from lcc.engine.adapting import BaseForm, Note, attach, refuse_sparse
+from lcc.engine.adapting import BaseForm, Note, attach
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -41,7 +41,6 @@ class LowRank:
 
 def adapt(bundle: Bundle, base: Any, config: Any, *, seed: int, form: BaseForm = "dense") -> Module:
     """Freeze `base` and put a fresh adapter in it; the bundle becomes that adapter."""
-    refuse_sparse(bundle)
     torch.manual_seed(seed)  # draws A; B starts at zero
     model: Module = peft.get_peft_model(base, config)
     labels: tuple[str, ...] = ()

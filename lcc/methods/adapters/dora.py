@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
+from lcc.engine.adapting import refuse_sparse
 from lcc.methods.adapters._low_rank import LowRank, adapt
 
 if TYPE_CHECKING:
@@ -23,5 +24,6 @@ class Dora(LowRank):
     default_lr: ClassVar[float] = 1e-3
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
+        refuse_sparse(bundle, "dora")
         base = bundle.load(device=device, dtype=dtype)
         return adapt(bundle, base, self.config(bundle, use_dora=True), seed=seed)

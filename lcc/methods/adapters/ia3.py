@@ -21,7 +21,7 @@ class Ia3:
     """The fewest trained weights of all methods; they want a high learning rate.
 
     `target` and `feedforward` (those of them scaled at their input) are peft's choice for the
-    model's family unless given.
+    model's family unless given. Factors leave a sparse parent's zeros alone.
     """
 
     revision: ClassVar[int] = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
+from lcc.engine.sparse_training import mask_adapters
 from lcc.methods.adapters._low_rank import LowRank, adapt
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @card
 class Lora(LowRank):
-    """Merges into the weights it was trained on without a trace."""
+    """Over a sparse parent the change is masked in the forward: pruned weights stay zero."""
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
@@ -24,4 +25,7 @@ class Lora(LowRank):
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         base = bundle.load(device=device, dtype=dtype)
-        return adapt(bundle, base, self.config(bundle), seed=seed)
+        model = adapt(bundle, base, self.config(bundle), seed=seed)
+        if bundle.card.sparse:
+            mask_adapters(model)
+        return model

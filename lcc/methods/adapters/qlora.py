@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
-from lcc.engine.adapting import load_nf4
+from lcc.engine.adapting import load_nf4, refuse_sparse
 from lcc.methods.adapters._low_rank import LowRank, adapt
 
 if TYPE_CHECKING:
@@ -24,5 +24,6 @@ class Qlora(LowRank):
     default_lr: ClassVar[float] = 1e-3
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
-        base = load_nf4(bundle, device, dtype)
+        refuse_sparse(bundle, "qlora")
+        base = load_nf4(bundle, device, dtype, seed=seed)
         return adapt(bundle, base, self.config(bundle), seed=seed, form="nf4")

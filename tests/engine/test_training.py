@@ -1,0 +1,215 @@
+"""The loop: one large batch's numbers, whatever is split, killed, short of memory or not finite."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_cases as cases
+from training_cases import Signalling, dropout_run, examples, model, stepper, training
+
+from lcc.core.errors import DivergedError, PreemptedError, ResourceError
+from lcc.engine.resume import generations, read_state
+from lcc.methods.clipping.none import NONE
+from lcc.methods.clipping.norm import Norm
+from lcc.methods.clipping.value import Value
+from lcc.methods.optimizers.adamw import AdamW
+from lcc.methods.optimizers.adamw8bit import AdamW8bit
+from lcc.methods.trackers.none import NoneTracker
+from lcc.parts.dist import SINGLE, Dist, Distributed, launch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+
+
+def gradients(trained: Any) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in trained.parameters()]
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 20, 48])
+def test_micro_batches_give_one_large_batchs_gradient(micro_tokens: int) -> None:
+    trained, data = model().double(), examples(16)
+    whole = stepper(trained, micro_tokens=10_000).accumulate(data, range(16), step=0)
+    expected = gradients(trained)
+    split = stepper(trained, micro_tokens=micro_tokens).accumulate(data, range(16), step=0)
+    assert split == pytest.approx(whole, abs=1e-9)
+    for got, wanted in zip(gradients(trained), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-9, rtol=0)
+
+
+def test_the_loss_is_the_models_own_mean_over_all_targets() -> None:
+    trained, data = model(), examples(8)
+    loss = stepper(trained, micro_tokens=20).accumulate(data, range(8), step=0)
+    total = 0.0
+    for row in data.rows:
+        ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+        with torch.no_grad():
+            logits = trained(input_ids=ids).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum"))
+    assert loss == pytest.approx(total / sum(data.targets), abs=1e-6)
+
+
+def two_ranks(dist: Dist, folder: str) -> list[float]:
+    torch.set_num_threads(1)
+    training(Path(folder), model(), dist=dist, max_steps=5).run()
+    return [row["loss"] for row in rows_of(Path(folder))]
+
+
+@pytest.mark.skipif(not hasattr(torch.distributed, "is_gloo_available"), reason="needs gloo")
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    alone = two_ranks(SINGLE, str(tmp_path / "one"))
+    (tmp_path / "two").mkdir()
+    together = launch(two_ranks, Distributed(world_size=2), str(tmp_path / "two"))
+    assert len(alone) == 5
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    for step in (2, 7):  # before the first save; between a save and an evaluation
+        command = [sys.executable, cases.__file__, str(tmp_path / "killed"), str(step)]
+        done = subprocess.run(command, check=False)
+        assert done.returncode == -signal.SIGKILL
+    assert read_state(tmp_path / "killed" / "state") is not None
+    resumed = dropout_run(tmp_path / "killed", NoneTracker())
+    whole = dropout_run(tmp_path / "whole", NoneTracker())
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], expected), name
+    seconds = ("seconds",)
+    assert [
+        {k: v for k, v in r.items() if k not in seconds} for r in rows_of(tmp_path / "killed")
+    ] == [{k: v for k, v in r.items() if k not in seconds} for r in rows_of(tmp_path / "whole")]
+
+
+def test_a_request_to_stop_saves_the_state_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PreemptedError, match="after step 4"):
+        training(tmp_path, model(), tracker=Signalling(4, signal.SIGTERM)).run()
+    saved = read_state(tmp_path / "state")
+    assert saved is not None and saved.facts["counters"]["step"] == 4
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), AdamW8bit()])
+def test_either_optimizer_continues_bit_for_bit(tmp_path: Path, optimizer: Any) -> None:
+    stopped, whole, resumed = (model(width=64) for _ in range(3))
+    stop = Signalling(4, signal.SIGTERM)
+    with pytest.raises(PreemptedError):
+        training(tmp_path / "a", stopped, optimizer=optimizer, tracker=stop).run()
+    training(tmp_path / "a", resumed, optimizer=optimizer).run()
+    training(tmp_path / "b", whole, optimizer=optimizer).run()
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], expected), name
+
+
+def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(PreemptedError):
+        training(tmp_path, model(), save_every=2, tracker=Signalling(4, signal.SIGTERM)).run()
+    newest = generations(tmp_path / "state")[0]
+    (newest / "trainable.safetensors").write_bytes(b"cut off")
+    saved = read_state(tmp_path / "state")
+    assert saved is not None and saved.facts["counters"]["step"] == 2
+
+
+class Hungry(torch.nn.Module):
+    """Stands in for a layer: fails for want of memory on more than `limit` tokens at once."""
+
+    def __init__(self, inner: torch.nn.Module, limit: int) -> None:
+        super().__init__()
+        self.inner, self.limit = inner, limit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] * x.shape[1] > self.limit:
+            raise torch.OutOfMemoryError("out of memory (injected)")
+        return self.inner(x)
+
+
+def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:
+    trained = model()
+    plain = model()
+    trained.model.layers[1].mlp = Hungry(trained.model.layers[1].mlp, limit=30)
+    hungry = training(tmp_path / "hungry", trained, max_steps=3)
+    hungry.run()
+    training(tmp_path / "plain", plain, max_steps=3).run()
+    assert hungry.stepper.micro_tokens <= 30
+    losses = [[r["loss"] for r in rows_of(tmp_path / name)] for name in ("hungry", "plain")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_no_memory_for_a_single_example_is_said(tmp_path: Path) -> None:
+    trained = model()
+    trained.model.layers[1].mlp = Hungry(trained.model.layers[1].mlp, limit=5)
+    with pytest.raises(ResourceError, match=r"single example of .* tokens; lower max_length"):
+        training(tmp_path, trained, max_steps=3).run()
+
+
+class Poisoned(torch.nn.Module):
+    """Gives NaN in the chosen training forwards."""
+
+    def __init__(self, inner: torch.nn.Module, calls: set[int]) -> None:
+        super().__init__()
+        self.inner, self.calls, self.seen = inner, calls, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += self.training
+        return self.inner(x) * (float("nan") if self.training and self.seen in self.calls else 1)
+
+
+def test_a_nan_never_reaches_the_weights(tmp_path: Path) -> None:
+    trained = model()
+    trained.model.layers[0].mlp = Poisoned(trained.model.layers[0].mlp, {2, 7})
+    counters = training(tmp_path, trained).run()
+    assert counters.nonfinite_steps == 2
+    assert all(bool(p.isfinite().all()) for p in trained.parameters())
+
+
+def test_too_many_nans_in_a_row_stop_with_the_last_good_state(tmp_path: Path) -> None:
+    trained = model()
+    trained.model.layers[0].mlp = Poisoned(trained.model.layers[0].mlp, set(range(9, 999)))
+    with pytest.raises(DivergedError, match="3 steps in a row") as caught:
+        training(tmp_path, trained, max_nonfinite=3).run()
+    assert caught.value.exit_code == 7
+    saved = read_state(tmp_path / "state")
+    assert saved is not None
+    good = saved.facts["counters"]["step"]
+    assert good >= 1 and f"after step {good} is kept" in str(caught.value)
+    assert all(bool(t.isfinite().all()) for t in saved.tensors["trainable"].values())
+
+
+def test_the_best_weights_are_kept(tmp_path: Path) -> None:
+    trained = model()
+    run = training(tmp_path, trained, eval_every=1, schedule="constant", epochs=8)
+    counters = run.run()
+    losses = [row["validation_loss"] for row in rows_of(tmp_path)]
+    assert counters.best_step == losses.index(min(losses)) + 1 < len(losses)
+    assert run.stepper.validate(run.validation) == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_training_stops_when_validation_stops_gaining(tmp_path: Path) -> None:
+    counters = training(tmp_path, model(), eval_every=1, patience=2, epochs=20).run()
+    assert counters.best_step == counters.step - 2
+
+
+@pytest.mark.parametrize("clip", [Norm(max_norm=0.1), Value(max_value=1e-3), NONE()])
+def test_clipping_reports_what_it_found(clip: Any) -> None:
+    trained, data = model(), examples(8)
+    stepper(trained).accumulate(data, range(8), step=0)
+    parameters = list(trained.parameters())
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    found = clip.apply(parameters)
+    after = torch.cat([p.grad.flatten() for p in parameters])
+    assert found.norm_before == pytest.approx(float(flat.norm()), rel=1e-5)
+    assert found.clipped == (not isinstance(clip, NONE))
+    if isinstance(clip, Norm):
+        assert float(after.norm()) == pytest.approx(0.1, rel=1e-3)
+    if isinstance(clip, Value):
+        assert float(after.abs().max()) <= 1.0001e-3

@@ -1,0 +1,76 @@
+"""A worker group gives rank 0's result, and a worker's sentence comes back as it was said."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from lcc.core.errors import DataError, PreemptedError, ResourceError
+from lcc.parts import dist as parts_dist
+from lcc.parts.dist import SINGLE, Dist, Distributed, launch
+
+TWO = Distributed(world_size=2)
+
+
+def collect(dist: Dist, offset: int) -> dict[str, float]:
+    tensors = [torch.full((2, 2), float(dist.rank)), torch.ones(3)]
+    dist.sum_(tensors)
+    shared = torch.tensor([float(dist.rank + 5)])
+    dist.broadcast_([shared])
+    dist.barrier()
+    return {
+        "sum": dist.sum([dist.rank + offset])[0], "mean": dist.mean([dist.rank])[0],
+        "corner": float(tensors[0][1, 1]), "ones": float(tensors[1][0]), "shared": float(shared),
+        "world_size": dist.world_size, "main": dist.is_main,
+    }  # fmt: skip
+
+
+def one_fails(dist: Dist) -> None:
+    if dist.rank == 1:
+        raise DataError("row 7 has no text.")
+    dist.barrier()
+
+
+def parent_is_stopped(dist: Dist) -> None:
+    if dist.is_main:
+        os.kill(os.getppid(), signal.SIGTERM)
+    dist.barrier()
+    signal.pause()
+
+
+def test_one_process_is_the_identity() -> None:
+    assert launch(collect, Distributed(), 10) == {
+        "sum": 10, "mean": 0, "corner": 0, "ones": 1, "shared": 5, "world_size": 1, "main": True,
+    }  # fmt: skip
+    assert SINGLE.is_main
+
+
+def test_two_processes_sum_and_share() -> None:
+    assert launch(collect, TWO, 10) == {
+        "sum": 21, "mean": 0.5, "corner": 1, "ones": 2, "shared": 5, "world_size": 2, "main": True,
+    }  # fmt: skip
+
+
+def test_the_error_of_any_rank_comes_back_as_itself() -> None:
+    with pytest.raises(DataError, match="row 7 has no text"):
+        launch(one_fails, TWO)
+
+
+@pytest.mark.slow
+def test_a_stopped_group_says_that_it_can_go_on() -> None:
+    with pytest.raises(PreemptedError, match="SIGTERM"):
+        launch(parent_is_stopped, TWO)
+
+
+def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_dist, "_affinity", lambda: {0, 1})
+    sentence = (
+        "distributed.world_size: asked for 4 processes, this machine has 2 cores; "
+        "use distributed=single."
+    )
+    with pytest.raises(ResourceError) as caught:
+        launch(collect, Distributed(world_size=4), 0)
+    assert str(caught.value) == sentence
