@@ -61,6 +61,14 @@ def answer(
     return [answers[i] for i in range(len(prompts))]
 
 
+def generate_exactly(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> None:
+    """Generate `num_new` tokens for every row, whatever they are; for measuring speed."""
+    with torch.inference_mode(), _own_settings(module):
+        settings = copy.deepcopy(module.generation_config)
+        settings.update(do_sample=False, max_new_tokens=num_new, eos_token_id=None, pad_token_id=0)
+        module.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+
+
 def eos_ids(module: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a text: the tokenizer's, and those the checkpoint names."""
     named = [tokenizer.eos_token_id]

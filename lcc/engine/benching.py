@@ -1,0 +1,243 @@
+"""Speed and memory of one model in a process of its own: `python -m lcc.engine.benching`.
+
+The worker reads JSON commands from stdin and answers each with one JSON line; what libraries print
+goes to stderr. A fresh process per checkpoint keeps one's memory and caches out of another's
+figures; the client (`Worker`) lets several wait while one is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lcc.core import errors
+from lcc.core.lazy import torch, transformers
+
+if TYPE_CHECKING:
+    from lcc.parts.model import Bundle
+
+TRIAD = 1 << 24  # numbers in each of the three arrays: 64 MB, beyond any cache
+MATRIX = 1024
+NUM_TRIES = 5
+LOOK_SECONDS = 0.3
+
+
+class Worker:
+    """The client's end of one measuring process."""
+
+    def __init__(self, log: Path, *, threads: int) -> None:
+        self.log, self._log = log, log.open("w", encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lcc.engine.benching"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment,
+        )  # fmt: skip
+
+    def ask(self, command: str, **options: Any) -> dict[str, Any]:
+        """The worker's answer; its LccError is raised here again."""
+        self.send(command, **options)
+        return self.receive(command)
+
+    def send(self, command: str, **options: Any) -> None:
+        """Give a command without waiting for its answer."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"command": command, **options}) + "\n")
+            self._process.stdin.flush()
+
+    def receive(self, command: str) -> dict[str, Any]:
+        """The answer to the oldest command that has none yet."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            tail = self.log.read_text(encoding="utf-8", errors="replace")[-800:]
+            raise AssertionError(f"the measuring process died at {command!r}: {tail}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise getattr(errors, reply["kind"], errors.LccError)(reply["error"])
+        return reply
+
+    def close(self) -> None:
+        """End the process; it holds nothing that must be kept."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+@contextmanager
+def workers(folder: Path, names: list[str], *, threads: int) -> Iterator[dict[str, Worker]]:
+    """One worker per name, all ended at the end."""
+    started: dict[str, Worker] = {}
+    try:
+        for number, name in enumerate(names):
+            started[name] = Worker(folder / f"bench-{number}.log", threads=threads)
+        cpus = quiet_cpus(threads)
+        # Sent to all before any is waited for: their imports may go on side by side.
+        for worker in started.values():
+            worker.send("start", threads=threads, cpus=cpus)
+        for worker in started.values():
+            worker.receive("start")
+        yield started
+    finally:
+        for worker in started.values():
+            worker.close()
+
+
+class Measuring:
+    """The worker's side: one model in memory and the clock."""
+
+    def __init__(self) -> None:
+        self.module: Any = None
+        self.device = "cpu"
+        self.baseline = 0
+        self.load_peak = 0
+
+    def start(self, threads: int, cpus: list[int]) -> dict[str, Any]:
+        """Import what is heavy, fix the threads and, where the system can, pin them to `cpus`."""
+        _ = transformers.AutoModelForCausalLM
+        torch.set_num_threads(threads)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        return {"threads": torch.get_num_threads()}
+
+    def spent(self) -> dict[str, Any]:
+        """Nothing but the CPU seconds that stand in every reply."""
+        return {}
+
+    def load(self, model: str, native: bool, device: str, dtype: str) -> dict[str, Any]:
+        """Read a model folder; memory before it is the baseline."""
+        from lcc.parts.model import open_bundle
+
+        torch.zeros(1).to(device)
+        bundle: Bundle = open_bundle(Path(model))
+        self.baseline, started = memory_bytes("VmRSS"), time.perf_counter()
+        self.module, self.device = bundle.load(device=device, dtype=dtype, native=native), device
+        self.module.eval()
+        self.load_peak = memory_bytes("VmHWM")
+        _forget_peak()
+        parameters = sum(p.numel() for p in self.module.parameters())
+        return {"parameters": parameters, "seconds": time.perf_counter() - started}
+
+    def measure(self, prompts: list[list[int]], new_tokens: int, requests: int) -> dict[str, Any]:
+        """Seconds of `requests` passes over the batch: of its first token and of all of them."""
+        from lcc.engine.decoding import generate_exactly, padded
+
+        is_decoder = new_tokens > 0
+        left = is_decoder and not self.module.config.is_encoder_decoder
+        ids, mask = padded(prompts, 0, left=left, device=self.device)
+        first, whole = [], []
+        for _ in range(requests):
+            if is_decoder:
+                first.append(
+                    self._timed(lambda: generate_exactly(self.module, ids, mask, num_new=1))
+                )
+                whole.append(
+                    self._timed(
+                        lambda: generate_exactly(self.module, ids, mask, num_new=new_tokens)
+                    )
+                )
+            else:
+                first.append(self._timed(lambda: self._forward(ids, mask)))
+        return {"first_seconds": first, "whole_seconds": whole}
+
+    def memory(self) -> dict[str, Any]:
+        """Most memory since loading, absolute and beyond what the libraries take."""
+        if self.device == "cuda":
+            peak = int(torch.cuda.max_memory_allocated())
+            return {"peak": peak, "model": peak, "load_peak": peak}
+        peak = memory_bytes("VmHWM")
+        return {"peak": peak, "model": peak - self.baseline, "load_peak": self.load_peak}
+
+    def machine(self) -> dict[str, Any]:
+        """Memory bandwidth (triad, bytes/s) and float32 matrix product (FLOP/s), best of a few."""
+        a, b, c = (torch.ones(TRIAD) for _ in range(3))
+        triad = min(
+            self._timed(lambda: torch.add(b, c, alpha=2.0, out=a)) for _ in range(NUM_TRIES)
+        )
+        left, right = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
+        product = min(self._timed(lambda: left @ right) for _ in range(2 * NUM_TRIES))
+        return {"bandwidth": 3 * 4 * TRIAD / triad, "flops": 2 * MATRIX**3 / product}
+
+    def _forward(self, ids: Any, mask: Any) -> None:
+        with torch.inference_mode():
+            self.module(input_ids=ids, attention_mask=mask)
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device in ("cuda", "mps"):
+            getattr(torch, self.device).synchronize()
+
+
+def quiet_cpus(num: int) -> list[int]:
+    """The `num` cores with the least to do just now; empty where all are wanted or none can be."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if num >= len(allowed):
+        return []
+    before = _busy_ticks()
+    time.sleep(LOOK_SECONDS)
+    after = _busy_ticks()
+    busy = {cpu: after.get(cpu, 0) - before.get(cpu, 0) for cpu in allowed}
+    return sorted(allowed, key=lambda cpu: (busy[cpu], cpu))[:num]
+
+
+def _busy_ticks() -> dict[int, int]:
+    """Ticks that each core was not idle."""
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    return {int(words[0][3:]): sum(map(int, words[1:])) - int(words[4]) - int(words[5])
+            for words in lines if words[0].startswith("cpu") and words[0] != "cpu"}  # fmt: skip
+
+
+def memory_bytes(line: str) -> int:
+    """`VmRSS` (now) or `VmHWM` (peak) of this process; where /proc is missing, always the peak."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = next(row for row in status.splitlines() if row.startswith(f"{line}:"))
+    return int(found.split()[1]) * 1024
+
+
+def _forget_peak() -> None:
+    """Ask the kernel to forget the peak of loading; where it cannot, the peak includes it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(commands: TextIO, replies: TextIO) -> None:
+    """Answer every command line until stdin ends."""
+    measuring = Measuring()
+    for line in commands:
+        options = json.loads(line)
+        work = getattr(measuring, options.pop("command"))
+        try:
+            reply = {**work(**options), "cpu_seconds": time.process_time()}
+        except errors.LccError as error:
+            reply = {"error": str(error), "kind": type(error).__name__}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _main() -> None:
+    # Libraries print to stdout as they like: keep it for replies alone.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,140 @@
+"""How fast and how large: every checkpoint of the run measured in turns, beside the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.errors import DataError, ResourceError
+from lcc.core.lazy import torch
+from lcc.core.machine import available_bytes
+from lcc.engine.benching import Worker, workers
+from lcc.engine.racing import Load, Racer, disk_bytes, verdicts
+from lcc.parts.model import open_bundle
+from lcc.parts.samples import chosen_rows
+from lcc.stage import Measure, Outcome
+
+if TYPE_CHECKING:
+    from lcc.parts.checkpoint import Form
+    from lcc.parts.model import Bundle
+    from lcc.stage import Context, Noun
+
+PREFIX = "checkpoint."
+NATIVE_TOKENS = 3  # packed weights without a fast kernel run at about one token a second
+
+
+@card
+class Bench:
+    """Prefill, decode, latency, memory and size of every checkpoint, interleaved round by round.
+
+    Prompts are the task's own from the test split; `prompt_tokens` is the length of those made up
+    for a task without a prompt.
+    """
+
+    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "device", "dtype")
+    accepts: ClassVar[tuple[Form, ...]] = ()
+    changes_model: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
+
+    rounds: Annotated[int, Field(ge=1)] = 3
+    requests: Annotated[int, Field(ge=1)] = 3
+    new_tokens: Annotated[int, Field(ge=2)] = 32
+    prompt_tokens: Annotated[int, Field(ge=1)] = 32
+    batch_sizes: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 8)
+
+    def run(self, bundle: Bundle | None, context: Context) -> Outcome:
+        folders = {name.removeprefix(PREFIX): path / "model"
+                   for name, path in context.inputs.items() if name.startswith(PREFIX)}  # fmt: skip
+        if not folders:
+            raise DataError("bench: the run has no checkpoint to measure.")
+        racers = list(self._racers(folders, context))
+        _require_memory(racers)
+        load, threads = Load(), torch.get_num_threads()
+        with workers(context.state, [racer.label for racer in racers], threads=threads) as running:
+            empty = running[racers[-1].label]  # measures the machine before it loads its model
+            machine = empty.ask("machine")
+            for racer in racers:
+                racer.loaded = running[racer.label].ask(
+                    "load", model=str(racer.folder), native=racer.native, device=context.device,
+                    dtype=context.dtype,
+                )  # fmt: skip
+            self._race(racers, running, context)
+            for racer in racers:
+                racer.memory = running[racer.label].ask("memory")
+            again = empty.ask("machine")
+            ours = sum(worker.ask("spent")["cpu_seconds"] for worker in running.values())
+        outcome = Outcome(measures=_machine_measures(machine, again, load, ours))
+        outcome.tables["speed"] = [row for racer in racers for row in racer.rows()]
+        outcome.notes += verdicts(racers)
+        outcome.warnings += load.warnings(ours)
+        return outcome
+
+    def _racers(self, folders: dict[str, Path], context: Context) -> Iterator[Racer]:
+        for name, folder in folders.items():
+            bundle = open_bundle(folder)
+            prompts = self._prompts(bundle, context)
+            new_tokens = self.new_tokens if bundle.card.head in ("causal", "seq2seq") else 0
+            is_packed = bundle.card.form == "packed"
+            yield Racer(name, folder, prompts, new_tokens, self.batch_sizes,
+                        backend="dequantized" if is_packed else "dense")  # fmt: skip
+            if is_packed:
+                # Enough to see whether a fast kernel stands behind the format, and no more.
+                few = min(new_tokens, NATIVE_TOKENS)
+                yield Racer(name, folder, prompts, few, self.batch_sizes[:1],
+                            backend=bundle.card.format, native=True)  # fmt: skip
+
+    def _prompts(self, bundle: Bundle, context: Context) -> list[list[int]]:
+        """As many prompts as the largest batch, real ones where the task has them."""
+        num, task = max(self.batch_sizes), context.required_task
+        rows = context.data.rows("test") if "data" in context.inputs else []
+        found = []
+        for row in chosen_rows(rows, num, "test") if rows else []:
+            ids = task.prompt_ids(row, bundle.tokenizer)
+            if len(ids) < 2:
+                ids = bundle.tokenizer(task.text(row))["input_ids"][: self.prompt_tokens]
+            found.append(ids[-self.prompt_tokens * 8 :])
+        if not found:
+            size = len(bundle.tokenizer)
+            found = [[(7 * i + 3) % size for i in range(self.prompt_tokens)]]
+        return [found[i % len(found)] for i in range(num)]
+
+    def _race(self, racers: list[Racer], running: dict[str, Worker], context: Context) -> None:
+        total = self.rounds * sum(len(racer.batch_sizes) for racer in racers)
+        with context.progress.track("measure", total=total, unit="turn") as bar:
+            for number in range(-1, self.rounds):
+                for racer in racers:
+                    for size in racer.batch_sizes:
+                        if not racer.native or number <= 0:
+                            requests = 1 if number < 0 or racer.native else self.requests
+                            racer.turn(running[racer.label], size, warm=number < 0,
+                                       requests=requests)  # fmt: skip
+                        bar.advance(1 if number >= 0 else 0)
+
+
+def _machine_measures(
+    before: dict[str, Any], after: dict[str, Any], load: Load, ours: float
+) -> dict[str, Measure]:
+    return {
+        "memory_bandwidth": Measure(max(before["bandwidth"], after["bandwidth"]), "bytes/s"),
+        "matrix_product": Measure(max(before["flops"], after["flops"]), "FLOP/s"),
+        "threads": Measure(torch.get_num_threads(), "count"),
+        "load_average_before": Measure(round(load.average, 2)),
+        "load_average_after": Measure(round(os.getloadavg()[0], 2)),
+        "foreign_load": Measure(load.foreign(ours), "cores"),
+    }
+
+
+def _require_memory(racers: list[Racer]) -> None:
+    """All models stay loaded while they take turns; four bytes a parameter, two on disk."""
+    free = available_bytes()
+    needed = sum(4 * disk_bytes(racer.folder) for racer in racers)
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"bench: {len(racers)} models in turns need about {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; name fewer in stages.bench.checkpoints."
+        )

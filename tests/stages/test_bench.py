@@ -1,0 +1,115 @@
+"""Real worker processes measure tiny models in turns; nothing is claimed that was not seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from test_eval import save, task
+
+from lcc.core.decode import decode
+from lcc.core.errors import RecipeError
+from lcc.core.progress import Progress
+from lcc.engine.benching import Worker
+from lcc.engine.racing import Racer, verdicts
+from lcc.methods.trackers.none import NoneTracker
+from lcc.parts.dist import SINGLE
+from lcc.stage import Context, Outcome
+from lcc.stages.bench import Bench
+
+BENCH = {"rounds": 2, "requests": 2, "new_tokens": 4, "batch_sizes": [1, 3]}
+
+
+def llama(folder: Path, layers: int) -> Path:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    save(transformers.LlamaForCausalLM(config), folder / "model")
+    return folder
+
+
+def bert(folder: Path) -> Path:
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=48, num_labels=3,
+    )  # fmt: skip
+    save(transformers.BertForSequenceClassification(config), folder / "model")
+    return folder
+
+
+def run(folder: Path, name: str, **inputs: Path) -> Outcome:
+    checkpoints = {key.replace("__", "."): path for key, path in inputs.items()}
+    context = Context(folder=folder, seed=0, device="cpu", dtype="float32", dist=SINGLE,
+                      progress=Progress(quiet=True), tracker=NoneTracker(), task=task(name),
+                      inputs=checkpoints)  # fmt: skip
+    return decode(Bench, BENCH).run(None, context)
+
+
+def test_checkpoints_take_turns_and_get_a_row_per_batch_size(tmp_path: Path) -> None:
+    small, large = llama(tmp_path / "s", 1), llama(tmp_path / "l", 8)
+    outcome = run(tmp_path, "translation", checkpoint__large=large, checkpoint__small=small)
+    rows = outcome.tables["speed"]
+    assert [(r["checkpoint"], r["batch_size"]) for r in rows] == [
+        ("large", 1), ("large", 3), ("small", 1), ("small", 3),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["decode_tokens_per_second"] > 0
+        assert 0 < row["latency_p50_seconds"] <= row["latency_p99_seconds"]
+        assert row["num_requests"] == 4
+        assert row["peak_memory_bytes"] > row["model_memory_bytes"]
+    assert rows[0]["parameters"] > rows[2]["parameters"]
+    files = (large / "model").rglob("*")
+    assert rows[0]["disk_bytes"] == sum(f.stat().st_size for f in files)
+    assert rows[2]["decode_tokens_per_second"] > rows[0]["decode_tokens_per_second"]
+    assert outcome.measures["memory_bandwidth"].value > 1e8  # type: ignore[operator]
+    assert outcome.measures["matrix_product"].unit == "FLOP/s"
+    assert any(note.startswith("small: decoding is") for note in outcome.notes)
+    json.dumps(outcome.tables)
+
+
+def test_an_encoder_has_a_forward_latency_and_no_decoding(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "sentiment", checkpoint__base=bert(tmp_path / "b"))
+    for row in outcome.tables["speed"]:
+        assert row["decode_tokens_per_second"] is None
+        assert row["texts_per_second"] > 0
+        assert row["latency_p50_seconds"] > 0
+
+
+def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "log", threads=1)
+    (tmp_path / "model").mkdir()
+    try:
+        with pytest.raises(RecipeError, match=r"no config\.json"):
+            worker.ask("load", model=str(tmp_path / "model"), native=False, device="cpu",
+                       dtype="float32")  # fmt: skip
+        assert worker.ask("start", threads=1, cpus=[])["threads"] == 1
+    finally:
+        worker.close()
+
+
+def racer(name: str, seconds: list[float], **options: Any) -> Racer:
+    one = Racer(name, Path(name), [[1, 2]], 3, (1,), options.pop("backend", "dense"), **options)
+    for s in seconds:
+        one.turns.setdefault(1, []).append({"first_seconds": [1.0], "whole_seconds": [1.0 + s]})
+    return one
+
+
+def test_only_what_every_round_shows_is_claimed() -> None:
+    base = racer("base", [2.0, 2.0, 2.0])
+    fast, mixed = racer("fast", [1.0, 1.1, 1.0]), racer("mixed", [1.0, 2.2, 1.0])
+    slow = racer("slow", [4.0, 3.0, 4.0])
+    packed = racer("packed", [1.9, 2.1, 2.0], backend="dequantized")
+    native = racer("packed", [20.0], backend="compressed-tensors", native=True)
+    told = verdicts([base, fast, mixed, slow, packed, native])
+    assert told[0].startswith("fast: decoding is 2.00 × as fast")
+    assert told[1].startswith("mixed: no clear difference")
+    assert told[2].startswith("slow: decoding is slower")
+    assert "claims no gain" in told[4]
+    assert len(told) == 5
