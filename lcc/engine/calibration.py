@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
+from lcc.core.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,7 @@ def collect(
     layers: Mapping[str, Linear],
     *,
     gram: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, LayerStats]:
     """Statistics of the input of each layer; layers with one input share one object."""
     if not batches:
@@ -60,9 +62,11 @@ def collect(
     with torch.no_grad():
         owners = _owners(model, body, batches[0], layers)
         sums = {name: _Sums(gram) for name in set(owners.values())}
-        for batch in batches:
-            with _watching(model, layers, sums, batch):
-                body(**_for(body, batch))
+        with (progress or Progress(quiet=True)).track("calibrate", len(batches), "batch") as bar:
+            for batch in batches:
+                with _watching(model, layers, sums, batch):
+                    body(**_for(body, batch))
+                bar.advance()
     done = {name: total.stats() for name, total in sums.items()}
     return {name: done[owner] for name, owner in owners.items()}
 
@@ -71,9 +75,11 @@ def context_batches(
     context: Context, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, samples: int
 ) -> list[Batch]:
     """Calibration batches of the training split through the task's template."""
-    rows = list(context.data.rows("train"))
+    data = context.data
+    rows = list(data.rows("train"))
     random.Random(context.seed).shuffle(rows)
-    return encoded_batches(rows[:samples], context.required_task, tokenizer, model=model)
+    task = context.required_task.for_data(data)
+    return encoded_batches(rows[:samples], task, tokenizer, model=model)
 
 
 def encoded_batches(
@@ -86,7 +92,9 @@ def encoded_batches(
     max_length: int = 512,
 ) -> list[Batch]:
     """Rows of like length together, at most `batch_tokens` tokens with their padding."""
-    examples = [task.encode(row, tokenizer, max_length=max_length) for row in rows]
+    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    longest = min(max_length, positions)
+    examples = [task.encode(row, tokenizer, max_length=longest) for row in rows]
     examples.sort(key=lambda example: len(example.input_ids))
     pad = tokenizer.pad_token_id or 0
     batches: list[list[Any]] = []

@@ -42,8 +42,9 @@ def _nearest() -> Any:
 class Quantize:
     """Weights onto a grid; the model in memory then holds exactly what the file does."""
 
-    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed")
+    reads: ClassVar[tuple[Noun, ...]] = ()  # what a calibrated quantizer reads is added below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
+    produces: ClassVar[Form] = "packed"
     changes_model: ClassVar[bool] = True
     revision: ClassVar[int] = 1
 
@@ -54,6 +55,10 @@ class Quantize:
     include_embeddings: bool = False
     include_head: bool = False
     samples: Annotated[int, Field(ge=1)] = 256
+
+    def __post_init__(self) -> None:
+        if self.quantizer.calibrated:
+            object.__setattr__(self, "reads", ("task", "data", "seed"))
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what no reader could load."""
@@ -91,7 +96,7 @@ class Quantize:
         stats = {}
         if self.quantizer.calibrated:
             batches = context_batches(context, bundle.tokenizer, model, samples=self.samples)
-            stats = collect(model, batches, layers, gram=True)
+            stats = collect(model, batches, layers, gram=True, progress=context.progress)
         replaced: Replaced = {}
         errors: list[float] = []
         with context.progress.track("quantize", len(layers), "layer") as bar:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lcc.core.decode import card
-from lcc.core.errors import GateError
+from lcc.core.errors import DataError, GateError
 from lcc.core.lazy import torch
 from lcc.parts.embeddings import keep_rows, named_ids, num_rows
 from lcc.parts.vocabulary import Cut, cut
@@ -36,8 +36,11 @@ class Vocab:
     revision: ClassVar[int] = 1
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
-        task, model, tokenizer = context.required_task, bundle.load(), bundle.tokenizer
+        task = context.required_task.for_data(context.data)
+        model, tokenizer = bundle.load(), bundle.tokenizer
         rows = context.data.rows("train")
+        if not rows:
+            raise DataError("vocab: the training split is empty; there is nothing to keep.")
         texts = _texts(rows, task)
         pieces: list[list[int]] = tokenizer(texts)["input_ids"]
         used = {i for ids in pieces for i in ids} | _encoded(rows, tokenizer, task=task)
@@ -71,11 +74,11 @@ class _Size:
 
 
 def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:
-    """Each row as it is trained on and as it is prompted, and the prompt with demonstrations."""
-    shots = rows[: task.demonstrations]
+    """Each row as it is trained on and as it is prompted, and one prompt with demonstrations."""
     whole = [task.text(row) for row in rows]
     prompts = [task.prompt(row) for row in rows]
-    return whole + prompts + [task.prompt(row, shots) for row in rows[:1] if shots]
+    # Always two: how many an evaluation shows must not change the vocabulary.
+    return [*whole, *prompts, task.prompt(rows[0], rows[1:3])]
 
 
 def _encoded(
@@ -123,9 +126,10 @@ def _logits(model: Any, probes: list[list[int]]) -> list[Tensor]:
     """What the model says about each probe, on CPU; the hidden state where it has no head."""
     model.eval()
     found = []
+    length = min(PROBE_LENGTH, getattr(model.config, "max_position_embeddings", PROBE_LENGTH))
     with torch.no_grad():
         for ids in probes:
-            tokens = torch.tensor([ids[:PROBE_LENGTH]], device=model.device)
+            tokens = torch.tensor([ids[:length]], device=model.device)
             decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
             output = model(input_ids=tokens, **decoder)
             found.append(output.get("logits", output[0]).float().cpu())

@@ -27,6 +27,7 @@ from lcc.stage import Measure, Outcome
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.core.progress import Progress
     from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
@@ -70,7 +71,7 @@ class Width:
             units = head_groups(model) if self.dims == "heads" else feed_forwards(model, batches[0])
             self._refuse(units, model)
             plan = {width: self._target(width) for width in sorted({u.width for u in units})}
-            stats = self._statistics(model, batches, units)
+            stats = self._statistics(model, batches, units, progress=context.progress)
             errors = [self._cut(unit, stats.get(unit.name), plan[unit.width]) for unit in units]
         table = [self._settle(model, before, after) for before, after in plan.items()]
         bundle.module = model
@@ -102,12 +103,12 @@ class Width:
         )
 
     def _statistics(
-        self, model: Any, batches: list[Any], units: list[Unit]
+        self, model: Any, batches: list[Any], units: list[Unit], *, progress: Progress
     ) -> dict[str, LayerStats]:
         if not self.criterion.calibrated and self.repair == "none":
             return {}
         layers = {unit.name: unit.consumer for unit in units}
-        return collect(model, batches, layers, gram=self.repair == "ridge")
+        return collect(model, batches, layers, gram=self.repair == "ridge", progress=progress)
 
     def _cut(self, unit: Unit, stats: LayerStats | None, num_kept: int) -> tuple[float, float]:
         """Narrow one unit in place; its output's relative error without and with repair."""

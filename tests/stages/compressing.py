@@ -35,6 +35,9 @@ class TextTask:
     head: str = "causal"
     demonstrations: int = 0
 
+    def for_data(self, data: Any) -> TextTask:
+        return self
+
     def text(self, row: dict[str, Any]) -> str:
         return str(row["text"])
 
