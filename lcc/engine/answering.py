@@ -41,7 +41,7 @@ class Answering:
         found = [Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip())
                  for row in rows]  # fmt: skip
         if "answers" in needs:
-            outputs = self._outputs(rows)
+            outputs = self.outputs(rows)
             found = [
                 dataclasses.replace(one, output=text, finished=finished)
                 for one, (text, finished) in zip(found, outputs, strict=True)
@@ -75,7 +75,8 @@ class Answering:
                         advance=self.advance)  # fmt: skip
         return [names[i] for i in found]
 
-    def _outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+    def outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+        """What the model says to each row, and whether it ended by itself."""
         if self.task.head == "classify":
             return [(name, True) for name in self.chosen(rows)]
         if self.task.head == "embed":
