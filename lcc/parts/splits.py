@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lcc.core.decode import card
 from lcc.core.errors import DataError
@@ -16,8 +16,14 @@ SPLITS = ("train", "validation", "test")
 ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
            "val": "validation", "dev": "validation", "test": "test", "eval": "test"}  # fmt: skip
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rows = Annotated[int, Field(ge=0)]
+
+def _amount(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"expected a share below 1 or a whole number of rows, got {value}")
+    return value
+
+
+Amount = Annotated[float, Field(ge=0), AfterValidator(_amount)]
 
 
 @card
@@ -31,8 +37,8 @@ class Splits:
 
     revision: ClassVar[int] = 1
 
-    validation: Rows | Share = 0.05
-    test: Rows | Share = 0.05
+    validation: Amount = 0.05
+    test: Amount = 0.05
     max_train: Annotated[int, Field(ge=1)] | None = None
     fence: tuple[str, ...] = ()
     salt: str = ""
@@ -59,7 +65,7 @@ class Splits:
         """Rows asked for in each held-out split; a share of few rows is at least one."""
         asked = {"test": self.test, "validation": self.validation}
         return {
-            name: value if isinstance(value, int) else max(round(value * num_rows), value > 0)
+            name: int(value) if value >= 1 else max(round(value * num_rows), int(value > 0))
             for name, value in asked.items()
         }
 

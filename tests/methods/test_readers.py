@@ -1,0 +1,231 @@
+"""Every reader gives the same rows, and says file and line of what it cannot read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_archives import compiled_catalogue, tar_bytes, tar_of, zip_of
+
+from lcc.core.catalog import Choice
+from lcc.core.decode import decode
+from lcc.core.errors import DataError, LccError, RecipeError, ResourceError
+from lcc.core.progress import Progress
+from lcc.parts.archives import contents
+from lcc.parts.data import DatasetSpec
+from lcc.parts.packages import fetch_all
+from lcc.parts.rows import Row
+
+ROWS = [{"en": 'He said "yes".', "zh": "他说“好”。"}, {"en": "One, two", "zh": "一，二"}]
+
+
+def reader(name: str, **options: Any) -> Any:
+    try:
+        return Choice("readers").decode({"name": name, **options})
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _write(folder: Path, name: str) -> Path:
+    path = folder / f"data.{name}"
+    if name == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        return path
+    text = {
+        "jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n",
+        "csv": 'en,zh\r\n"He said ""yes"".",他说“好”。\r\n"One, two","一，二"\r\n',
+        "tsv": 'en\tzh\nHe said "yes".\t他说“好”。\nOne, two\t一，二\n',
+    }[name]
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())  # as spreadsheets save it
+    return path
+
+
+@pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    path = _write(tmp_path, name)
+    source = reader(name, path=str(path))
+    assert list(source.read()) == ROWS
+    before = source.fingerprint()
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert source.fingerprint() != before
+
+
+def test_a_file_without_a_header_takes_the_columns_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("good;Fine.\n")
+    source = reader("csv", path=str(tmp_path / "a.csv"), delimiter=";", columns=["label", "text"])
+    assert list(source.read()) == [{"label": "good", "text": "Fine."}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("jsonl", b'{"a": 1}\n\n{"a": }\n', "data.jsonl:3: is not JSON: Expecting value"),
+        ("jsonl", b'{"a": 1}\n[1, 2]\n', "data.jsonl:2: expected an object {…}, got list"),
+        ("jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "data.jsonl:2: is not UTF-8"),
+        ("csv", b'a,b\n"x\ny",2\n1,2,3\n', "data.csv:4: has 3 columns, expected 2 (a, b)"),
+        ("csv", b'a,b\n1,"2\n', "data.csv:2: unexpected end of data"),
+        ("parquet", b"PAR1 not really", "data.parquet: is not readable as parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / f"data.{name}"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(reader(name, path=str(path)).read())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_its_key_and_the_nearest_file(tmp_path: Path) -> None:
+    _write(tmp_path, "jsonl")
+    source = reader("jsonl", path=str(tmp_path / "dato.jsonl"))
+    with pytest.raises(LccError, match=r"dataset\.source\.path: .*Did you mean 'data\.jsonl'"):
+        source.fingerprint()
+
+
+def test_several_files_are_read_in_order_and_splits_are_told(tmp_path: Path) -> None:
+    for name in ("b", "a", "held"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    pattern = reader("jsonl", path=str(tmp_path / "?.jsonl"))
+    assert [row["text"] for row in pattern.read()] == ["a", "b"]
+    paths = {"train": str(tmp_path / "a.jsonl"), "test": str(tmp_path / "held.jsonl")}
+    assert list(reader("jsonl", paths=paths).read()) == [
+        {"text": "a", "split": "train"}, {"text": "held", "split": "test"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"path": "a", "packaged": "b"}])
+def test_a_source_is_given_exactly_once(options: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match="exactly one of path, paths and packaged"):
+        reader("jsonl", **options)
+
+
+def test_a_dataset_saved_by_the_library_is_read_without_it(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["bad", "good"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    table = datasets.Dataset.from_dict({"text": ["Fine.", "Poor."], "label": [1, 0]}, features)
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "two")
+    rows = [{"text": "Fine.", "label": "good"}, {"text": "Poor.", "label": "bad"}]
+    assert list(reader("saved", path=str(tmp_path / "one")).read()) == rows
+    both = list(reader("saved", path=str(tmp_path / "two")).read())
+    assert both == [{**row, "split": "train"} for row in rows] + [{**rows[1], "split": "test"}]
+    with pytest.raises(DataError, match="save_to_disk"):
+        list(reader("saved", path=str(tmp_path)).read())
+
+
+def test_text_becomes_lines_paragraphs_or_documents(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("= One =\n\nFirst line.\nSecond line.\n\n= Two =\nThird line.\n")
+
+    def read(**options: str) -> list[Row]:
+        return list(reader("lines", path=str(path), **options).read())
+
+    assert read()[1] == {"text": "First line."}
+    assert [row["text"] for row in read(unit="paragraph")][1] == "First line.\nSecond line."
+    documents = read(unit="document", heading="^= .* =$")
+    assert [row["doc"] for row in documents] == ["a.txt:1 = One =", "a.txt:6 = Two ="]
+    assert documents[1]["text"].startswith("= Two =\nThird line.")
+    with pytest.raises(RecipeError, match="heading is no regular expression"):
+        read(heading="(")
+
+
+def _put(home: Path, requirement: str, name: str, files: dict[str, bytes]) -> str:
+    """A hand-made archive in the cache; its digest."""
+    make = zip_of if name.endswith(".whl") else tar_of
+    path = make(home / "packages" / requirement.lower() / name, files)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LCC_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_catalogues_in_a_wheel_become_pairs_by_catalogue(home: Path) -> None:
+    files = {
+        "pets/locale/zh_CN/LC_MESSAGES/pets.mo": compiled_catalogue({"&Feed": "喂食(&F)"}),
+        "pets/locale/zh_Hans/LC_MESSAGES/more.mo": compiled_catalogue({"Walk": "散步"}),
+        "pets/locale/de/LC_MESSAGES/pets.mo": compiled_catalogue({"Feed": "Füttern"}),
+    }
+    digest = _put(home, "pets==1.0", "pets-1.0-py3-none-any.whl", files)
+    source = reader("gettext", packages=[{"requirement": "pets==1.0", "sha256": digest}])
+    assert list(source.read()) == [
+        {"doc": "pets/locale/zh_CN/LC_MESSAGES/pets.mo", "source": "Feed", "target": "喂食"},
+        {"doc": "pets/locale/zh_Hans/LC_MESSAGES/more.mo", "source": "Walk", "target": "散步"},
+    ]
+
+
+def test_a_wheel_must_be_pinned_and_fetched(home: Path) -> None:
+    with pytest.raises(RecipeError, match="requirement"):
+        reader("gettext", packages=[{"requirement": "pets>=1", "sha256": "0" * 64}])
+    source = reader("gettext", packages=[{"requirement": "pets==1.0", "sha256": "0" * 64}])
+    assert [one.requirement for one in source.requirements()] == ["pets==1.0"]
+    with pytest.raises(ResourceError, match="lcc fetch"):
+        list(source.read())
+
+
+def _vader(home: Path, text: str, **options: Any) -> Any:
+    inner = tar_bytes({"h/movieReviewSnippets_GroundTruth.txt": text.encode(),
+                       "h/nytEditorialSnippets_GroundTruth.txt": text.encode()})  # fmt: skip
+    files = {"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner}
+    digest = _put(home, "vadersentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz", files)
+    return reader("vader", sha256=digest, **options)
+
+
+def test_ratings_become_labels_and_the_undecided_stay_out(home: Path) -> None:
+    text = "1\t2.5\tA ''great'' film.\r\n2\t-0.2\tIt is long.\r\n3\t-1.0\tDull.\r\n"
+    two = list(_vader(home, text).read())
+    assert two == [
+        {"id": "movie-1", "text": 'A "great" film.', "label": "positive"},
+        {"id": "movie-3", "text": "Dull.", "label": "negative"},
+    ]
+    three = list(_vader(home, text, labels="three").read())
+    assert [row["label"] for row in three] == ["positive", "neutral", "negative"]
+
+
+def test_snippets_join_to_documents_for_language_modelling(home: Path) -> None:
+    text = "1_1\t0.1\tOne.\n1_2\t0.2\tTwo.\n2_1\t0.3\tThree.\n"
+    source = _vader(home, text, collection="nyt", labels="none", unit="document")
+    assert list(source.read()) == [
+        {"doc": "1", "text": "One. Two."},
+        {"doc": "2", "text": "Three."},
+    ]
+    with pytest.raises(RecipeError, match="collection with documents"):
+        _vader(home, text, labels="none", unit="document")
+
+
+def test_a_bad_line_of_ratings_is_named(home: Path) -> None:
+    with pytest.raises(DataError, match=r"GroundTruth\.txt:2: expected id, rating and text"):
+        list(_vader(home, "1\t2.5\tFine.\n2 no tabs\n").read())
+
+
+def test_a_wrong_reader_option_says_where() -> None:
+    node = {"source": {"name": "jsonl", "pth": "x"}}
+    with pytest.raises(RecipeError, match=r"dataset\.source\.pth: unknown key 'pth'"):
+        decode(DatasetSpec, node, "dataset")
+    with pytest.raises(RecipeError, match=r"dataset\.source: no reader is named 'jsonk'.*'jsonl'"):
+        decode(DatasetSpec, {"source": "jsonk"}, "dataset")
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_debian_gives_its_manuals_and_catalogues(home: Path) -> None:
+    source = reader("debian", catalogues=[{"package": "tar"}], manuals=[{
+        "source_package": "debian-faq", "target_package": "debian-faq-zh-cn",
+        "source_pages": "usr/share/doc/debian/FAQ/{page}.en.html",
+        "target_pages": "usr/share/doc/debian/FAQ/{page}.zh-cn.html", "align": "structure",
+    }])  # fmt: skip
+    paths = fetch_all(source.requirements(), Progress(quiet=True))
+    assert all(any(contents(path)) for path in paths)
+    docs = {row["doc"].partition("/")[0] for row in source.read()}
+    assert docs == {"tar", "debian-faq"}
