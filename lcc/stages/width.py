@@ -21,7 +21,7 @@ from lcc.engine.pruning import (
     set_num_groups,
 )
 from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
-from lcc.methods.criteria.activation import Activation
+from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02
 
 
-def _activation() -> Any:
-    return decode_card(Activation, {})
+def _wanda() -> Any:
+    return decode_card(Wanda, {})
 
 
 @card
@@ -52,7 +52,7 @@ class Width:
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
     dims: Literal["ffn", "heads"] = "ffn"
-    criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_activation)
+    criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
     repair: Literal["ridge", "bias", "none"] = "ridge"
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
