@@ -36,6 +36,7 @@ USAGE = """usage: lcc data check   dataset=NAME [task=NAME] | +recipe=NAME [--js
 
 NUM_SHOWN = 3
 MAX_LENGTH = 512
+MAX_PIECES = 4  # bytes of the longest UTF-8 character
 
 
 def main(arguments: Arguments) -> int:
@@ -109,29 +110,38 @@ def _example(row: Row, task: Task, tokenizer: PreTrainedTokenizerBase | None) ->
 def _tokens(row: Row, task: Task, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Every token with whether the loss sees it, exactly as training will encode the row."""
     encoded = task.encode(row, tokenizer, max_length=MAX_LENGTH)
+    ids, seen = list(encoded.input_ids), [False] * len(encoded.input_ids)
     if task.head == "causal":
-        pairs = zip(encoded.input_ids, encoded.labels, strict=True)  # type: ignore[arg-type]
-        return [_token(i, tokenizer, trained=label >= 0) for i, label in pairs]
-    tokens = [_token(i, tokenizer, trained=False) for i in encoded.input_ids]
-    if task.head == "seq2seq":
-        tokens += [_token(i, tokenizer, trained=True) for i in encoded.labels]  # type: ignore[union-attr]
-    return tokens
+        assert isinstance(encoded.labels, list)
+        seen = [label >= 0 for label in encoded.labels]
+    elif task.head == "seq2seq":
+        assert isinstance(encoded.labels, list)
+        ids, seen = [*ids, *encoded.labels], [*seen, *[True] * len(encoded.labels)]
+    return [
+        {"id": number, "text": text, "loss": trained}
+        for number, text, trained in zip(ids, _texts(ids, tokenizer), seen, strict=True)
+    ]
 
 
-def _token(number: int, tokenizer: PreTrainedTokenizerBase, *, trained: bool) -> dict[str, Any]:
-    text = tokenizer.decode([number])
-    # A piece of a character has no text of its own; the vocabulary's spelling says which piece.
-    if "\ufffd" in text:
-        text = str(tokenizer.convert_ids_to_tokens(number))
-    return {"id": number, "text": text, "loss": trained}
+def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of each token; of a character in several pieces, the last piece has it."""
+    texts = []
+    pending: list[int] = []
+    for number in ids:
+        pending.append(number)
+        text = str(tokenizer.decode(pending))
+        is_whole = "\ufffd" not in text or len(pending) > MAX_PIECES
+        texts.append(text if is_whole else "")
+        pending = [] if is_whole else pending
+    return texts
 
 
 def _rendered(example: dict[str, Any]) -> str:
     lines = [f"── {example['doc']} · {example['id']}", f"  {_visible(example['prompt'])}",
              f"▶ {_visible(example['completion'])}"]  # fmt: skip
     if "tokens" in example:
-        masked = [t["text"] for t in example["tokens"] if not t["loss"]]
-        trained = [t["text"] for t in example["tokens"] if t["loss"]]
+        masked = [t["text"] or "·" for t in example["tokens"] if not t["loss"]]
+        trained = [t["text"] or "·" for t in example["tokens"] if t["loss"]]
         lines += [f"  {len(masked)} tokens: {_visible('|'.join(masked))}",
                   f"▶ {len(trained)} tokens: {_visible('|'.join(trained))}"]  # fmt: skip
     return "\n".join(lines)
