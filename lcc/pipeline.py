@@ -187,6 +187,8 @@ class _Planner:
             before = [c for c in evaluations if c not in plan]
             if before:
                 inputs["base"] = evaluations[before[0]]
+            if before and checkpoint in plan:
+                # What compression lost is judged against the model that the plan was given.
                 inputs["reference"] = evaluations[before[-1]]
             evaluations[checkpoint] = self._add(f"{name}.{checkpoint}", "eval", stage, inputs)
 

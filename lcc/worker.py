@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import torch
+from lcc.core.lazy import torch, transformers
 from lcc.core.machine import cores
 from lcc.core.progress import Progress
 from lcc.core.tracking import Tracker
@@ -66,11 +68,22 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
 
 def _set_up(dist: Dist, job: Job) -> int:
     """Fix threads and seeds before the first tensor; threads are part of what bit-identity needs."""
+    _hush_libraries()
     threads = job.threads or max(1, cores() // dist.world_size)
     torch.set_num_threads(threads)
     random.seed(job.seed)
     torch.manual_seed(job.seed)
     return threads
+
+
+def _hush_libraries() -> None:
+    """Bars and advice of libraries would bury what the step itself has to say."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("transformers", "peft", "bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=name)
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class _tracker:
