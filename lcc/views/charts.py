@@ -61,7 +61,9 @@ def _dots(
         soft = f"{units.rate(row.speed.rate)}/s" if row.speed.rate else ""
         box = _free_place(f"{row.checkpoint} {soft}", px, py, radius, taken)
         taken.append(box)
-        drawing.label(box.left, box.top + 12, row.checkpoint, soft=soft, style="mark")
+        is_left = box.left < px
+        edge, anchor = (box.left + box.width, "end") if is_left else (box.left, "start")
+        drawing.label(edge, box.top + 12, row.checkpoint, soft=soft, anchor=anchor, style="mark")
 
 
 def _free_place(words: str, x: float, y: float, radius: float, taken: Sequence[Box]) -> Box:
@@ -129,8 +131,8 @@ def _strip(
         height = value * STRIP
         drawing.bar(Box(min(left, x.end - width), bottom - height, width, height), "clipped")
     drawing.label(x.start + 4, top - 4, "share of steps clipped", style="name")
-    drawing.label(LEFT - 6, top + 10, "100 %", anchor="end")
-    drawing.label(LEFT - 6, bottom, "0 %", anchor="end")
+    drawing.label(LEFT - 6, top + 10, "all", anchor="end")
+    drawing.label(LEFT - 6, bottom, "none", anchor="end")
 
 
 def _points(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:

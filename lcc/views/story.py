@@ -71,20 +71,27 @@ def _verdicts(found: list[results.Row], metric: str) -> Iterator[Block]:
 
 def _protocol(run: Run) -> Iterator[Block]:
     """How quality was measured: whatever the evaluations say beside their figures."""
-    said: dict[str, list[str]] = {}
+    said: dict[str, dict[str, list[str]]] = {}
     for step in run.of_kind("eval"):
         assert step.report is not None, step.name
         shown = results.scores(step.report)
         for name, measure in step.report.measures.items():
-            if name in shown or results.is_side(name) or measure.value is None:
-                continue
-            text = f"{name.replace('_', ' ')}: {units.quantity(measure.value, measure.unit)}"
-            said.setdefault(units.clean(text), []).append(results.checkpoint_of(run, step))
-    total = len(run.of_kind("eval"))
+            if name not in shown and not results.is_side(name) and measure.value is not None:
+                text = units.quantity(measure.value, measure.unit)
+                by_value = said.setdefault(name, {})
+                by_value.setdefault(text, []).append(results.checkpoint_of(run, step))
     if said:
         yield Prose("How quality was measured:")
-        yield Bullets([text if len(names) == total else f"{text} ({', '.join(names)})"
-                       for text, names in said.items()])  # fmt: skip
+        yield Bullets([_told(name, by_value) for name, by_value in said.items()])
+
+
+def _told(name: str, by_value: dict[str, list[str]]) -> str:
+    """`shots: 2 (base), 0 (finetune, heal)`; one value alone needs no names."""
+    label = name.removeprefix("num_").replace("_", " ")
+    if len(by_value) == 1:
+        return units.clean(f"{label}: {next(iter(by_value))}")
+    parts = [f"{text} ({', '.join(names)})" for text, names in by_value.items()]
+    return units.clean(f"{label}: {', '.join(parts)}")
 
 
 def _machine_speed(run: Run) -> Iterator[Block]:

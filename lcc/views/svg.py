@@ -10,7 +10,7 @@ from html import escape
 from lcc.views.units import clean
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 40  # room for the axes' words, in SVG units
-LETTER = 7.2  # mean width of a letter at the charts' font size
+LETTER = 7.4  # mean width of a letter at the charts' font size
 
 
 @dataclass(frozen=True)
