@@ -42,10 +42,10 @@ class Vocab:
         if not rows:
             raise DataError("vocab: the training split is empty; there is nothing to keep.")
         texts = _texts(rows, task)
-        pieces: list[list[int]] = tokenizer(texts)["input_ids"]
-        used = {i for ids in pieces for i in ids} | _encoded(rows, tokenizer, task=task)
-        smaller = cut(tokenizer, used, named=named_ids(model))
-        _require_same_pieces(texts, pieces, smaller)
+        pieces = _pieces(texts, rows, tokenizer, task=task)
+        smaller = cut(tokenizer, {i for ids in pieces for i in ids}, named=named_ids(model))
+        again = _pieces(texts, rows, smaller.tokenizer, task=task)
+        _require_same_pieces(pieces, again, smaller, old=tokenizer)
         held_out = _held_out(context, tokenizer, smaller)
         before, probes = _Size(model), pieces[:NUM_PROBES]
         expected = _logits(model, probes)
@@ -81,25 +81,34 @@ def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:
     return [*whole, *prompts, task.prompt(rows[0], rows[1:3])]
 
 
-def _encoded(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, task: Task
-) -> set[int]:
-    """Ids that training itself sees: the completion is split apart from its prompt."""
-    used: set[int] = set()
+def _pieces(
+    texts: list[str],
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: Task,
+) -> list[list[int]]:
+    """Every text, and every row as training encodes it: its completion stands apart."""
+    found: list[list[int]] = tokenizer(texts)["input_ids"]
     for row in rows:
         example = task.encode(row, tokenizer, max_length=1 << 20)
-        used.update(example.input_ids)
+        found.append(list(example.input_ids))
         if isinstance(example.labels, list):
-            used.update(label for label in example.labels if label >= 0)
-    return used
+            found.append([label for label in example.labels if label >= 0])
+    return found
 
 
-def _require_same_pieces(texts: list[str], pieces: list[list[int]], smaller: Cut) -> None:
-    again: list[list[int]] = smaller.tokenizer(texts)["input_ids"]
-    for text, old, new in zip(texts, pieces, again, strict=True):
-        if [smaller.old_ids[i] for i in new] != old:
+def _require_same_pieces(
+    before: list[list[int]],
+    after: list[list[int]],
+    smaller: Cut,
+    *,
+    old: PreTrainedTokenizerBase,
+) -> None:
+    for was, now in zip(before, after, strict=True):
+        if [smaller.old_ids[i] for i in now] != was:
             raise GateError(
-                f"vocab: the cut tokenizer splits a training text otherwise: {text[:80]!r};"
+                f"vocab: the cut tokenizer splits {old.decode(was)[:80]!r} otherwise;"
                 " this tokenizer cannot be cut, leave the step out."
             )
 

@@ -72,7 +72,11 @@ class Width:
             self._refuse(units, model)
             plan = {width: self._target(width) for width in sorted({u.width for u in units})}
             stats = self._statistics(model, batches, units, progress=context.progress)
-            errors = [self._cut(unit, stats.get(unit.name), plan[unit.width]) for unit in units]
+            errors = []
+            with context.progress.track("width", len(units), "layer") as bar:
+                for unit in units:
+                    errors.append(self._cut(unit, stats.get(unit.name), plan[unit.width]))
+                    bar.advance()
         table = [self._settle(model, before, after) for before, after in plan.items()]
         bundle.module = model
         return Outcome(
