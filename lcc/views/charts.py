@@ -13,6 +13,7 @@ from lcc.views.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, Box, Drawing, Scale,
 
 WIDTH, HEIGHT = 480.0, 320.0
 MAX_POINTS = 240  # a curve is drawn with at most so many points, each the mean of its bucket
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 STRIP = 46.0  # height of the clipped share below the gradient norm
 
 
@@ -28,11 +29,13 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     bounds = [b for r in shown for b in (r.scores[metric].low, r.scores[metric].value,
                                          r.scores[metric].high) if b is not None]  # fmt: skip
     low, high = padded(bounds, floor=0.0 if min(bounds) >= 0 else None)
-    x = Scale(0, 1.1 * max(r.bytes or 0 for r in shown) / 1e6, LEFT, WIDTH - RIGHT)
+    largest = max(r.bytes or 0 for r in shown)
+    one, unit = next(((size, u) for size, u in UNITS if largest > 2 * size), (1.0, "B"))
+    x = Scale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
     drawing.upward(y, name)
-    drawing.across(x, "MB on disk")
-    at = [(x((r.bytes or 0) / 1e6), y(r.scores[metric].value)) for r in shown]
+    drawing.across(x, f"{unit} on disk")
+    at = [(x((r.bytes or 0) / one), y(r.scores[metric].value)) for r in shown]
     drawing.line(at, "path")
     _dots(drawing, shown, at, metric, y)
     sizes = (
@@ -88,7 +91,7 @@ def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
     x = Scale(losses[0][0], losses[-1][0], LEFT, WIDTH - RIGHT)
     y = Scale(low, high, drawing.height - BOTTOM, TOP)
     drawing.upward(y, "loss")
-    drawing.across(x, "optimizer step")
+    drawing.across(x, "optimizer step", whole=True)
     drawing.line([(x(s), y(v)) for s, v in _bucketed(losses)], "curve")
     if held_out:
         drawing.line([(x(s), y(v)) for s, v in held_out], "second")
@@ -114,7 +117,7 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
     drawing.upward(y, "gradient norm", num=4)
     drawing.line([(x(s), y(v)) for s, v in buckets], "curve")
     _strip(drawing, clipped, x, bottom)
-    drawing.across(x, "optimizer step")
+    drawing.across(x, "optimizer step", whole=True)
     return Figure(drawing.render(), f"{step}: gradient norm before clipping, {told}.")
 
 

@@ -73,9 +73,19 @@ class Row:
     size_ratio: float | None = None  # of the run's first checkpoint
     trained: bool = False  # whether any step that led to it was a training step
     scores: dict[str, Score] = field(default_factory=dict)
-    to_reference: Delta | None = None
-    to_base: Delta | None = None
+    against_reference: dict[str, Delta] = field(default_factory=dict)  # by metric, judged first
+    against_base: dict[str, Delta] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
+
+    @property
+    def to_reference(self) -> Delta | None:
+        """The difference that the verdict is about, to the last model before compression."""
+        return next(iter(self.against_reference.values()), None)
+
+    @property
+    def to_base(self) -> Delta | None:
+        """The same to the run's first evaluated model."""
+        return next(iter(self.against_base.values()), None)
 
     @property
     def speed(self) -> Speed:
@@ -135,7 +145,8 @@ def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
         parameters=step.report.number("parameters"), bytes=step.model_bytes, speeds=speeds,
         trained=_was_trained(run, step),
         scores=_all_scores(run, evaluations),
-        to_reference=_delta(run, first, "reference"), to_base=_delta(run, first, "base"),
+        against_reference=_deltas(run, first, "reference"),
+        against_base=_deltas(run, first, "base"),
     )  # fmt: skip
 
 
@@ -189,20 +200,22 @@ def _score(report: StepReport, name: str) -> Iterator[Score]:
         yield Score(value, unit, low, high)
 
 
-def _delta(run: Run, report: StepReport | None, side: str) -> Delta | None:
+def _deltas(run: Run, report: StepReport | None, side: str) -> dict[str, Delta]:
+    """Every metric's difference to the evaluation that stood at `side`, in the task's order."""
     if report is None:
-        return None
+        return {}
     suffix = f"_delta_{side}"
-    metric = next((n.removesuffix(suffix) for n in report.measures if n.endswith(suffix)), None)
-    if metric is None:
-        return None
-    found = next(_score(report, f"{metric}{suffix}"), None)
+    names = [name.removesuffix(suffix) for name in report.measures if name.endswith(suffix)]
     earlier = run.with_key(report.inputs.get(side, ""))
-    verdict = report.word("verdict" if side == "reference" else f"verdict_{side}")
     against = checkpoint_of(run, earlier) if earlier else side
-    unit = report.measures[metric].unit if metric in report.measures else ""
-    return Delta(metric, against, Score(found.value, unit, found.low, found.high), verdict) if (
-        found) else None  # fmt: skip
+    return {name: Delta(name, against, score, _verdict(report, name, side, names))
+            for name in names for score in _score(report, f"{name}{suffix}")}  # fmt: skip
+
+
+def _verdict(report: StepReport, metric: str, side: str, metrics: list[str]) -> str:
+    own = report.word(f"{metric}_verdict_{side}")
+    overall = report.word("verdict" if side == "reference" else f"verdict_{side}")
+    return own or (overall if metric == metrics[0] else "")
 
 
 def _speeds(run: Run) -> dict[str, list[Speed]]:

@@ -20,6 +20,7 @@ from lcc.views.document import (
     Table,
 )
 from lcc.views.headline import headline
+from lcc.views.results import Delta
 from lcc.views.tables import change, results_table, speed_table
 
 NUM_SAMPLES = 8
@@ -49,24 +50,35 @@ def _results(run: Run) -> Iterator[Block]:
     if metric is not None:
         figure = charts.tradeoff(found, metric)
         yield from [Figures([figure])] if figure else []
-        yield from _verdicts(found, metric)
+    yield from _verdicts(found)
     yield from _protocol(run)
     if any(row.speeds for row in found):
         yield speed_table(found)
         yield from _machine_speed(run)
 
 
-def _verdicts(found: list[results.Row], metric: str) -> Iterator[Block]:
-    """Both comparisons of every checkpoint, since the main table has room for one."""
-    rows = [[Cell(units.clean(row.checkpoint)), *(change(d) if d else Cell(units.MISSING)
-            for d in (row.to_base, row.to_reference))]
-            for row in found if row.to_base and row.to_reference]  # fmt: skip
-    if rows:
-        name = results.label(metric)
-        columns = [Column("checkpoint", "name"), Column(f"{name} against the base"),
-                   Column(f"{name} against the reference")]  # fmt: skip
-        yield Table("Differences on the same samples, with paired bootstrap intervals.", columns,
-                    rows)  # fmt: skip
+def _verdicts(found: list[results.Row]) -> Iterator[Block]:
+    """Every metric's differences, since the main table has room for one."""
+    to_base = {row.checkpoint: row.against_base for row in found if row.against_base}
+    to_reference = {row.checkpoint: row.against_reference for row in found if row.against_reference}
+    if to_reference:
+        yield _differences("the model before compression", to_reference)
+    if to_base and [*_against(to_base)] != [*_against(to_reference)]:
+        yield _differences("the first model", to_base)
+
+
+def _against(table: dict[str, dict[str, Delta]]) -> Iterator[str]:
+    return (delta.against for deltas in table.values() for delta in deltas.values())
+
+
+def _differences(what: str, table: dict[str, dict[str, Delta]]) -> Table:
+    names = list(dict.fromkeys(name for deltas in table.values() for name in deltas))
+    rows = [[Cell(units.clean(checkpoint)),
+             *(change(deltas[n]) if n in deltas else Cell(units.MISSING) for n in names)]
+            for checkpoint, deltas in table.items()]  # fmt: skip
+    columns = [Column("checkpoint", "name"), *(Column(results.label(name)) for name in names)]
+    return Table(f"Differences to {what}, on the same samples, with 95 % intervals of a paired "
+                 "bootstrap.", columns, rows)  # fmt: skip
 
 
 def _protocol(run: Run) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from html import escape
 
 from lcc.views.units import clean
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 16, 40  # room for the axes' words, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 40  # room for the axes' words, in SVG units
 LETTER = 7.4  # mean width of a letter at the charts' font size
 
 
@@ -83,11 +83,13 @@ class Drawing:
             f'text-anchor="{anchor}">{_text(words)}{rest}</text>'
         )
 
-    def across(self, scale: Scale, words: str, *, bottom: float | None = None) -> None:
-        """The horizontal axis: ticks, their numbers, and what they count."""
-        bottom = self.height - BOTTOM if bottom is None else bottom
+    def across(self, scale: Scale, words: str, *, whole: bool = False) -> None:
+        """The horizontal axis: ticks, their numbers (`whole` ones only), and what they count."""
+        bottom = self.height - BOTTOM
         self.line([(scale.start, bottom), (scale.end, bottom)], "axis")
         for tick in ticks(scale.low, scale.high, 5):
+            if whole and tick != int(tick):
+                continue
             self.line([(scale(tick), bottom), (scale(tick), bottom + 4)], "axis")
             self.label(scale(tick), bottom + 17, number(tick), anchor="middle")
         middle = (scale.start + scale.end) / 2
@@ -98,7 +100,7 @@ class Drawing:
         for tick in ticks(scale.low, scale.high, num):
             self.line([(LEFT, scale(tick)), (self.width - RIGHT, scale(tick))], "grid")
             self.label(LEFT - 6, scale(tick) + 4, number(tick), anchor="end")
-        self.label(2, scale.end - 5, words, style="name")
+        self.label(2, scale.end - 12, words, style="name")
 
     def render(self) -> str:
         """The picture as one SVG element."""

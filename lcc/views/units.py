@@ -6,6 +6,8 @@ import unicodedata
 
 MISSING = "–"
 MINUS = "−"
+FINE = ("bits", "bits/byte", "nats")  # the third decimal matters
+HUNDREDS = ("BLEU", "chrF", "METEOR")  # figures on a scale of 100: one decimal, as in papers
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # turn text around
 
 
@@ -79,7 +81,7 @@ def score(value: float | None, unit: str = "", *, signed: bool = False) -> str:
         return MISSING
     if unit in ("share", "ratio"):
         text = f"{100 * abs(value):.1f} %"
-    elif unit in ("bits", "bits/byte", "nats") or (abs(value) < 1 and not signed):
+    elif unit in FINE or (abs(value) < 1 and unit not in HUNDREDS and not signed):
         text = f"{abs(value):.3f}"
     elif abs(value) < 0.05 and value:
         text = f"{abs(value):.1g}"  # a bound just beside zero must not read as zero

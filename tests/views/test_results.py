@@ -77,3 +77,19 @@ def test_an_encoders_speed_is_texts_a_second(run_folder: Path) -> None:
     change_report(run_folder, "bench", tables={"speed": [line]})
     speed = results.rows(read_run(run_folder))[0].speed
     assert (speed.rate, speed.unit, speed.decode) == (31.0, "texts/s", None)
+
+
+def test_every_metric_keeps_its_own_verdict(run_folder: Path) -> None:
+    measures = {"bleu": {"value": 30.0, "unit": "BLEU"}, "chrf": {"value": 31.0, "unit": "chrF"},
+                "bleu_delta_reference": {"value": -7.4, "unit": "BLEU"},
+                "chrf_delta_reference": {"value": -0.1, "unit": "chrF"},
+                "bleu_verdict_reference": {"value": "lost", "unit": ""},
+                "chrf_verdict_reference": {"value": "kept", "unit": ""},
+                "verdict": {"value": "lost", "unit": ""}}  # fmt: skip
+    change_report(run_folder, "eval.quantize", measures=measures)
+    last = results.rows(read_run(run_folder))[-1]
+    assert {name: d.verdict for name, d in last.against_reference.items()} == {
+        "bleu": "lost",
+        "chrf": "kept",
+    }
+    assert last.against_base == {} and last.to_base is None

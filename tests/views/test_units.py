@@ -22,6 +22,7 @@ from lcc.views import units
         (units.share(0.2431), "24.3 %"),
         (units.rate(1_279.6), "1,280"),
         (units.score(37.42, "BLEU"), "37.4"),
+        (units.score(0.42, "BLEU"), "0.4"),
         (units.score(0.8642, "share"), "86.4 %"),
         (units.score(0.871, "bits"), "0.871"),
         (units.score(-2.31, "BLEU", signed=True), "−2.3"),
