@@ -71,6 +71,13 @@ def test_wandb_offline_needs_no_network(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_step_that_logs_nothing_leaves_nothing(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    tracker(name).open(tmp_path, "run/vocab").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,18 +12,23 @@ from lcc.core.tracking import Tracker, Value
 
 
 class EventFile:
-    """One event file; numbers that are not finite are left out, TensorBoard draws them as gaps."""
+    """One event file, made when the first number comes: most steps of a run have none."""
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._writer: Any = None
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Numbers as scalars; what is missing is left out and drawn as a gap."""
+        if self._writer is None:
+            self._writer = self._start()
         for name, value in values.items():
             if value is not None:
                 self._writer.add_scalar(name, float(value), step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 @card
@@ -43,4 +48,4 @@ class TensorBoard:
                 "tracker: tensorboard is not installed; pip install 'lcc[tensorboard]', "
                 "or choose tracker=none."
             ) from None
-        return EventFile(SummaryWriter(log_dir=str(folder / self.subfolder)))
+        return EventFile(lambda: SummaryWriter(log_dir=str(folder / self.subfolder)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,15 +12,20 @@ from lcc.core.tracking import Tracker, Value
 
 
 class WandbRun:
-    """One run of Weights & Biases: one training step of ours."""
+    """One run of Weights & Biases for one step of ours, begun when its first number comes."""
 
-    def __init__(self, run: Any, folder: Path) -> None:
-        self._run, self._folder = run, folder
+    def __init__(self, start: Callable[[], Any], folder: Path) -> None:
+        self._start, self._folder = start, folder
+        self._run: Any = None
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
+        if self._run is None:
+            self._run = self._start()
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
+        if self._run is None:
+            return
         self._run.finish()
         # An artifact holds files only: wandb's links to its newest run point outside of it.
         for path in (self._folder / "wandb").rglob("*"):
@@ -42,21 +47,23 @@ class Wandb:
     mode: Literal["offline", "online"] = "offline"
 
     def open(self, folder: Path, name: str) -> Tracker:
-        """A run named `name`; raises ResourceError where wandb is missing or cannot start."""
+        """A run named `name`; raises ResourceError where wandb is missing."""
         try:
             import wandb
         except ImportError:
             raise ResourceError(
                 "tracker: wandb is not installed; pip install 'lcc[wandb]', or choose tracker=none."
             ) from None
+        return WandbRun(lambda: self._begin(wandb, folder, name), folder)
+
+    def _begin(self, wandb: Any, folder: Path, name: str) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
         try:
-            run = wandb.init(project=self.project, entity=self.entity, mode=self.mode, name=name,
-                             dir=str(folder), settings=settings, reinit="create_new")  # fmt: skip
+            return wandb.init(project=self.project, entity=self.entity, mode=self.mode, name=name,
+                              dir=str(folder), settings=settings, reinit="create_new")  # fmt: skip
         except wandb.errors.Error as error:
             raise ResourceError(
                 f"tracker: Weights & Biases did not start ({str(error).splitlines()[0]}); "
                 "log in with `wandb login`, or choose tracker.mode=offline."
             ) from None
-        return WandbRun(run, folder)
