@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import GateError
 from lcc.core.lazy import safetensors, torch
+from lcc.core.measure import Measure
 from lcc.parts.checkpoint import read_card
 from lcc.parts.folder import read_header, weight_files
 from lcc.parts.model import Bundle, auto_class
-from lcc.core.measure import Measure
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.errors import DataError, RecipeError
+from lcc.core.errors import DataError, IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head, hush, read_card
-from lcc.parts.folder import examine
+from lcc.parts.folder import examine, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +106,7 @@ class Bundle:
         with warnings.catch_warnings():
             # Asking for dense weights passes a config beside the checkpoint's own; that is meant.
             warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            module = auto_class(self.card).from_pretrained(self.path, **options)
+            module = _from_disk(self.card, self.path, options)
         if dequantize and self.card.format == "bitsandbytes":
             # bitsandbytes gives back the dtype it quantized from, whatever is asked.
             module = module.dequantize(getattr(torch, dtype)).to(getattr(torch, dtype))
@@ -117,6 +117,35 @@ def open_bundle(path: Path) -> Bundle:
     """The checkpoint in `path` (a folder with config.json), checked but not yet loaded."""
     examine(path)
     return Bundle(card=read_card(path), path=path)
+
+
+def _from_disk(card: Card, path: Path, options: dict[str, Any]) -> Any:
+    """The module; raises RecipeError for an unknown family, IntegrityError for absent weights."""
+    family = read_json(path / "config.json").get("model_type")
+    if family not in transformers.CONFIG_MAPPING:
+        raise RecipeError(
+            f"{path}: its architecture {family!r} is not known to transformers "
+            f"{transformers.__version__}; choose another model or a newer transformers."
+        )
+    # What the files lack is drawn at random: from a fixed seed, and for heads that need training.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            module, info = auto_class(card).from_pretrained(
+                path, output_loading_info=True, **options
+            )
+        except (ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(
+                f"{path}: transformers cannot load it as {card.auto_class}: {reason}"
+            ) from None
+    absent = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if absent and card.form == "dense" and not card.headless:
+        raise IntegrityError(
+            f"{path}: {len(absent)} tensors are missing from its files, {absent[0]} among them; "
+            "fetch the model again."
+        )
+    return module
 
 
 def auto_class(card: Card) -> Any:
