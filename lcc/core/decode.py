@@ -64,9 +64,24 @@ def card_schema(cls: type[Any], name: str | None = None) -> dict[str, Any]:
     """JSON Schema of a card; with `name`, of the mapping form `{name: …, options}`."""
     schema = dict(_adapter(cls).json_schema())
     if name is not None:
+        # It will stand inside another schema, whose definitions are not these.
+        schema = _inlined(schema, schema.pop("$defs", {}))
         schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
         schema["required"] = ["name", *schema.get("required", [])]
     return schema
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """`node` with every reference replaced by what it refers to; cards never contain themselves."""
+    if isinstance(node, list):
+        return [_inlined(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    name = str(node.get("$ref", "")).rpartition("/")[2]
+    if name in definitions:
+        return _inlined({**definitions[name], **{k: v for k, v in node.items() if k != "$ref"}},
+                        definitions)  # fmt: skip
+    return {key: _inlined(value, definitions) for key, value in node.items()}
 
 
 @cache
