@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +30,12 @@ class Note:
     base: BaseForm
     head: str
     labels: tuple[str, ...] = ()
+
+
+def hush() -> None:
+    """Silence what peft and bitsandbytes say about themselves; nothing in it is the user's."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def attach(bundle: Bundle, model: Any, note: Note) -> None:
@@ -76,6 +84,7 @@ def load_nf4(bundle: Bundle, device: str, dtype: str, *, seed: int) -> Module:
     without double quantization a later save writes ruined ones.
     """
     assert bundle.path is not None, "NF4 weights are made while reading a checkpoint"
+    hush()
     compute = getattr(torch, dtype)
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -126,6 +135,7 @@ def merge(
 
     With `sparse` the zeros of `base` stay zero, as they were while the adapter was trained.
     """
+    hush()
     masks = zero_masks(base) if sparse else {}
     adapted = peft.PeftModel.from_pretrained(base, folder).eval()
     if sparse:

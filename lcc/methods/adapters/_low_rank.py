@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.lazy import peft, torch
-from lcc.engine.adapting import BaseForm, Note, attach
+from lcc.engine.adapting import BaseForm, Note, attach, hush
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -32,6 +32,7 @@ class LowRank:
     target: tuple[str, ...] | str = "all-linear"
 
     def config(self, bundle: Bundle, *, use_dora: bool = False) -> Any:
+        hush()
         target = self.target if isinstance(self.target, str) else list(self.target)
         return peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=target,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lcc.core.decode import card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import peft
+from lcc.engine.adapting import hush
 from lcc.methods.adapters._low_rank import TASK_TYPES, adapt
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Ia3:
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         base = bundle.load(device=device, dtype=dtype)
+        hush()
         config = peft.IA3Config(
             target_modules=list(self.target) if self.target else None,
             feedforward_modules=list(self.feedforward or ()) if self.target else None,
