@@ -63,7 +63,7 @@ class Vocab:
                 "max_logit_difference": Measure(difference),
                 **held_out,
             },
-            notes=["Across vocabularies compare bits per byte, never perplexity per token."],
+            notes=_notes(before, after),
         )
 
 
@@ -71,6 +71,12 @@ class _Size:
     def __init__(self, model: PreTrainedModel) -> None:
         self.rows = num_rows(model)
         self.parameters = sum(p.numel() for p in model.parameters())
+
+
+def _notes(before: _Size, after: _Size) -> list[str]:
+    if after.rows == before.rows:
+        return ["Every token is needed by the training split; the vocabulary stays as it was."]
+    return ["Across vocabularies compare bits per byte, never perplexity per token."]
 
 
 def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:

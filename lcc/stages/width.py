@@ -83,7 +83,7 @@ class Width:
             bundle=bundle,
             measures=self._measures(errors, table),
             tables={"width": table},
-            warnings=self._warnings(num_tokens(batches), units),
+            warnings=[*self._warnings(num_tokens(batches), units), *_unsparse(bundle, self.repair)],
         )
 
     def _refuse(self, units: list[Unit], model: Any) -> None:
@@ -178,3 +178,12 @@ class Width:
             f"{tokens} calibration tokens are few for {widest} kept inputs; raise width.samples"
             f" to at least {-(-self.samples * 4 * widest // tokens)}."
         ]
+
+
+def _unsparse(bundle: Bundle, repair: str) -> list[str]:
+    """Ridge repair fills the consumers' zeros, so the card may not promise a pattern any more."""
+    pattern = bundle.card.sparse
+    if pattern is None or repair != "ridge":
+        return []
+    bundle.with_card(sparse=None)
+    return [f"the parent was sparse ({pattern}); ridge repair filled zeros: sparsify after width."]

@@ -140,3 +140,11 @@ def test_a_unigram_tokenizer_is_refused_with_one_sentence() -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     with pytest.raises(DataError, match="a Unigram tokenizer cannot be cut"):
         cut(tokenizer, [0])
+
+
+def test_a_vocabulary_that_is_all_needed_is_reported_as_such(tmp_path: Any) -> None:
+    bundle, context = tiny.bundle(tiny.llama()), tiny.context(tmp_path)
+    Vocab().run(bundle, context)
+    again = Vocab().run(bundle, context)
+    assert again.notes[0].startswith("Every token is needed")
+    assert again.measures["num_tokens"].value == again.measures["num_tokens_before"].value

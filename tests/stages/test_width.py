@@ -166,12 +166,21 @@ def test_bias_repair_runs_where_there_are_biases(tmp_path: Any) -> None:
 
 def test_a_ratio_that_rounding_swallows_is_an_error(tmp_path: Any) -> None:
     with pytest.raises(GateError, match="takes nothing from 64 at multiples of 32"):
-        Width(ratio=0.05, round_to=32, samples=4).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
+        Width(ratio=0.05, round_to=32, samples=4).run(
+            tiny.bundle(tiny.llama()), tiny.context(tmp_path)
+        )
 
 
 def test_few_calibration_tokens_are_a_warning_with_a_number(tmp_path: Any) -> None:
     outcome = Width(samples=2).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
     assert "raise width.samples to at least" in outcome.warnings[0]
+
+
+def test_a_sparse_parent_that_ridge_repair_fills_is_no_longer_called_sparse(tmp_path: Any) -> None:
+    bundle = tiny.bundle(tiny.llama())
+    bundle.with_card(sparse="50% unstructured")
+    outcome = Width(samples=16).run(bundle, tiny.context(tmp_path))
+    assert bundle.card.sparse is None and "sparsify after width" in outcome.warnings[-1]
 
 
 def test_the_criterion_decides_what_goes(tmp_path: Any) -> None:
