@@ -54,10 +54,10 @@ def _walk(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             yield from _walk_zip(archive)
         elif name.endswith(".deb"):
             with _debian_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                yield from _walk_tar(tar)
+                yield from _walk_tar(tar, archive)
         elif name.endswith(TAR_ENDINGS):
             with tarfile.open(archive) as tar:
-                yield from _walk_tar(tar)
+                yield from _walk_tar(tar, archive)
         else:
             raise DataError(f"{archive}: is no wheel, zip, tar or Debian package.")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
@@ -74,11 +74,11 @@ def _walk_zip(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     yield _safe(info.filename, archive=archive), stream
 
 
-def _walk_tar(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+def _walk_tar(tar: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     for info in tar:
         stream = tar.extractfile(info) if info.isreg() else None
         if stream is not None:
-            yield _safe(info.name, archive=Path(str(tar.name or "archive"))), stream
+            yield _safe(info.name, archive=archive), stream
 
 
 def _safe(name: str, *, archive: Path) -> str:

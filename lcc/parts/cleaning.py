@@ -22,7 +22,7 @@ LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
 UNIT = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+(?:['’-][^\W_]+)*"
 )
-MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&[a-z]+;|&#\d+;")
+MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&[a-z]+;|&#\d+;|\[\d+:[^\]]*\]")
 PLACEHOLDER = re.compile(r"%(?:\(\w+\))?[-#0 +']*(?:\d+\$)?[\d.*]*[a-zA-Z]\b|%%|\$?\{\{?[^{}]*\}?\}"
                          r"|\$\w+|%\d+|\$\[\w+\]")  # fmt: skip
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
@@ -82,7 +82,7 @@ class Cleaning:
     def _fault(self, row: Row) -> str | None:
         """The first rule that `row` breaks, by the name it is counted under."""
         texts = {name: row[name] for name in text_fields(row)}
-        if any(not isinstance(text, str) or not text for text in texts.values()):
+        if not texts or not all(texts.values()):
             return "empty"
         if row.get("label", "") is None or (row.get("label") == "" and "label" in row):
             return "no label"

@@ -16,7 +16,8 @@ from lcc.parts.packages import Requirement
 
 Row = dict[str, Any]
 
-KEPT_APART = ("id", "doc", "split", "label")  # every other field of a row holds text
+KEPT_APART = ("id", "doc", "split", "label")
+USUAL = ("source", "target", "text")
 WORDLESS = re.compile(r"[\W_]+")
 
 
@@ -34,8 +35,12 @@ class Reader(Protocol):
 
 
 def text_fields(row: Mapping[str, Any]) -> list[str]:
-    """The fields of `row` that hold text, in order."""
-    return [name for name in row if name not in KEPT_APART]
+    """The fields whose text is cleaned, compared and fenced: source, target and text where a row
+    has any of them, else every field that holds text. Others are only carried along.
+    """
+    names = [name for name, value in row.items()
+             if name not in KEPT_APART and (value is None or isinstance(value, str))]  # fmt: skip
+    return [name for name in names if name in USUAL] or names
 
 
 def normalised(text: str) -> str:

@@ -28,7 +28,8 @@ Amount = Annotated[float, Field(ge=0), AfterValidator(_amount)]
 
 @card
 class Splits:
-    """How rows are dealt out: a share of all rows (0.05) or a number of them (500).
+    """How rows are dealt out: a share of all rows (0.05), as nearly as whole documents
+    allow, or a number of them (500), the rest of whose documents is left out.
 
     Whole documents go to one split; rows that bring a `split` of their own stay there. `fence`
     names the fields whose text may stand in one split only (empty: every text field). `salt`
@@ -54,7 +55,8 @@ class Splits:
             dealt[name].append({k: v for k, v in row.items() if k != "split"})
         left_out: dict[str, int] = {}
         for name, wanted in self._wanted(len(rows)).items():
-            if name not in given:
+            # A share is met as nearly as whole documents allow; a number is a number.
+            if name not in given and getattr(self, name) >= 1:
                 self._trim(dealt, name, wanted, left_out=left_out)
         fence(dealt, self.fence, left_out=left_out)
         if self.max_train is not None:

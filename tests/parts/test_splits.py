@@ -80,10 +80,11 @@ def test_a_leak_is_found_and_named() -> None:
 
 
 def test_a_field_that_all_rows_share_may_stand_outside_the_fence() -> None:
-    rows = [{**row, "instruction": "Translate."} for row in _rows()]
+    rows = [{"id": row["id"], "doc": row["doc"], "question": row["source"],
+             "answer": row["target"], "instruction": "Translate."} for row in _rows()]  # fmt: skip
     all_fields, _ = Splits(validation=5, test=5).deal(rows)
     assert not all_fields["train"]
-    dealt, _ = Splits(validation=5, test=5, fence=("source", "target")).deal(rows)
+    dealt, _ = Splits(validation=5, test=5, fence=("question", "answer")).deal(rows)
     assert len(dealt["train"]) == 50
 
 
