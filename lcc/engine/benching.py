@@ -1,21 +1,22 @@
-"""Speed and memory of one model in a process of its own: `python -m lcc.engine.benching`.
+"""Speed and memory of one model in a process of its own, which answers commands over a pipe.
 
-The worker reads JSON commands from stdin and answers each with one JSON line; what libraries print
-goes to stderr. A fresh process per checkpoint keeps one's memory and caches out of another's
-figures; the client (`Worker`) lets several wait while one is measured.
+A fresh process per checkpoint keeps one's memory and caches out of another's figures. All are
+forked from a server that has only imported the libraries, so that these seconds are paid once;
+each writes what libraries print into a log of its own.
 """
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors
 from lcc.core.lazy import torch, transformers
@@ -27,18 +28,23 @@ TRIAD = 1 << 24  # numbers in each of the three arrays: 64 MB, beyond any cache
 MATRIX = 1024
 NUM_TRIES = 5
 LOOK_SECONDS = 0.3
+PRELOADED = ["torch", "transformers", "transformers.models.auto.modeling_auto",
+             "transformers.generation.utils", "lcc.engine.benching", "lcc.engine.decoding",
+             "lcc.parts.model"]  # fmt: skip
 
 
 class Worker:
     """The client's end of one measuring process."""
 
-    def __init__(self, log: Path, *, threads: int) -> None:
-        self.log, self._log = log, log.open("w", encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "lcc.engine.benching"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment,
-        )  # fmt: skip
+    def __init__(self, log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.log = log
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, str(log)), daemon=True)
+        with _no_main():
+            self._process.start()
+        theirs.close()
 
     def ask(self, command: str, **options: Any) -> dict[str, Any]:
         """The worker's answer; its LccError is raised here again."""
@@ -47,19 +53,17 @@ class Worker:
 
     def send(self, command: str, **options: Any) -> None:
         """Give a command without waiting for its answer."""
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"command": command, **options}) + "\n")
-            self._process.stdin.flush()
+            self._pipe.send({"command": command, **options})
 
     def receive(self, command: str) -> dict[str, Any]:
         """The answer to the oldest command that has none yet."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        try:
+            reply: dict[str, Any] = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join(1)
             tail = self.log.read_text(encoding="utf-8", errors="replace")[-800:]
-            raise AssertionError(f"the measuring process died at {command!r}: {tail}")
-        reply: dict[str, Any] = json.loads(line)
+            raise AssertionError(f"the measuring process died at {command!r}: {tail}") from None
         if "error" in reply:
             raise getattr(errors, reply["kind"], errors.LccError)(reply["error"])
         return reply
@@ -67,8 +71,19 @@ class Worker:
     def close(self) -> None:
         """End the process; it holds nothing that must be kept."""
         self._process.kill()
-        self._process.communicate()
-        self._log.close()
+        self._process.join()
+        self._pipe.close()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep a new process from running the user's script again: it needs nothing from there."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager
@@ -77,13 +92,10 @@ def workers(folder: Path, names: list[str], *, threads: int) -> Iterator[dict[st
     started: dict[str, Worker] = {}
     try:
         for number, name in enumerate(names):
-            started[name] = Worker(folder / f"bench-{number}.log", threads=threads)
+            started[name] = Worker(folder / f"bench-{number}.log")
         cpus = quiet_cpus(threads)
-        # Sent to all before any is waited for: their imports may go on side by side.
         for worker in started.values():
-            worker.send("start", threads=threads, cpus=cpus)
-        for worker in started.values():
-            worker.receive("start")
+            worker.ask("start", threads=threads, cpus=cpus)
         yield started
     finally:
         for worker in started.values():
@@ -126,26 +138,20 @@ class Measuring:
         return {"parameters": parameters, "seconds": time.perf_counter() - started}
 
     def measure(self, prompts: list[list[int]], new_tokens: int, requests: int) -> dict[str, Any]:
-        """Seconds of `requests` passes over the batch: of its first token and of all of them."""
-        from lcc.engine.decoding import generate_exactly, padded
+        """Seconds until the first token and until the last, one figure per request.
+
+        Without `new_tokens` (an encoder) a request is one forward pass.
+        """
+        from lcc.engine.decoding import padded, token_times
 
         is_decoder = new_tokens > 0
         left = is_decoder and not self.module.config.is_encoder_decoder
         ids, mask = padded(prompts, 0, left=left, device=self.device)
-        first, whole = [], []
-        for _ in range(requests):
-            if is_decoder:
-                first.append(
-                    self._timed(lambda: generate_exactly(self.module, ids, mask, num_new=1))
-                )
-                whole.append(
-                    self._timed(
-                        lambda: generate_exactly(self.module, ids, mask, num_new=new_tokens)
-                    )
-                )
-            else:
-                first.append(self._timed(lambda: self._forward(ids, mask)))
-        return {"first_seconds": first, "whole_seconds": whole}
+        if not is_decoder:
+            passes = [self._timed(lambda: self._forward(ids, mask)) for _ in range(requests)]
+            return {"first_seconds": passes, "whole_seconds": passes}
+        times = [token_times(self.module, ids, mask, num_new=new_tokens) for _ in range(requests)]
+        return {"first_seconds": [t[0] for t in times], "whole_seconds": [t[-1] for t in times]}
 
     def memory(self) -> dict[str, Any]:
         """Most memory since loading, absolute and beyond what the libraries take."""
@@ -170,15 +176,13 @@ class Measuring:
             self.module(input_ids=ids, attention_mask=mask)
 
     def _timed(self, work: Callable[[], object]) -> float:
-        self._wait()
+        from lcc.engine.decoding import wait
+
+        wait(self.device)
         started = time.perf_counter()
         work()
-        self._wait()
+        wait(self.device)
         return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self.device in ("cuda", "mps"):
-            getattr(torch, self.device).synchronize()
 
 
 def quiet_cpus(num: int) -> list[int]:
@@ -218,26 +222,20 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def serve(commands: TextIO, replies: TextIO) -> None:
-    """Answer every command line until stdin ends."""
+def serve(pipe: Connection, log: str) -> None:
+    """Answer every command until the other end closes; what is printed goes to `log`."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
     measuring = Measuring()
-    for line in commands:
-        options = json.loads(line)
+    while True:
+        try:
+            options = pipe.recv()
+        except EOFError:
+            return
         work = getattr(measuring, options.pop("command"))
         try:
             reply = {**work(**options), "cpu_seconds": time.process_time()}
         except errors.LccError as error:
             reply = {"error": str(error), "kind": type(error).__name__}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-def _main() -> None:
-    # Libraries print to stdout as they like: keep it for replies alone.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    serve(sys.stdin, replies)
-
-
-if __name__ == "__main__":
-    _main()
+        pipe.send(reply)

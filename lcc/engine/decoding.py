@@ -8,6 +8,7 @@ was decided is in the task's `decode` and nowhere else.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,12 +62,29 @@ def answer(
     return [answers[i] for i in range(len(prompts))]
 
 
-def generate_exactly(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> None:
-    """Generate `num_new` tokens for every row, whatever they are; for measuring speed."""
+def token_times(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> list[float]:
+    """Seconds from the start until each of `num_new` tokens of every row; for measuring speed."""
+    times: list[float] = []
+
+    def clock(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        wait(module.device.type)
+        times.append(time.perf_counter() - started)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
     with torch.inference_mode(), _own_settings(module):
         settings = copy.deepcopy(module.generation_config)
         settings.update(do_sample=False, max_new_tokens=num_new, eos_token_id=None, pad_token_id=0)
-        module.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        wait(module.device.type)
+        started = time.perf_counter()
+        module.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
+                        stopping_criteria=transformers.StoppingCriteriaList([clock]))  # fmt: skip
+    return times
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given; clocks need it, a CPU does not."""
+    if device in ("cuda", "mps"):
+        getattr(torch, device).synchronize()
 
 
 def eos_ids(module: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -53,16 +53,15 @@ class Racer:
         """One figure per round: decoded tokens a second, or an encoder's texts a second."""
         found = []
         for turn in self.turns[size]:
-            first = median(turn["first_seconds"])
-            rest = median(turn["whole_seconds"]) - first if self.new_tokens else first
-            steps = self.new_tokens - 1 if self.new_tokens else 1
-            found.append(size * steps / max(rest, 1e-9))
+            pairs = zip(turn["first_seconds"], turn["whole_seconds"], strict=True)
+            seconds = [whole - first if self.new_tokens else whole for first, whole in pairs]
+            found.append(size * max(1, self.new_tokens - 1) / median(seconds))
         return found
 
     def _row(self, size: int) -> dict[str, Any]:
         turns = self.turns[size]
         first = [s for turn in turns for s in turn["first_seconds"]]
-        whole = [s for turn in turns for s in turn["whole_seconds"]] or first
+        whole = [s for turn in turns for s in turn["whole_seconds"]]
         num_prompt = sum(map(len, self.prompts[:size]))
         rate = median(self.rates(size))
         return {

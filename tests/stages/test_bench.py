@@ -83,7 +83,7 @@ def test_an_encoder_has_a_forward_latency_and_no_decoding(tmp_path: Path) -> Non
 
 
 def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
-    worker = Worker(tmp_path / "log", threads=1)
+    worker = Worker(tmp_path / "log")
     (tmp_path / "model").mkdir()
     try:
         with pytest.raises(RecipeError, match=r"no config\.json"):

@@ -123,7 +123,8 @@ def value(outcome: Outcome, name: str) -> Any:
 def test_translations_are_kept_scored_and_compared(
     causal: Path, data: Path, tmp_path: Path
 ) -> None:
-    what = task("translation", decode={"max_new_tokens": 20})
+    metrics = ["bleu", "chrf", "meteor", "bits_per_byte"]
+    what = task("translation", decode={"max_new_tokens": 20}, metrics=metrics)
     first = run(causal, what, tmp_path / "a", {"data": data})
     kept = samples(tmp_path / "a")
     assert len({s["id"] for s in kept}) == 12
