@@ -40,7 +40,8 @@ def reload_gate(bundle: Bundle, folder: Path, *, parent: Path | None) -> dict[st
     measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
     del memory
     if card.form == "packed":
-        measures |= _native_check(folder, got)
+        exact = probe_logits(disk.float(), ids)
+        measures |= _native_check(folder, exact, noise=float((got - exact).abs().max()))
     return measures
 
 
@@ -67,14 +68,16 @@ def probe_logits(module: Any, ids: Tensor) -> Tensor:
     return result
 
 
-def _compare(expected: Tensor, got: Tensor, folder: Path, form: str) -> Measure:
+def _compare(
+    expected: Tensor, got: Tensor, folder: Path, form: str, *, noise: float = 0.0
+) -> Measure:
     if expected.shape != got.shape:
         raise GateError(
             f"{folder}: logits have shape {tuple(got.shape)} after reloading, "
             f"{tuple(expected.shape)} in memory; config and weights do not agree."
         )
     difference = float((expected - got).abs().max())
-    limit = TOLERANCE[form] * max(1.0, float(expected.abs().max()))
+    limit = max(TOLERANCE[form] * max(1.0, float(expected.abs().max())), 2 * noise)
     # Written so that a NaN difference fails too.
     if not difference <= limit:
         raise GateError(
@@ -152,9 +155,14 @@ class _Stored:
             return not _is_constant(file.get_tensor(stored))
 
 
-def _native_check(folder: Path, dense: Tensor) -> dict[str, Measure]:
-    """One short sample through the packed format itself, as a stranger's plain call runs it."""
+def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Measure]:
+    """One short sample through the packed format itself, as a stranger's plain call runs it.
+
+    Kernels compute in half precision in an order of their own, so they are held to what half
+    precision alone does to the dequantized model (`noise`): 8 % of a logit on Gemma 3 270M.
+    """
     card = read_card(folder)
     module = auto_class(card).from_pretrained(folder, dtype=getattr(torch, card.dtype)).eval()
     native = probe_logits(module, probe_ids(module.config))
-    return {"native_max_logit_difference": _compare(dense, native, folder, "packed")}
+    found = _compare(exact, native, folder, "packed", noise=noise)
+    return {"native_max_logit_difference": found}
