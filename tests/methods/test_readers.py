@@ -223,7 +223,7 @@ def test_debian_gives_its_manuals_and_catalogues(home: Path) -> None:
     source = reader("debian", catalogues=[{"package": "tar"}], manuals=[{
         "source_package": "debian-faq", "target_package": "debian-faq-zh-cn",
         "source_pages": "usr/share/doc/debian/FAQ/{page}.en.html",
-        "target_pages": "usr/share/doc/debian/FAQ/{page}.zh-cn.html", "align": "structure",
+        "target_pages": "usr/share/doc/debian/FAQ/zh-cn/{page}.zh-cn.html", "align": "structure",
     }])  # fmt: skip
     paths = fetch_all(source.requirements(), Progress(quiet=True))
     assert all(any(contents(path)) for path in paths)
