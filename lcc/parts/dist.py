@@ -19,6 +19,7 @@ from lcc.core import errors
 from lcc.core.decode import card
 from lcc.core.errors import LccError, PreemptedError, ResourceError
 from lcc.core.lazy import torch
+from lcc.core.machine import cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ class Dist:
         if self.world_size == 1:
             return
         for tensor in tensors:
-            torch.distributed.broadcast(tensor, src=0)
+            torch.distributed.broadcast(tensor.detach(), src=0)  # shares its storage
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -105,18 +106,12 @@ def _require_places(world_size: int, device: str) -> None:
     if device == "cuda":
         places, thing = torch.cuda.device_count(), "GPUs"
     else:
-        places, thing = len(_affinity()), "cores"
+        places, thing = cores(), "cores"
     if world_size > places:
         raise ResourceError(
             f"distributed.world_size: asked for {world_size} processes, this machine has "
             f"{places} {thing}; use distributed=single."
         )
-
-
-def _affinity() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
 
 
 def _launch_group(
@@ -156,7 +151,7 @@ def _work(
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.set_num_threads(max(1, len(_affinity()) // world_size))
+    torch.set_num_threads(max(1, cores() // world_size))
     torch.distributed.init_process_group(backend)
     try:
         result = worker(Dist(rank, world_size), *args)

@@ -21,13 +21,13 @@ from lcc.engine.training import Counters, Training
 from lcc.methods.adapters.lora import Lora
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.optimizers.adamw import AdamW
+from lcc.parts.checkpoint import Form
 from lcc.parts.dist import Distributed
 from lcc.stage import Measure, Noun, Outcome
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.parts.task import Task
     from lcc.stage import Context
@@ -76,12 +76,8 @@ class Finetune(TrainingOptions):
         model.eval()
         bundle.module = model
         bundle.with_card(headless=False)
-        notes = []
-        if train.num_without_target:
-            notes.append(f"{train.num_without_target} training rows were left out: nothing of "
-                         f"their answer fits into max_length={self.max_length}.")  # fmt: skip
         return Outcome(
-            bundle=bundle, measures=self._measures(counters, training), notes=notes,
+            bundle=bundle, measures=self._measures(counters, training), notes=self._notes(train),
             files={"curves.jsonl": training.curves.path},
         )  # fmt: skip
 
@@ -91,10 +87,10 @@ class Finetune(TrainingOptions):
         rows = context.data.rows(split)
         if limit is not None and limit < len(rows):
             rows = random.Random(f"{split} {context.seed}").sample(rows, limit)
-        encoded = []
+        encoded, tokenizer = [], bundle.tokenizer
         with context.progress.track(f"encode {split}", len(rows), unit="row") as bar:
             for row in rows:
-                encoded.append(task.encode(row, bundle.tokenizer, max_length=self.max_length))
+                encoded.append(task.encode(row, tokenizer, max_length=self.max_length))
                 bar.advance()
         examples = Examples(encoded, task.head)
         if split == "train" and not len(examples):
@@ -127,6 +123,17 @@ class Finetune(TrainingOptions):
             tracker=context.tracker, progress=context.progress,
             masks=zero_masks(model) if masked else {},
         )  # fmt: skip
+
+    def _notes(self, train: Examples) -> list[str]:
+        notes = []
+        if train.num_without_target:
+            notes.append(f"{train.num_without_target} training rows were left out: nothing of "
+                         f"their answer fits into max_length={self.max_length}.")  # fmt: skip
+        num_cut = sum(bool(getattr(row, "num_truncated", 0)) for row in train.rows)
+        if num_cut:
+            notes.append(f"{num_cut} of {len(train)} training rows were cut to "
+                         f"max_length={self.max_length} tokens.")  # fmt: skip
+        return notes
 
     def _distillation(self, model: Module, context: Context) -> Distillation | None:
         if self.teacher is None:

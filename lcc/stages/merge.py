@@ -9,10 +9,10 @@ from pydantic import Field
 from lcc.core.decode import card
 from lcc.core.errors import GateError
 from lcc.engine.adapting import base_for, merge, read_note
+from lcc.parts.checkpoint import Form
 from lcc.stage import Measure, Noun, Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context
 

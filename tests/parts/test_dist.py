@@ -66,7 +66,7 @@ def test_a_stopped_group_says_that_it_can_go_on() -> None:
 
 
 def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_dist, "_affinity", lambda: {0, 1})
+    monkeypatch.setattr(parts_dist, "cores", lambda: 2)
     sentence = (
         "distributed.world_size: asked for 4 processes, this machine has 2 cores; "
         "use distributed=single."

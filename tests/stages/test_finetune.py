@@ -207,3 +207,41 @@ def test_a_task_without_a_loss_is_refused(world: Path, tmp_path: Path) -> None:
         finetune(method="full").run(
             tuning.bundle(world / "classify"), tuning.context(tmp_path / "work", world, task)
         )
+
+
+def test_a_decoder_can_be_taught_to_classify(world: Path, tmp_path: Path) -> None:
+    context = tuning.context(tmp_path / "work", world, tuning.MOOD)
+    stage = finetune(method="full", lr=1e-2, epochs=4)
+    outcome = stage.run(tuning.bundle(world / "causal"), context)
+    measures = outcome.measures
+    assert measures["validation_loss_after"].value < measures["validation_loss_before"].value
+    assert outcome.bundle is not None and outcome.bundle.card.head == "classify"
+
+
+@pytest.mark.parametrize("head", ["seq2seq", "classify"])
+def test_every_head_can_have_a_teacher(world: Path, tmp_path: Path, head: str) -> None:
+    task = TASKS[head]
+    first = finetune(method="full", max_steps=1)
+    taught = tuning.bundle(world / head)
+    first.run(taught, tuning.context(tmp_path / "first", world, task))
+    taught.with_card(dtype="float32")
+    save(taught, tmp_path / "teacher" / "model")
+    inputs = {"teacher": tmp_path / "teacher"}
+    stage = finetune(method="lora", max_steps=2, teacher="first", gradient_checkpointing=True)
+    outcome = stage.run(
+        tuning.bundle(world / head), tuning.context(tmp_path / "work", world, task, inputs=inputs)
+    )
+    assert outcome.measures["steps"].value == 2
+
+
+def test_rows_cut_or_left_out_are_said(world: Path, tmp_path: Path) -> None:
+    stage = finetune(method="lora", max_steps=1, max_length=6)
+    outcome = stage.run(tuning.bundle(world / "causal"), tuning.context(tmp_path / "work", world))
+    assert any("were cut to max_length=6 tokens" in note for note in outcome.notes)
+
+
+def test_a_mistake_inside_a_choice_names_the_nearest_key() -> None:
+    with pytest.raises(RecipeError, match=r"clip.max_nrm: unknown key .* Did you mean 'max_norm'"):
+        decode(Finetune, {"clip": {"name": "norm", "max_nrm": 1}}, "stages.finetune")
+    with pytest.raises(RecipeError, match=r"method.rnk: unknown key .* Did you mean 'rank'"):
+        decode(Finetune, {"method": {"name": "lora", "rnk": 1}}, "stages.finetune")

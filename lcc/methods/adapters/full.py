@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
+from lcc.parts.checkpoint import Form
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
 
 

@@ -9,11 +9,11 @@ from lcc.core.errors import RecipeError
 from lcc.core.lazy import peft
 from lcc.engine.adapting import hush
 from lcc.methods.adapters._low_rank import TASK_TYPES, adapt
+from lcc.parts.checkpoint import Form
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
 
 

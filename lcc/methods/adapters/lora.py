@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 from lcc.core.decode import card
 from lcc.engine.sparse_training import mask_adapters
 from lcc.methods.adapters._low_rank import LowRank, adapt
+from lcc.parts.checkpoint import Form
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
 
 

@@ -1,0 +1,36 @@
+"""Who is decayed, how the learning rate moves, what dropout means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from training_cases import model
+
+from lcc.engine.optimization import parameter_groups, schedule_of, set_dropout
+
+
+def test_vectors_are_not_decayed() -> None:
+    decayed, spared = parameter_groups(model(), 0.1)
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in spared["params"]) and spared["params"]
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])
+def test_the_rate_warms_up_and_then_follows_its_schedule(name: str, last: float) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = schedule_of(name, optimizer, num_steps=20, warmup_ratio=0.2)  # type: ignore[arg-type]
+    rates = []
+    for _ in range(20):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert schedule.get_last_lr()[0] == pytest.approx(last, abs=1e-9)
+    assert sorted(rates[4:], reverse=True) == rates[4:]
+
+
+def test_dropout_reaches_attention_too() -> None:
+    built = model(dropout=0.0)
+    set_dropout(built, 0.25)
+    assert {layer.self_attn.attention_dropout for layer in built.model.layers} == {0.25}
