@@ -28,6 +28,7 @@ TRIAD = 1 << 24  # numbers in each of the three arrays: 64 MB, beyond any cache
 MATRIX = 1024
 NUM_TRIES = 5
 LOOK_SECONDS = 0.3
+GRACE_SECONDS = 5.0
 PRELOADED = ["torch", "transformers", "transformers.models.auto.modeling_auto",
              "transformers.generation.utils", "lcc.engine.benching", "lcc.engine.decoding",
              "lcc.parts.model"]  # fmt: skip
@@ -69,10 +70,12 @@ class Worker:
         return reply
 
     def close(self) -> None:
-        """End the process; it holds nothing that must be kept."""
-        self._process.kill()
-        self._process.join()
+        """End the process: by hanging up, so that it tidies its own, or else by force."""
         self._pipe.close()
+        self._process.join(GRACE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
 
 @contextmanager

@@ -136,6 +136,8 @@ def _verdict(racer: Racer, first: Racer, size: int) -> str:
     ratios = [mine / theirs for mine, theirs in pairs]
     what = "decoding" if racer.new_tokens else "the forward pass"
     spread = f"{min(ratios):.2f}–{max(ratios):.2f} × {first.name}, {len(ratios)} rounds"
+    if len(ratios) < 2:
+        return f"{racer.name}: {ratios[0]:.2f} × {first.name} in one round, which shows nothing."
     if min(ratios) > 1 + NOTABLE:
         return f"{racer.name}: {what} is {median(ratios):.2f} × as fast ({spread})."
     if max(ratios) < 1 - NOTABLE:

@@ -54,12 +54,15 @@ def verdict(
 
     gained: the whole interval lies above zero. kept: it lies above the tolerated loss,
     (1 - keep_ratio) of the reference. lost: it lies below that. unclear: it holds it.
-    For a metric where less is better, all signs are turned.
+    For a metric where less is better, all signs are turned. Of a reference of zero nothing can be
+    kept or lost.
     """
     low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
     tolerated = -(1 - keep_ratio) * abs(reference)
     if low > 0:
         return "gained"
+    if reference == 0:
+        return "unclear"
     if low >= tolerated:
         return "kept"
     return "lost" if high < tolerated else "unclear"
@@ -70,7 +73,7 @@ def rule(keep_ratio: float, num_resamples: int) -> str:
     return (
         f"Paired bootstrap over samples, {num_resamples} resamples, 95 % interval of the "
         f"difference. gained: all of it above 0; kept: all of it above a loss of "
-        f"{1 - keep_ratio:.0%} of the reference score; lost: all of it below that; "
+        f"{100 * (1 - keep_ratio):.3g} % of the reference score; lost: all of it below that; "
         "unclear: neither."
     )
 

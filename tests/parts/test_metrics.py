@@ -145,3 +145,8 @@ def test_the_verdict_follows_its_rule(low: float, high: float, word: str) -> Non
     assert verdict(Interval(0, low, high), 40.0, keep_ratio=0.95) == word
     turned = Interval(0, -high, -low)
     assert verdict(turned, 40.0, keep_ratio=0.95, higher_is_better=False) == word
+
+
+def test_nothing_is_kept_of_a_score_of_zero() -> None:
+    assert verdict(Interval(0, 0, 0), 0.0, keep_ratio=0.95) == "unclear"
+    assert verdict(Interval(2, 1, 3), 0.0, keep_ratio=0.95) == "gained"

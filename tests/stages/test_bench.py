@@ -113,3 +113,5 @@ def test_only_what_every_round_shows_is_claimed() -> None:
     assert told[2].startswith("slow: decoding is slower")
     assert "claims no gain" in told[4]
     assert len(told) == 5
+    once = verdicts([racer("base", [2.0]), racer("fast", [1.0])])
+    assert "which shows nothing" in once[0]
