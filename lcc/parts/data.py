@@ -185,12 +185,18 @@ def _refuse_empty(
 ) -> None:
     asked = {"train": 1, "validation": spec.splits.validation, "test": spec.splits.test}
     empty = [name for name, rows in dealt.items() if asked[name] and not rows]
-    if empty:
-        why = ", ".join(f"{reason}: {n}" for reason, n in removed.items()) or "nothing was removed"
-        raise DataError(
-            f"dataset '{spec.name}': the {' and '.join(empty)} split is empty, of {read} "
-            f"rows read ({why}); loosen dataset.cleaning or dataset.splits."
-        )
+    if not empty:
+        return
+    kept = [row for rows in dealt.values() for row in rows]
+    why = ", ".join(f"{reason}: {n}" for reason, n in removed.items()) or "nothing was removed"
+    num_docs = len({row["doc"] for row in kept})
+    way_out = "loosen dataset.cleaning or dataset.splits"
+    if kept and num_docs < len(SPLITS):
+        way_out = "map dataset.fields.doc to a finer column, or set dataset.splits.validation=0"
+    raise DataError(
+        f"dataset '{spec.name}': the {' and '.join(empty)} split is empty; of {read} rows read "
+        f"({why}) {len(kept)} from {num_docs} documents were kept; {way_out}."
+    )
 
 
 def _counted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 from collections.abc import Iterator
 from dataclasses import field
@@ -60,15 +61,30 @@ class LocalFiles:
         raise AssertionError(f"{type(self).__name__} does not say how to read {path}")
 
 
-def read_text(path: Path) -> str:
-    """A file's text; raises DataError naming the line that is not UTF-8."""
-    content = path.read_bytes()
+@card
+class TextFiles(LocalFiles):
+    """Local files of text in `encoding`, a name that Python knows (utf-8, latin-1, gb18030 …)."""
+
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"no encoding is named {self.encoding!r}") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A file's text; raises DataError naming the line that is not in `encoding`."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: is not UTF-8; convert the file, e.g. with iconv."
+            f"{path}:{line}: is not {encoding.upper()}; set dataset.source.encoding (csv, tsv and "
+            "lines), e.g. latin-1, or convert the file with iconv."
         ) from None
 
 

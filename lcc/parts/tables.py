@@ -13,14 +13,14 @@ from lcc.parts.rows import Row
 
 
 def delimited_rows(
-    path: Path, *, delimiter: str, quoted: bool, columns: tuple[str, ...]
+    path: Path, *, delimiter: str, quoted: bool, columns: tuple[str, ...], encoding: str
 ) -> Iterator[Row]:
     """Rows of a delimited file; its first line names the columns unless `columns` does.
 
     Raises DataError with file and line for a row of another width.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    text = io.StringIO(read_text(path), newline="")
+    text = io.StringIO(read_text(path, encoding), newline="")
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     names = list(columns)
     start = 1

@@ -61,6 +61,18 @@ def test_a_file_without_a_header_takes_the_columns_it_is_told(tmp_path: Path) ->
     assert list(source.read()) == [{"label": "good", "text": "Fine."}]
 
 
+def test_text_in_another_encoding_is_read_when_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("label,text\ngut,Schön.\n".encode("latin-1"))
+    assert list(reader("csv", path=str(path), encoding="latin-1").read()) == [
+        {"label": "gut", "text": "Schön."}
+    ]
+    with pytest.raises(DataError, match=r"a\.csv:2: is not UTF-8; set dataset\.source\.encoding"):
+        list(reader("csv", path=str(path)).read())
+    with pytest.raises(RecipeError, match="no encoding is named 'latin-nine'"):
+        reader("csv", path=str(path), encoding="latin-nine")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -114,6 +114,12 @@ def test_data_that_cleaning_eats_up_say_which_rule_did_it(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_too_few_documents_for_three_splits_is_said(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, pairs(2, 10), cleaning={"near_duplicates": None})
+    with pytest.raises(DataError, match=r"20 from 2 documents were kept; map dataset\.fields\.doc"):
+        data.prepare(spec, tmp_path / "out", QUIET)
+
+
 def test_the_fence_is_proved_from_disk(tmp_path: Path) -> None:
     data.prepare(_packaged("tiny_en_zh"), tmp_path, QUIET)
     assert data.check_fence(tmp_path) > 100

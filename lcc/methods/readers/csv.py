@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.parts.local_files import LocalFiles
+from lcc.parts.local_files import TextFiles
 from lcc.parts.rows import Row
 from lcc.parts.tables import delimited_rows
 
 
 @card
-class Csv(LocalFiles):
+class Csv(TextFiles):
     """Rows from `.csv` files, quoted as spreadsheets do."""
 
     revision: ClassVar[int] = 1
@@ -24,4 +24,5 @@ class Csv(LocalFiles):
     columns: tuple[str, ...] = ()
 
     def read_file(self, path: Path) -> Iterator[Row]:
-        return delimited_rows(path, delimiter=self.delimiter, quoted=True, columns=self.columns)
+        return delimited_rows(path, delimiter=self.delimiter, quoted=True, columns=self.columns,
+                              encoding=self.encoding)  # fmt: skip

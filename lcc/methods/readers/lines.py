@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lcc.core.decode import card
-from lcc.parts.local_files import LocalFiles, read_text
+from lcc.parts.local_files import TextFiles, read_text
 from lcc.parts.rows import Row
 
 
 @card
-class Lines(LocalFiles):
+class Lines(TextFiles):
     """Rows `{text, doc}` from text files.
 
     A line that matches `heading` begins a document (WikiText: `^ = [^=].* = $`); without it every
@@ -34,16 +34,16 @@ class Lines(LocalFiles):
                 raise ValueError(f"heading is no regular expression: {error}") from None
 
     def read_file(self, path: Path) -> Iterator[Row]:
-        for name, lines in _documents(path, self.heading):
+        for name, lines in _documents(path, read_text(path, self.encoding), self.heading):
             known = self.heading is not None or self.unit != "line"
             for text in _pieces(lines, self.unit):
                 if text.strip():
                     yield {"text": text, "doc": name} if known else {"text": text}
 
 
-def _documents(path: Path, heading: str | None) -> Iterator[tuple[str, list[str]]]:
+def _documents(path: Path, text: str, heading: str | None) -> Iterator[tuple[str, list[str]]]:
     name, lines = path.name, list[str]()
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if heading is not None and re.search(heading, line):
             yield name, lines
             name, lines = f"{path.name}:{number} {line.strip()}", []

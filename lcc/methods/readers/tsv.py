@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from lcc.core.decode import card
-from lcc.parts.local_files import LocalFiles
+from lcc.parts.local_files import TextFiles
 from lcc.parts.rows import Row
 from lcc.parts.tables import delimited_rows
 
 
 @card
-class Tsv(LocalFiles):
+class Tsv(TextFiles):
     """Rows from `.tsv` files with a header line, or with `columns` when they have none."""
 
     revision: ClassVar[int] = 1
@@ -21,4 +21,5 @@ class Tsv(LocalFiles):
     columns: tuple[str, ...] = ()
 
     def read_file(self, path: Path) -> Iterator[Row]:
-        return delimited_rows(path, delimiter="\t", quoted=False, columns=self.columns)
+        return delimited_rows(path, delimiter="\t", quoted=False, columns=self.columns,
+                              encoding=self.encoding)  # fmt: skip
