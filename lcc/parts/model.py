@@ -46,7 +46,7 @@ class Bundle:
             self.module = self._read(dtype or self.card.dtype, native=native)
             self.native = native and self.card.form == "packed"
         elif dtype is not None and not _is_packed(self.module):
-            self.module.to(getattr(torch, dtype))
+            _with_parameters_in(self.module, dtype)
         return self.module if device is None or self.native else self.module.to(device)
 
     def release(self) -> None:
@@ -109,7 +109,7 @@ class Bundle:
             module = _from_disk(self.card, self.path, options)
         if dequantize and self.card.format == "bitsandbytes":
             # bitsandbytes gives back the dtype it quantized from, whatever is asked.
-            module = module.dequantize(getattr(torch, dtype)).to(getattr(torch, dtype))
+            module = _with_parameters_in(module.dequantize(getattr(torch, dtype)), dtype)
         return module
 
 
@@ -159,6 +159,14 @@ def has_tokenizer(path: Path) -> bool:
     """Whether tokenizer files lie in a model folder."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
     return any((path / name).is_file() for name in names)
+
+
+def _with_parameters_in(module: Any, dtype: str) -> Any:
+    """Cast parameters only: rotary frequencies and the like stay as `from_pretrained` has them."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return module
 
 
 def _is_packed(module: Any) -> bool:
