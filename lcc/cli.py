@@ -86,5 +86,3 @@ def _verb_help(verb: str) -> str:
                   if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
                   and "USAGE" in ast.unparse(node).split("=")[0]), "")  # fmt: skip
     return f"{ast.get_docstring(tree)}\n\n{usage.strip()}"
-
-

@@ -141,7 +141,9 @@ def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]
     outcome = launch(work_step, distributed, job)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
-    size = sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
+    size = (
+        sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
+    )
     return {"format": 1, "name": step.name, "kind": step.kind, "key": step.key,
             "inputs": step.ingredients["inputs"], "ingredients": step.ingredients,
             "node": describe(step.stage), "seconds": seconds, "model_bytes": size,
@@ -193,5 +195,3 @@ def find_model(name: str | None, facts: dict[str, Any]) -> Path:
     if artifact is None:
         raise GateError(f"the artifact of {wanted!r} is damaged or gone; run the recipe again.")
     return artifact.path / "model"
-
-

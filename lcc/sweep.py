@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from lcc.core.decode import Mistakes
 from lcc.core.errors import LccError, RecipeError
-from lcc.pipeline import Pipeline, plan_steps
+from lcc.pipeline import Pipeline
+from lcc.planning import plan_steps
 from lcc.recipe import load_composed, scaled
 from lcc.runner import Run, run_pipeline
 

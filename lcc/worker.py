@@ -50,7 +50,9 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
     """Run the stage of `job`; rank 0 leaves its files in `job.folder` and returns the facts."""
     threads = _set_up(dist, job)
     _reset_peak()
-    progress = Progress(log=job.folder / "log.txt" if dist.is_main else None, quiet=not dist.is_main)
+    progress = Progress(
+        log=job.folder / "log.txt" if dist.is_main else None, quiet=not dist.is_main
+    )
     with _tracker(dist, job) as tracker:
         context = Context(folder=job.folder, seed=job.seed, device=job.device, dtype=job.dtype,
                           dist=dist, progress=progress, tracker=tracker, task=job.task,

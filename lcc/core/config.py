@@ -129,7 +129,9 @@ def _path_choice(group: str, value: str) -> str | None:
 def is_model_path(word: str) -> bool:
     """Whether a normalised override gives a model by folder instead of by card."""
     name, _, value = word.partition("=")
-    return name == "model" and value not in choices("model") and _path_choice(name, value) is not None
+    return (
+        name == "model" and value not in choices("model") and _path_choice(name, value) is not None
+    )
 
 
 def _sources(words: list[str]) -> dict[str, YamlSource]:
@@ -172,7 +174,9 @@ def _source(group: str, name: str) -> YamlSource:
 def _check_exists(group: str, name: str, where: str) -> None:
     known = choices(group)
     if name not in known and name != "null":
-        raise RecipeError(f"{where}{group}: no {group} is named {name!r}{did_you_mean(name, known)}")
+        raise RecipeError(
+            f"{where}{group}: no {group} is named {name!r}{did_you_mean(name, known)}"
+        )
 
 
 def _read(path: Path) -> YamlSource:
@@ -231,7 +235,9 @@ def _register() -> None:
             except (RecipeError, SafetyError):
                 continue  # a spoiled file that nobody chose is no reason to refuse the others
             package = "_global_" if group == "recipe" else (source.package or group)
-            store.store(group=group, name=name, node=OmegaConf.create(source.content), package=package)
+            store.store(
+                group=group, name=name, node=OmegaConf.create(source.content), package=package
+            )
 
 
 def _hydra_sentence(error: Exception) -> str:

@@ -36,7 +36,9 @@ def read_yaml(path: Path) -> YamlSource:
     or too deep; RecipeError for what is no YAML mapping.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise SafetyError(f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text.")
+        raise SafetyError(
+            f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text."
+        )
     text = path.read_text(encoding="utf-8")
     try:
         _check_shape(path, text)

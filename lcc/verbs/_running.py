@@ -13,7 +13,9 @@ from lcc.recipe import scaled
 def run_verb(verb: str, arguments: Arguments) -> int:
     """Compose, run and show; returns the exit code."""
     if arguments.words:
-        raise RecipeError(f"'{arguments.words[0]}' is no override; write key=value or +recipe=NAME.")
+        raise RecipeError(
+            f"'{arguments.words[0]}' is no override; write key=value or +recipe=NAME."
+        )
     words = arguments.overrides or _words_of_last_run(verb)
     if arguments.cfg:
         return _print_composed(words, as_json=arguments.json)
@@ -95,5 +97,3 @@ def _check_installed(words: list[str]) -> None:
         from lcc.core.errors import ResourceError
 
         raise ResourceError("\n".join(found))
-
-

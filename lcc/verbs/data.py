@@ -18,7 +18,7 @@ from lcc.core.store import ROOT, Store
 from lcc.parts import data, inspection, sources
 from lcc.parts.data import Counts, DatasetSpec, PreparedData
 from lcc.parts.rows import Row
-from lcc.pipeline import plan_steps
+from lcc.planning import plan_steps
 from lcc.recipe import Recipe, load_recipe, require
 
 if TYPE_CHECKING:

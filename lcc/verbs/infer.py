@@ -88,7 +88,7 @@ def _made_by(words: list[str], name: str | None) -> Path:
 def _folder(recipe: Recipe, words: list[str]) -> Path:
     """A model folder as it lies, or what another source makes, built into the store once."""
     from lcc.core.store import Store
-    from lcc.pipeline import plan_steps
+    from lcc.planning import plan_steps
     from lcc.runner import ROOT, run_pipeline
 
     assert recipe.model is not None

@@ -11,7 +11,7 @@ from lcc.core.store import Store
 from lcc.estimates import Estimate, estimate
 from lcc.runner import ROOT
 from lcc.sweep import pipeline_of, refuse_sweep
-from lcc.views.numbers import human_bytes, human_seconds
+from lcc.views.units import duration, size
 
 USAGE = """usage: lcc preview +recipe=NAME [key=value …] [--json]
 
@@ -35,13 +35,13 @@ def _table(rows: list[dict[str, Any]], estimates: list[Estimate]) -> str:
     lines = [f"{'step':{width}}  {'state':9}  {'time':>9}  {'memory':>9}  {'disk':>9}"]
     for row in rows:
         state = "in store" if row["basis"] == "store" else row["basis"]
-        cells = [human_seconds(row["seconds"]), human_bytes(row["memory_bytes"]),
-                 human_bytes(row["disk_bytes"])] if state != "in store" else ["–"] * 3  # fmt: skip
+        cells = [duration(row["seconds"]), size(row["memory_bytes"]),
+                 size(row["disk_bytes"])] if state != "in store" else ["–"] * 3  # fmt: skip
         lines.append(f"{row['name']:{width}}  {state:9}  " + "  ".join(f"{c:>9}" for c in cells))
     todo = [e for e in estimates if e.basis != "store"]
-    seconds = human_seconds(sum(e.seconds for e in todo))
-    memory = human_bytes(max((e.memory_bytes for e in todo), default=0))
-    disk = human_bytes(sum(e.disk_bytes for e in todo))
+    seconds = duration(sum(e.seconds for e in todo))
+    memory = size(max((e.memory_bytes for e in todo), default=0))
+    disk = size(sum(e.disk_bytes for e in todo))
     lines.append(f"{len(todo)} of {len(rows)} steps to run: about {seconds}, "
                  f"peak memory {memory}, disk {disk}")  # fmt: skip
     return "\n".join(lines)

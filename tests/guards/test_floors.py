@@ -9,7 +9,7 @@ import lcc
 
 ROOT = Path(lcc.__file__).parent
 FLOORS = ["core", "views", "parts", "engine", "stage", "methods", "stages", "recipe", "pipeline",
-          "worker", "runner", "sweep", "verbs", "cli", "__init__", "__main__"]  # fmt: skip
+          "planning", "estimates", "worker", "runner", "sweep", "verbs", "cli", "__init__", "__main__"]  # fmt: skip
 
 
 def _room(module: str) -> str:

@@ -12,7 +12,9 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
 
 def _imported_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 
@@ -39,5 +41,7 @@ def test_light_verbs_import_no_torch(words: list[str]) -> None:
 
 def test_help_imports_neither_hydra_nor_pydantic() -> None:
     code = "from lcc.cli import main\nassert main(['--help']) == 0\n"
-    code += "assert not {'hydra', 'pydantic', 'rich', 'yaml'} & set(sys.modules), sys.modules.keys()"
+    code += (
+        "assert not {'hydra', 'pydantic', 'rich', 'yaml'} & set(sys.modules), sys.modules.keys()"
+    )
     assert _imported_after(code) == set()

@@ -1,0 +1,279 @@
+"""Recipe → Pipeline: decoded, ordered, checked and keyed, in under a second and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lcc.core.catalog import STAGES, card, names
+from lcc.core.decode import Mistake, Mistakes, decode
+from lcc.core.describe import describe
+from lcc.core.errors import RecipeError
+from lcc.core.machine import machine_key, versions
+from lcc.core.nearest import did_you_mean
+from lcc.parts import data as datasets
+from lcc.parts import sources
+from lcc.pipeline import Pipeline, Step
+from lcc.recipe import Recipe
+from lcc.stage import Stage
+
+IMPLICIT = ("base", "prepare", "merge")  # steps the pipeline adds by itself
+STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
+NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
+# Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "torch-pruning", "bitsandbytes",
+             "compressed-tensors", "sacrebleu")  # fmt: skip
+
+
+def plan_steps(recipe: Recipe) -> Pipeline:
+    """Order, decode, check and key the steps of `recipe`; raises Mistakes or RecipeError."""
+    return _Planner(recipe).build()
+
+
+@dataclass
+class _Planner:
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+    current: Step | None = None
+    plan_input: Step | None = None
+    trained: bool = False
+
+    def build(self) -> Pipeline:
+        recipe = self.recipe
+        if recipe.model is not None:
+            base = self._add("base", "base", card(STAGES, "base")(spec=recipe.model), {})
+            self.current = base
+        if recipe.dataset is not None:
+            self._add("data", "prepare", card(STAGES, "prepare")(spec=recipe.dataset), {})
+        for name, node in _ordered(recipe.stages, "stages"):
+            if name == "compress":
+                self._compress(node)
+            else:
+                self._stage(name, node, "stages")
+        if not self.steps:
+            raise RecipeError(
+                "nothing to do: give a recipe (+recipe=NAME) or a model (model=NAME)."
+            )
+        return Pipeline(recipe, self.steps)
+
+    def _compress(self, node: dict[str, Any]) -> None:
+        if node:
+            key = f"stages.compress.{next(iter(node))}"
+            raise Mistakes([Mistake(key, "the plan's steps are set under plan., not here.")])
+        if not self.recipe.plan:
+            raise RecipeError("stages.compress: no plan is chosen; add plan=NAME.")
+        self.plan_input = self.current
+        for name, step_node in _ordered(self.recipe.plan, "plan"):
+            self._stage(name, step_node, "plan")
+
+    def _stage(self, name: str, node: dict[str, Any], section: str) -> None:
+        where = f"{section}.{name}"
+        kind = node.get("kind", name)
+        options = {k: v for k, v in node.items() if k not in STEP_KEYS}
+        cls = _stage_type(kind, where, spelled="kind" in node)
+        if any(step.name == name for step in self.steps):
+            raise Mistakes([Mistake(where, f"a step named {name!r} stands already; rename one and "
+                                           "give it `kind:`.")])  # fmt: skip
+        options = self._with_nouns(cls, options)
+        if kind == "eval":
+            self._evaluations(name, node, options, where)
+        elif kind == "bench":
+            self._bench(name, node, decode(cls, options, where), where)
+        else:
+            self._model_step(name, kind, decode(cls, options, where), where)
+
+    def _with_nouns(self, cls: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+        fields = cls.__dataclass_fields__
+        chosen = {n: getattr(self.recipe, n) for n in NOUNS if n in fields}
+        return {**{n: _as_node(value) for n, value in chosen.items() if value}, **options}
+
+    def _model_step(self, name: str, kind: str, stage: Stage, where: str) -> None:
+        source = self._require_model(where)
+        self._check_form(name, stage, source, where)
+        inputs = {"model": source}
+        if getattr(stage, "teacher", None):
+            inputs["teacher"] = self._teacher(str(stage.teacher), source, where)  # type: ignore[attr-defined]
+        adapter = _form(stage) == "adapter"
+        changes = stage.changes_model
+        step = self._add(name, kind, stage, inputs, checkpoint=None if adapter else name)
+        if adapter:
+            merged = card(STAGES, "merge")()
+            step = self._add(f"{name}.merged", "merge", merged, {"model": source, "adapter": step},
+                             checkpoint=name)  # fmt: skip
+        if changes:
+            self.current = step
+        self.trained = self.trained or kind == "finetune"
+
+    def _evaluations(
+        self, name: str, node: dict[str, Any], options: dict[str, Any], where: str
+    ) -> None:
+        self._require_model(where)
+        chosen = self._chosen(node, where)
+        plan = set(self.recipe.plan)
+        evaluations: dict[str, Step] = {}
+        trained = False
+        task = self.recipe.task
+        for checkpoint, source in self._checkpoints().items():
+            trained = trained or _was_trained(source)
+            if checkpoint not in chosen:
+                continue
+            shots = 0 if trained or task is None else task.demonstrations
+            stage = decode(card(STAGES, "eval"), {"demonstrations": shots, **options}, where)
+            inputs = {"model": source}
+            before = [c for c in evaluations if c not in plan]
+            if before:
+                inputs["base"] = evaluations[before[0]]
+            if before and checkpoint in plan:
+                # What compression lost is judged against the model that the plan was given.
+                inputs["reference"] = evaluations[before[-1]]
+            evaluations[checkpoint] = self._add(f"{name}.{checkpoint}", "eval", stage, inputs)
+
+    def _bench(self, name: str, node: dict[str, Any], stage: Stage, where: str) -> None:
+        self._require_model(where)
+        chosen = self._chosen(node, where)
+        inputs = {f"checkpoint.{c}": s for c, s in self._checkpoints().items() if c in chosen}
+        self._add(name, "bench", stage, inputs)
+
+    def _checkpoints(self) -> dict[str, Step]:
+        return {step.checkpoint: step for step in self.steps if step.checkpoint}
+
+    def _chosen(self, node: dict[str, Any], where: str) -> list[str]:
+        known = list(self._checkpoints())
+        chosen = node.get("checkpoints", known)
+        if not isinstance(chosen, list):
+            raise Mistakes([Mistake(f"{where}.checkpoints", f"expected a list, got {chosen!r}.")])
+        for name in chosen:
+            if name not in known:
+                hint = did_you_mean(str(name), known)
+                raise Mistakes([Mistake(f"{where}.checkpoints", f"no checkpoint {name!r}{hint}")])
+        return chosen
+
+    def _add(
+        self, name: str, kind: str, stage: Stage, inputs: dict[str, Step],
+        *, checkpoint: str | None = None,
+    ) -> Step:  # fmt: skip
+        if kind == "base":
+            checkpoint = name
+        elif checkpoint is not None and not stage.changes_model:
+            checkpoint = None
+        wired = dict(inputs)
+        if "data" in stage.reads:
+            prepared = next((s for s in self.steps if s.kind == "prepare"), None)
+            if prepared is None:
+                raise RecipeError(f"step {name!r} needs data; choose some with dataset=NAME.")
+            wired["data"] = prepared
+        step = Step(name, kind, stage, wired, self._nouns(name, kind, stage), checkpoint)
+        self.steps.append(step)
+        return step
+
+    def _nouns(self, name: str, kind: str, stage: Stage) -> dict[str, Any]:
+        recipe, nouns = self.recipe, dict[str, Any]()
+        if kind == "base":
+            nouns["source"] = sources.fingerprint(stage.spec)  # type: ignore[attr-defined]
+        if kind == "prepare":
+            return {"source": datasets.fingerprint(stage.spec)}  # type: ignore[attr-defined]
+        if "task" in stage.reads:
+            if recipe.task is None:
+                raise RecipeError(f"step {name!r} needs a task; choose one with task=NAME.")
+            nouns["task"] = _task_of(recipe, kind)
+        if "seed" in stage.reads:
+            nouns["seed"] = recipe.seed
+        if "device" in stage.reads:
+            nouns["device"] = recipe.device_type
+        if "dtype" in stage.reads:
+            nouns["dtype"] = recipe.dtype
+        if kind == "bench":
+            nouns["machine"] = machine_key()
+        return {**nouns, "versions": {k: v for k, v in versions().items() if k in LIBRARIES}}
+
+    def _require_model(self, where: str) -> Step:
+        if self.current is None:
+            raise RecipeError(f"{where}: no model is chosen; add model=NAME or model=FOLDER.")
+        return self.current
+
+    def _check_form(self, name: str, stage: Stage, source: Step, where: str) -> None:
+        form = _form(source.stage)
+        if form not in stage.accepts:
+            raise Mistakes([Mistake(where, f"takes a {' or '.join(stage.accepts)} model, but "
+                                           f"{source.name!r} before it makes a {form} one; place "
+                                           f"{name!r} before it.")])  # fmt: skip
+
+    def _teacher(self, teacher: str, source: Step, where: str) -> Step:
+        known = self._checkpoints()
+        if teacher == "plan_input":
+            found = self.plan_input
+            if found is None:
+                raise Mistakes([Mistake(f"{where}.teacher", "plan_input is known inside a plan only; "
+                                        f"name a step: {', '.join(known)}.")])  # fmt: skip
+        elif "/" in teacher:
+            spec = decode(sources.ModelSpec, _path_spec(teacher), f"{where}.teacher")
+            return self._add("teacher", "base", card(STAGES, "base")(spec=spec), {})
+        elif teacher in known:
+            found = known[teacher]
+        else:
+            hint = did_you_mean(teacher, [*known, "plan_input"])
+            raise Mistakes([Mistake(f"{where}.teacher", f"no model is named {teacher!r}{hint}")])
+        if found.key == source.key:
+            raise Mistakes([Mistake(f"{where}.teacher", f"{teacher!r} is the very model this step "
+                                    "trains; choose an earlier one.")])  # fmt: skip
+        return found
+
+
+def _as_node(choice: Any) -> dict[str, Any]:
+    """A decoded noun as the YAML it came from, so that a stage can decode it as its own field."""
+    return {key: value for key, value in describe(choice).items() if key != "revision"}
+
+
+def _path_spec(path: str) -> dict[str, Any]:
+    return {"name": path.rstrip("/").rpartition("/")[2], "source": {"path": path}}
+
+
+def _task_of(recipe: Recipe, kind: str) -> Any:
+    """What a step sees of the task: how it is scored matters to evaluation only."""
+    described = describe(recipe.task)
+    scoring = () if kind in ("eval", "bench") else ("metrics", "decode", "demonstrations")
+    return {key: value for key, value in described.items() if key not in scoring}
+
+
+def _form(stage: Stage) -> str:
+    produces = getattr(stage, "produces", None)
+    if produces is None:
+        produces = getattr(getattr(stage, "method", None), "produces", "dense")
+    return str(produces)
+
+
+def _was_trained(step: Step) -> bool:
+    """Whether any step that led to this model trained it."""
+    if step.kind == "finetune":
+        return True
+    return any(_was_trained(s) for n, s in step.inputs.items() if n in ("model", "adapter"))
+
+
+def _stage_type(kind: Any, where: str, *, spelled: bool) -> type[Any]:
+    offered = [name for name in names(STAGES) if name not in IMPLICIT]
+    if kind not in offered:
+        key = f"{where}.kind" if spelled else where
+        raise Mistakes([Mistake(key, f"no stage is named {kind!r}"
+                                     f"{did_you_mean(str(kind), offered)}")])  # fmt: skip
+    return card(STAGES, str(kind))
+
+
+def _ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries in the order written, except those placed by `before:` or `after:`."""
+    mistakes = [Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
+                for n, v in nodes.items() if v is not None and not isinstance(v, dict)]  # fmt: skip
+    if mistakes:
+        raise Mistakes(mistakes)
+    plain = {name: node or {} for name, node in nodes.items()}
+    order = [name for name, node in plain.items() if not ("before" in node or "after" in node)]
+    for name, node in plain.items():
+        if name in order:
+            continue
+        side = "before" if "before" in node else "after"
+        anchor = node[side]
+        if anchor not in order:
+            raise Mistakes([Mistake(f"{section}.{name}.{side}", f"no step is named {anchor!r}"
+                                    f"{did_you_mean(str(anchor), order)}")])  # fmt: skip
+        order.insert(order.index(anchor) + (side == "after"), name)
+    return ((name, plain[name]) for name in order)
