@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _silent(num: int) -> None:
+def _silent(num: float) -> None:
     """Progress that nobody watches."""
 
 
@@ -34,7 +34,7 @@ class Answering:
     batch_size: int = 32
     window: int = 1024
     stride: int = 512
-    advance: Callable[[int], None] = _silent
+    advance: Callable[[float], None] = _silent
 
     def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Answer]:
         """One Answer per row, with what `needs` asks for."""
@@ -47,7 +47,8 @@ class Answering:
                 for one, (text, finished) in zip(found, outputs, strict=True)
             ]
         if "likelihood" in needs:
-            facts = self._likelihoods(rows)
+            # Where answers were generated too, those rows have been counted already.
+            facts = self._likelihoods(rows, told=_silent if "answers" in needs else self.advance)
             found = [dataclasses.replace(one, **f) for one, f in zip(found, facts, strict=True)]
         return found
 
@@ -84,7 +85,9 @@ class Answering:
                             "choose a task with another head.")  # fmt: skip
         return [(one.text, one.finished) for one in self.generated(rows)]
 
-    def _likelihoods(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def _likelihoods(
+        self, rows: Sequence[Row], *, told: Callable[[float], None]
+    ) -> list[dict[str, Any]]:
         if self.task.head in ("classify", "embed"):
             raise DataError(
                 f"task {self.task.name!r}: head {self.task.head} has no likelihood of a text; drop "
@@ -95,7 +98,8 @@ class Answering:
             mine = self._spans(row)
             spans += mine
             owners += [number] * len(mine)
-        values = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size)
+        values = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size,
+                      advance=lambda n: told(n * len(rows) / len(spans)))  # fmt: skip
         sums = [0.0] * len(rows)
         tokens = [0] * len(rows)
         for number, span, value in zip(owners, spans, values, strict=True):
