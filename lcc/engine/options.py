@@ -37,5 +37,5 @@ class TrainingOptions:
     patience: Annotated[int, Field(ge=1)] | None = None
     keep_best: bool = True
     save_every: Annotated[int, Field(ge=1)] | None = None
-    save_seconds: Annotated[float, Field(gt=0)] = 300
+    save_seconds: Annotated[float, Field(gt=0)] = 120
     max_nonfinite: Annotated[int, Field(ge=1)] = 5

@@ -25,6 +25,27 @@ STATE_FILE = "state.json"
 
 
 @dataclass
+class Counters:
+    """Where training stands; everything here survives an interruption."""
+
+    step: int = 0
+    epoch: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # of this epoch's steps, weighted by their targets
+    loss_targets: int = 0
+    clipped_steps: int = 0
+    nonfinite_steps: int = 0
+    nonfinite_in_row: int = 0
+    micro_tokens: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    validation_before: float | None = None
+    evaluations_without_gain: int = 0
+    finished: bool = False
+
+
+@dataclass
 class Saved:
     """One generation of training state read back: tensors by group, and everything else."""
 

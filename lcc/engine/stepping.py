@@ -152,6 +152,8 @@ class Stepper:
         return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=enabled)
 
     def _sum_gradients(self) -> None:
+        # Data parallelism by one sum a step, not by DistributedDataParallel's hooks: ranks may hold
+        # different numbers of micro-batches, and all must retry when one runs out of memory.
         if self.dist.world_size == 1:
             return
         for parameter in self.trainable:

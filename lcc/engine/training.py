@@ -23,6 +23,7 @@ from lcc.engine.optimization import (
 )
 from lcc.engine.options import TrainingOptions
 from lcc.engine.resume import (
+    Counters,
     Interruption,
     optimizer_state,
     read_state,
@@ -35,27 +36,6 @@ from lcc.engine.stepping import Examples, Stepper
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass
-class Counters:
-    """Where training stands; everything here survives an interruption."""
-
-    step: int = 0
-    epoch: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss_sum: float = 0.0  # of this epoch's steps, weighted by their targets
-    loss_targets: int = 0
-    clipped_steps: int = 0
-    nonfinite_steps: int = 0
-    nonfinite_in_row: int = 0
-    micro_tokens: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    validation_before: float | None = None
-    evaluations_without_gain: int = 0
-    finished: bool = False
 
 
 @dataclass
@@ -143,7 +123,10 @@ class Training:
             row["validation_loss"] = self._evaluate()
         if self.dist.is_main:
             self.curves.log(counters.step, row)
-            self.tracker.log(counters.step, row)
+            clipping = {"clipped_share": counters.clipped_steps / counters.step}
+            if self.clip.threshold is not None:
+                clipping["clip_threshold"] = self.clip.threshold
+            self.tracker.log(counters.step, {**row, **clipping})
         bar.advance(1, loss=loss, lr=rate)
         self._stop_if_diverged()
 

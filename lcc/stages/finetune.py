@@ -15,9 +15,10 @@ from lcc.core.tracking import CurveFile
 from lcc.engine.objectives import Distillation, logits_function, require_loss
 from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
+from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper
-from lcc.engine.training import Counters, Training
+from lcc.engine.training import Training
 from lcc.methods.adapters.lora import Lora
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.optimizers.adamw import AdamW

@@ -46,6 +46,7 @@ class Merge:
         if note.base == "nf4":
             notes.append("The adapter was trained over NF4 weights and is merged into those, "
                          "dequantized, not into the original weights.")  # fmt: skip
+            bundle.with_card(origin=f"dequantized NF4 of {bundle.card.origin or bundle.card.name}")
         bundle.with_card(form="dense", headless=False)
         return Outcome(
             bundle=bundle, notes=notes,

@@ -198,6 +198,25 @@ def test_training_stops_when_validation_stops_gaining(tmp_path: Path) -> None:
     assert counters.best_step == counters.step - 2
 
 
+class Recording(NoneTracker):
+    """Keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def log(self, step: int, values: Any) -> None:
+        self.rows.append(values)
+
+
+def test_the_tracker_sees_threshold_norm_and_clipped_share(tmp_path: Path) -> None:
+    tracker = Recording()
+    training(tmp_path, model(), tracker=tracker, clip=Norm(max_norm=0.5), max_steps=4).run()
+    clipped = [row["grad_norm"] > 0.5 for row in tracker.rows]
+    assert [row["clipped"] for row in tracker.rows] == clipped
+    assert tracker.rows[-1]["clipped_share"] == sum(clipped) / 4
+    assert tracker.rows[-1]["clip_threshold"] == 0.5
+
+
 @pytest.mark.parametrize("clip", [Norm(max_norm=0.1), Value(max_value=1e-3), NONE()])
 def test_clipping_reports_what_it_found(clip: Any) -> None:
     trained, data = model(), examples(8)
