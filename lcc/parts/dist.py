@@ -122,7 +122,10 @@ def _launch_group(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The agent logs every failure it also raises; ours are told once, as sentences.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for logger in [
+        name for name in logging.root.manager.loggerDict if "distributed.elastic" in name
+    ]:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     backend = distributed.backend
     if backend == "auto":
         backend = "nccl" if device == "cuda" else "gloo"
@@ -137,7 +140,7 @@ def _launch_group(
             results = entry(worker, backend, device, folder, args)
         except SignalException as error:
             name = signal.Signals(error.sigval).name
-            raise PreemptedError(f"stopped by {name}; run the same command again.") from None
+            raise PreemptedError(f"stopped by {name}; the state saved so far is kept.") from None
         except ChildFailedError as error:
             raise _error_of(Path(folder)) or error from None
     result: R = results[0]
