@@ -138,7 +138,7 @@ def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]
               device=recipe.device_type, dtype=recipe.dtype, threads=recipe.threads,
               tracker=recipe.tracker, run=run.name, checkpoint=step.checkpoint)  # fmt: skip
     started = time.monotonic()
-    outcome = launch(work_step, distributed, job)
+    outcome = launch(work_step, distributed, job, device=recipe.device_type)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
     size = (
