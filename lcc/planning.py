@@ -204,8 +204,8 @@ class _Planner:
         if teacher == "plan_input":
             found = self.plan_input
             if found is None:
-                raise Mistakes([Mistake(f"{where}.teacher", "plan_input is known inside a plan only; "
-                                        f"name a step: {', '.join(known)}.")])  # fmt: skip
+                raise Mistakes([Mistake(f"{where}.teacher", "plan_input is known inside a plan "
+                                        f"only; name a step: {', '.join(known)}.")])  # fmt: skip
         elif "/" in teacher:
             spec = decode(sources.ModelSpec, _path_spec(teacher), f"{where}.teacher")
             return self._add("teacher", "base", card(STAGES, "base")(spec=spec), {})

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import STAGES, Choice, card as card_named, names
+from lcc.core.catalog import STAGES, Choice, names
+from lcc.core.catalog import card as card_named
 from lcc.core.config import Composed, compose
 from lcc.core.decode import Mistakes, card, card_schema, decode
 from lcc.core.errors import RecipeError

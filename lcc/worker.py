@@ -69,7 +69,7 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
 
 
 def _set_up(dist: Dist, job: Job) -> int:
-    """Fix threads and seeds before the first tensor; threads are part of what bit-identity needs."""
+    """Fix threads and seeds before the first tensor: bit-identity needs both."""
     _hush_libraries()
     threads = job.threads or max(1, cores() // dist.world_size)
     torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ SHELVES = (STAGES, "adapters", "clipping", "criteria", "metrics", "optimizers", 
 
 
 def names(shelf: str) -> list[str]:
-    """Every name that may stand on `shelf`, sorted: our own files and third parties' entry points."""
+    """Every name that may stand on `shelf`, sorted: our own files and entry points."""
     package = importlib.import_module(_package(shelf))
     own = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
     return sorted(own | set(_plugins(shelf)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -26,10 +26,11 @@ T = TypeVar("T")
 )
 def card(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
-    decorate: Callable[[type[T]], type[T]] = pydantic_dataclass(
+    decorate: Any = pydantic_dataclass(
         frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True)
     )
-    return decorate(cls)
+    decorated: type[T] = decorate(cls)
+    return decorated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,8 @@ def decode(cls: type[T], node: Any, where: str = "") -> T:
 
 def decode_card(cls: type[T], node: Any) -> T:
     """`node` as a `cls`, raising pydantic's own error (nested choices are decoded by this)."""
-    return _adapter(cls).validate_json(json.dumps(node), strict=True)
+    decoded: T = _adapter(cls).validate_json(json.dumps(node), strict=True)
+    return decoded
 
 
 def card_schema(cls: type[Any], name: str | None = None) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -118,7 +120,7 @@ def _sentence(item: Any, cls: Any, node: Any, loc: list[Any]) -> str:
         return f"{got} is not one of {expected}{_near(str(item.get('input')), choices)}"
     if kind == "value_error":
         return _full_stop(str(item["ctx"]["error"]))
-    if kind.endswith("_type") or kind.endswith("_parsing"):
+    if kind.endswith(("_type", "_parsing")):
         return f"expected {_kind_word(kind)}, got {got}."
     return _full_stop(f"{item['msg'][0].lower()}{item['msg'][1:]}, got {got}")
 
@@ -154,7 +156,7 @@ def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
 
 
 def _is_tag(part: Any) -> bool:
-    """Union arms appear in pydantic's locations as type names, e.g. `list[str]` or `function-plain[…]`."""
+    """Union arms appear in pydantic's locations as type names, e.g. `list[str]`."""
     return isinstance(part, str) and (
         "[" in part or part in ("str", "int", "float", "bool", "none") or part[:1].isupper()
     )
@@ -182,7 +184,8 @@ def _is_card(cls: Any) -> bool:
 
 def _type_at(cls: Any, loc: list[Any], node: Any) -> Any:
     """The dataclass that stands at `loc` below `cls`, or None."""
-    from lcc.core.catalog import Choice, card as card_named
+    from lcc.core.catalog import Choice
+    from lcc.core.catalog import card as card_named
 
     for part in loc:
         hint = _unwrapped(_hints(cls).get(str(part))) if _field_names(cls) else _element(cls)
@@ -196,7 +199,8 @@ def _type_at(cls: Any, loc: list[Any], node: Any) -> Any:
 
 def _choice_type(cls: Any, loc: list[Any], options: dict[str, Any]) -> Any:
     """The card class that the choice at `loc` names in `options`, found through its shelf."""
-    from lcc.core.catalog import Choice, card as card_named
+    from lcc.core.catalog import Choice
+    from lcc.core.catalog import card as card_named
 
     owner = cls
     for part in loc:

@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> YamlSource:
     try:
         _check_shape(path, text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
+        content: Any = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, error)) from None
     if not isinstance(content, dict):
@@ -79,11 +79,10 @@ def refuse_unsafe(content: Any, where: Any, key: str = "") -> None:
 
 def _check_shape(path: Path, text: str) -> None:
     """Walk the event stream, which expands nothing, and bound what a loader would build."""
-    depth = nodes = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        nodes += 1
+    depth = 0
+    for nodes, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader), 1):
+        line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1
             raise SafetyError(
                 f"{path}:{line}: alias '*{event.anchor}' is refused (aliases can blow up in memory "
                 "or contain themselves); write the value out or use ${other.key}."
@@ -94,7 +93,7 @@ def _check_shape(path: Path, text: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH or nodes > MAX_NODES:
             what = f"deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "too many nodes"
-            raise SafetyError(f"{path}:{event.start_mark.line + 1}: {what}; refused.")
+            raise SafetyError(f"{path}:{line}: {what}; refused.")
 
 
 def _collect_lines(node: yaml.Node, prefix: str, lines: dict[str, int]) -> None:

@@ -69,7 +69,7 @@ def with_fields(rows: Iterable[Row], fields: Mapping[str, str], *, where: str) -
                     f"{where}: row {number} has no column {column!r}; found "
                     f"{', '.join(map(repr, row))}{did_you_mean(column, row)} Set dataset.fields."
                 )
-        extra = {name: row[name] for name in ("id", "doc", "split") if name in row}
+        extra: Row = {name: row[name] for name in ("id", "doc", "split") if name in row}
         yield {**extra, **{ours: row[column] for ours, column in fields.items()}}
 
 

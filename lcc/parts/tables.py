@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from lcc.core.errors import DataError
 from lcc.parts.local_files import read_text
@@ -19,7 +20,7 @@ def delimited_rows(
 
     Raises DataError with file and line for a row of another width.
     """
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     text = io.StringIO(read_text(path, encoding), newline="")
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     names = list(columns)

@@ -9,7 +9,8 @@ import lcc
 
 ROOT = Path(lcc.__file__).parent
 FLOORS = ["core", "views", "parts", "engine", "stage", "methods", "stages", "recipe", "pipeline",
-          "planning", "estimates", "worker", "runner", "sweep", "verbs", "cli", "__init__", "__main__"]  # fmt: skip
+          "planning", "estimates", "worker", "runner", "sweep", "__init__", "verbs", "cli",
+          "__main__"]  # fmt: skip
 
 
 def _room(module: str) -> str:
@@ -19,8 +20,9 @@ def _room(module: str) -> str:
 def _imports(path: Path) -> set[str]:
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {id(n) for branch in ast.walk(tree) if isinstance(branch, ast.If)
-                   and "TYPE_CHECKING" in ast.unparse(branch.test) for n in ast.walk(branch)}  # fmt: skip
+    branches = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    typing_only = {id(n) for branch in branches if "TYPE_CHECKING" in ast.unparse(branch.test)
+                   for n in ast.walk(branch)}  # fmt: skip
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
