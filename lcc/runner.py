@@ -80,8 +80,8 @@ def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
              for i, s in enumerate(pipeline.steps, 1)]  # fmt: skip
     command = shlex.join(["lcc", verb, *words])
     facts = {"format": 1, "run": folder.name, "recipe_name": recipe.name,
-             "recipe": describe(recipe), "command": command, "words": words, "verb": verb, "status": "running",
-             "started": _now(), "seconds": 0, "steps": steps}  # fmt: skip
+             "recipe": describe(recipe), "command": command, "words": words, "verb": verb,
+             "status": "running", "started": _now(), "seconds": 0, "steps": steps}  # fmt: skip
     run = Run(folder, facts)
     run.write()
     (ROOT / "last").write_text(folder.name + "\n")

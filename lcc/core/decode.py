@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -60,13 +60,13 @@ def decode(cls: type[T], node: Any, where: str = "") -> T:
 
 def decode_card(cls: type[T], node: Any) -> T:
     """`node` as a `cls`, raising pydantic's own error (nested choices are decoded by this)."""
-    decoded: T = _adapter(cls).validate_json(json.dumps(node), strict=True)
+    decoded: T = _adapter(cast(Hashable, cls)).validate_json(json.dumps(node), strict=True)
     return decoded
 
 
 def card_schema(cls: type[Any], name: str | None = None) -> dict[str, Any]:
     """JSON Schema of a card; with `name`, of the mapping form `{name: …, options}`."""
-    schema = dict(_adapter(cls).json_schema())
+    schema = dict(_adapter(cast(Hashable, cls)).json_schema())
     if name is not None:
         # It will stand inside another schema, whose definitions are not these.
         schema = _inlined(schema, schema.pop("$defs", {}))
@@ -89,8 +89,8 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 @cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, cls))
 
 
 def _mistakes(error: ValidationError, cls: Any, node: Any, where: str) -> Iterator[Mistake]:
