@@ -232,8 +232,9 @@ def _path_spec(path: str) -> dict[str, Any]:
 def _task_of(recipe: Recipe, kind: str) -> Any:
     """What a step sees of the task: how it is scored matters to evaluation only."""
     described = describe(recipe.task)
-    scoring = () if kind in ("eval", "bench") else ("metrics", "decode", "demonstrations")
-    return {key: value for key, value in described.items() if key not in scoring}
+    unseen = {"eval": (), "bench": (), "vocab": ("metrics", "decode")}
+    ignored = unseen.get(kind, ("metrics", "decode", "demonstrations"))
+    return {key: value for key, value in described.items() if key not in ignored}
 
 
 def _form(stage: Stage) -> str:
