@@ -1,0 +1,103 @@
+"""Every shipped recipe runs, tiny, through the real runner, and says at its top what it costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lcc
+from lcc.core.store import Artifact
+from lcc.pipeline import Step
+from lcc.sweep import pipeline_of
+
+ROOT = Path(lcc.__file__).parents[1]
+RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+SMOKE = ("scale=smoke", "threads=1")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all recipes, so that their tiny base models and shared steps are made once."""
+    return tmp_path_factory.mktemp("smoke")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_at_smoke_scale(
+    name: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    run = lcc.run(f"+recipe={name}", *SMOKE)
+    assert run.facts["status"] == "finished"
+    planned = pipeline_of([f"+recipe={name}", *SMOKE], "run")
+    assert [step.name for step in planned.steps] == list(run.artifacts)
+    assert {f"eval.{c}" for c in planned.checkpoints} <= set(run.artifacts)
+    for step, artifact in run.artifacts.items():
+        if step.startswith("eval."):
+            _require_scores(artifact)
+    rows = run.artifacts["bench"].report["tables"]["speed"]
+    assert {row["checkpoint"] for row in rows} == set(planned.checkpoints)
+
+
+def _require_scores(artifact: Artifact) -> None:
+    measures: dict[str, Any] = artifact.report["measures"]
+    assert measures["num_samples"]["value"] <= 8
+    scores = [key.removesuffix("_low") for key in measures if key.endswith("_low")]
+    assert scores and all(math.isfinite(measures[score]["value"]) for score in scores)
+
+
+@pytest.mark.parametrize(
+    "words, layers, family, data",
+    [
+        (["+recipe=mt_en_zh", "model=smollm2_135m"], 2, "llama", "tiny_en_zh"),
+        (["+recipe=mt_en_zh_small", "model=tiny_t5"], 2, "llama", "tiny_en_zh"),
+        (["+recipe=sentiment_en"], 2, "bert", "tiny_sentiment"),
+        (["+recipe=sentiment_en", "model=gemma3_270m"], 2, "bert", "tiny_sentiment"),
+        (["+recipe=lm_smollm2", "dataset=debian_en_zh"], 2, "llama", "tiny_text"),
+        (["+recipe=mt_en_zh", "task.head=seq2seq"], 2, "t5", "tiny_en_zh"),
+    ],
+)
+def test_smoke_scale_puts_tiny_stand_ins_whatever_the_words_say(
+    words: list[str], layers: int, family: str, data: str
+) -> None:
+    pipeline = pipeline_of([*words, "scale=smoke"], "run")
+    base, prepare = pipeline.step("base").stage, pipeline.step("data").stage
+    scratch = base.spec.source.scratch  # type: ignore[attr-defined]
+    assert scratch is not None, "smoke must download nothing"
+    config = scratch.config
+    assert config["model_type"] == family
+    assert config.get("num_hidden_layers", config.get("num_layers")) == layers
+    assert config.get("hidden_size", config.get("d_model")) == 64
+    assert prepare.spec.name == data  # type: ignore[attr-defined]
+
+
+def test_the_model_that_results_at_smoke_scale_is_the_tiny_one(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    words = ["+recipe=mt_en_zh", "model=smollm2_135m", *SMOKE]
+    step: Step = pipeline_of(words, "run").step("base")
+    tiny: Step = pipeline_of(["+recipe=tiny"], "run").step("base")
+    assert step.key == tiny.key
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_smoke_scale_caps_every_training_step(name: str) -> None:
+    steps = pipeline_of([f"+recipe={name}", "scale=smoke"], "run").steps
+    training: list[Any] = [step.stage for step in steps if step.kind == "finetune"]
+    assert training
+    assert all(s.max_steps <= 4 and s.epochs <= 1 and s.samples <= 8 for s in training)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_at_its_top_what_it_costs(name: str) -> None:
+    lines = RECIPES[name].read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(r"# yaml-language-server: \$schema=\S+\.json", lines[0])
+    header = "\n".join(lines[: lines.index("# @package _global_")])
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert re.search(rf"^#\s+lcc run \+recipe={name}\b", header, re.MULTILINE)
+    assert "Cost" in header
+    assert "Licence" in header
