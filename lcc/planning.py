@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from lcc.stage import Stage
 
 IMPLICIT = ("base", "prepare", "merge")  # steps the pipeline adds by itself
 STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
+STEP_NAME = re.compile(r"\w[\w-]*")  # it becomes part of a folder's name and of step addresses
 NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
 # Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "torch-pruning", "bitsandbytes",
@@ -264,6 +266,12 @@ def _ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[st
     """The entries in the order written, except those placed by `before:` or `after:`."""
     mistakes = [Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
                 for n, v in nodes.items() if v is not None and not isinstance(v, dict)]  # fmt: skip
+    if mistakes:
+        raise Mistakes(mistakes)
+    mistakes = [Mistake(f"{section}.{n}", f"{n!r} is no step's name; letters, digits, - and _ "
+                        "are allowed.") for n in nodes if not STEP_NAME.fullmatch(n)]  # fmt: skip
+    mistakes += [Mistake(f"{section}.{n}.after", "give before or after, not both.")
+                 for n, v in nodes.items() if v and {"before", "after"} <= v.keys()]  # fmt: skip
     if mistakes:
         raise Mistakes(mistakes)
     plain = {name: node or {} for name, node in nodes.items()}

@@ -42,7 +42,7 @@ class Scale:
 class Recipe:
     """One sentence: nouns, and verbs in order."""
 
-    name: str = "command"
+    name: Annotated[str, Field(pattern=r"^\w[\w.\-]*$")] = "command"  # part of a folder's name
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -126,10 +126,13 @@ def _capped(name: str, options: Any, caps: dict[str, int | float]) -> Any:
         return options
     fields = card_named(STAGES, kind).__dataclass_fields__
     for key, cap in caps.items():
-        if key in fields:
-            value = node.get(key, fields[key].default)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            node[key] = min(value, cap) if is_number else cap
+        if key not in fields:
+            continue
+        value = node.get(key, fields[key].default)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            node[key] = min(value, cap)
+        elif key not in node or value is None:
+            node[key] = cap  # anything else given is a mistake, which decoding will tell
     return node
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lcc.core.decode import Mistakes
 from lcc.core.errors import LccError, RecipeError
+from lcc.core.words import expanded
 from lcc.pipeline import Pipeline
 from lcc.planning import plan_steps
 from lcc.recipe import load_composed, scaled
@@ -42,16 +43,16 @@ def run_words(words: list[str], *, verb: str, quiet: bool = False) -> Run:
 
 def refuse_sweep(words: list[str]) -> None:
     """A sweep without -m would silently take one point: refuse it."""
-    varied = [word for word, values in _expanded(words) if len(values) > 1]
+    varied = [word for word, values in expanded(words) if len(values) > 1]
     if varied:
         raise RecipeError(f"'{varied[0]}' has several values; add -m to run one after another.")
 
 
 def points(words: list[str]) -> list[Point]:
     """The cartesian product of every swept word."""
-    expanded = _expanded(words)
-    varies = [len(values) > 1 for _, values in expanded]
-    combinations = itertools.product(*(values for _, values in expanded))
+    choices = expanded(words)
+    varies = [len(values) > 1 for _, values in choices]
+    combinations = itertools.product(*(values for _, values in choices))
     return [Point(list(c), list(itertools.compress(c, varies))) for c in combinations]
 
 
@@ -66,25 +67,3 @@ def run_sweep(words: list[str], *, verb: str, quiet: bool = False) -> list[Point
         except LccError as error:
             point.error = error
     return todo
-
-
-def _expanded(words: list[str]) -> list[tuple[str, list[str]]]:
-    """Each word with the words that its sweep stands for, in Hydra's own grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    parser = OverridesParser.create()
-    result = []
-    for word in words:
-        try:
-            override = parser.parse_override(word)
-        except OverrideParseException as error:
-            first = str(error).splitlines()[0]
-            raise RecipeError(f"'{word}': {first}; write key=value, with quotes around "
-                              "special characters.") from None  # fmt: skip
-        values = [word]
-        if override.is_sweep_override():
-            head = word.partition("=")[0]
-            values = [f"{head}={value}" for value in override.sweep_string_iterator()]
-        result.append((word, values))
-    return result

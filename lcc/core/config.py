@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lcc.core.decode import Mistake, Mistakes
-from lcc.core.errors import RecipeError, SafetyError
+from lcc.core.errors import LccError, RecipeError, SafetyError
+from lcc.core.groups import GROUPS, check_exists, choices, defaults_of, short_path
 from lcc.core.nearest import did_you_mean
-from lcc.core.packaged import config_roots, recipe_roots
+from lcc.core.packaged import config_roots
+from lcc.core.words import check_word
 from lcc.core.yaml_source import YamlSource, read_yaml, refuse_unsafe
 
-GROUPS = ("model", "dataset", "task", "method", "clip", "distributed", "plan", "tracker",
-          "launcher", "scale", "recipe")  # fmt: skip
 ROOT = "lcc"
 
 
@@ -37,13 +35,14 @@ class Composed:
         """`file:line` or the command-line word that set `key`; empty when nobody did."""
         for override in reversed(self.overrides):
             name = override.lstrip("+~").partition("=")[0]
-            if name not in GROUPS and (key == name or key.startswith(f"{name}.")):
-                return f"command line '{override}'"
+            is_about = key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.")
+            if name not in GROUPS and is_about:
+                return f"command line '{override.removeprefix('++')}'"
         for prefix, source in self.sources.items():
             inside = key.removeprefix(prefix).lstrip(".") if key.startswith(prefix) else None
             while inside:
                 if inside in source.lines:
-                    return f"{_short_path(source.path)}:{source.lines[inside]}"
+                    return f"{short_path(source.path)}:{source.lines[inside]}"
                 inside = inside.rpartition(".")[0]
         return ""
 
@@ -58,60 +57,33 @@ class Composed:
         )  # fmt: skip
 
 
-_FILES: dict[str, Path] = {}  # recipes given by path, for the length of one command
-
-
-@contextmanager
-def recipe_file(name: str) -> Iterator[str]:
-    """The recipe name to compose with: `name` itself, or the stem of the file it is a path to."""
-    path = Path(name)
-    if not name.endswith(".yaml"):
-        yield name
-        return
-    if not path.is_file():
-        raise RecipeError(f"{name}: no such file; lcc recipes ls lists the recipes.")
-    _FILES[path.stem] = path.resolve()
-    try:
-        yield path.stem
-    finally:
-        del _FILES[path.stem]
-
-
-def choices(group: str) -> dict[str, Path]:
-    """Name → file of every entry of a group; the user's own folders come first."""
-    roots = recipe_roots() if group == "recipe" else [root / group for root in config_roots()]
-    found: dict[str, Path] = dict(_FILES) if group == "recipe" else {}
-    for root in roots:
-        for path in sorted(root.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
-
-
 def compose(overrides: list[str]) -> Composed:
     """Compose the words of a command line into plain values.
 
     Raises RecipeError or SafetyError with one sentence; imports neither torch nor the environment.
     """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     words = [normalise(word) for word in overrides]
     sources = _sources(words)
-    values = _hydra_compose(words)
-    refuse_unsafe(values, lambda key: "")
-    return Composed(values=values, overrides=words, sources=sources)
+    places = Composed(values={}, overrides=words, sources=sources)
+    try:
+        values = _hydra_compose(words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RecipeError(_hydra_sentence(error, places)) from None
+    composed = Composed(values=values, overrides=words, sources=sources)
+    refuse_unsafe(values, lambda key: f"{origin}: " if (origin := composed.origin(key)) else "")
+    _check_sections(values, composed)
+    return composed
 
 
 def normalise(word: str) -> str:
     """Our small dialect: `recipe=x` means `+recipe=x`, and a value may be set though unwritten."""
-    name = word.lstrip("+~").partition("=")[0]
-    if name.split(".")[0].split("/")[0].split("@")[0] == "hydra":
-        raise SafetyError(f"'{word}': Hydra's own settings are not taken from the command line.")
-    if any(part in ("_target_", "_partial_", "_args_") for part in name.split(".")):
-        raise SafetyError(f"'{word}': a recipe never names classes to construct.")
-    if re.search(r"\$\{[^}]*:", word):
-        raise SafetyError(f"'{word}' calls a resolver; only ${{other.key}} is allowed.")
+    check_word(word)
     if word.startswith("~"):
         return word
-    if "=" not in word:
-        raise RecipeError(f"'{word}' is no override; write key=value, +group=name or ~key.")
+    name = word.lstrip("+").partition("=")[0]
     if name == "recipe":
         return f"+{word.lstrip('+')}"
     if name in GROUPS:
@@ -138,49 +110,45 @@ def _sources(words: list[str]) -> dict[str, YamlSource]:
     """The files that the words choose, longest prefix last to first: recipe, then groups."""
     chosen = {_group(w): w.partition("=")[2] for w in words if _group(w) and not is_model_path(w)}
     sources: dict[str, YamlSource] = {}
+    recipes = [w.partition("=")[2] for w in words if _group(w) == "recipe"]
+    if len(recipes) > 1:
+        raise RecipeError(f"recipe: got {' and '.join(recipes)}; choose one.")
     if "recipe" in chosen:
         recipe = _source("recipe", chosen["recipe"])
         sources[""] = recipe
-        for group, name in _defaults_of(recipe).items():
-            _check_exists(group, name, f"{_short_path(recipe.path)}: ")
+        _check_sections(recipe.content, Composed(values={}, overrides=[], sources=sources))
+        for group, name in defaults_of(recipe).items():
+            check_exists(group, name, f"{short_path(recipe.path)}: ")
             chosen.setdefault(group, name)
     for group, name in chosen.items():
-        if group and group != "recipe" and name not in ("null", ""):
+        if group and group != "recipe" and name != "null":
             sources[group] = _source(group, name)
     return sources
 
 
-def _defaults_of(recipe: YamlSource) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry in recipe.content.get("defaults") or []:
-        if isinstance(entry, dict):
-            for key, value in entry.items():
-                group = str(key).removeprefix("override").strip().lstrip("/")
-                if group not in GROUPS:
-                    raise RecipeError(
-                        f"{_short_path(recipe.path)}: defaults: no group is named {group!r}"
-                        f"{did_you_mean(group, GROUPS)}"
-                    )
-                if value is not None:
-                    found[group] = str(value)
-    return found
+def _check_sections(values: dict[str, Any], places: Composed) -> None:
+    """Groups, stages and plan hold options; a bare name there is a choice made the wrong way."""
+    for key in (*(group for group in GROUPS if group != "recipe"), "stages"):
+        value = values.get(key)
+        if value is None or isinstance(value, dict):
+            continue
+        way = ("write each stage as 'NAME: {}'" if key == "stages" else
+               f"choose an entry under defaults: '- override /{key}: NAME'")  # fmt: skip
+        told = Mistake(key, f"expected a mapping of options, got {value!r}; {way}.")
+        raise places.explain(Mistakes([told]))
 
 
 def _source(group: str, name: str) -> YamlSource:
-    _check_exists(group, name, "")
+    check_exists(group, name, "")
     return _read(choices(group)[name])
 
 
-def _check_exists(group: str, name: str, where: str) -> None:
-    known = choices(group)
-    if name not in known and name != "null":
-        raise RecipeError(
-            f"{where}{group}: no {group} is named {name!r}{did_you_mean(name, known)}"
-        )
-
-
 def _read(path: Path) -> YamlSource:
-    return _read_version(path, path.stat().st_mtime_ns)
+    """The file, read once per version; its messages name it as seen from where the user stands."""
+    try:
+        return _read_version(path, path.stat().st_mtime_ns)
+    except LccError as error:
+        raise type(error)(str(error).replace(str(path), short_path(path))) from None
 
 
 @cache
@@ -192,19 +160,14 @@ def _hydra_compose(words: list[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     _register()
     words = [replaced for word in words for replaced in _as_local(word)]
     GlobalHydra.instance().clear()
-    try:
-        with initialize(version_base="1.3", config_path=None):
-            config = hydra_compose(ROOT, overrides=words)
-        values = OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RecipeError(_hydra_sentence(error)) from None
+    with initialize(version_base="1.3", config_path=None):
+        config = hydra_compose(ROOT, overrides=words)
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict), type(values)
     return {str(key): value for key, value in values.items()}
 
@@ -240,23 +203,27 @@ def _register() -> None:
             )
 
 
-def _hydra_sentence(error: Exception) -> str:
-    """Hydra's first useful line; its config search path means nothing to our users."""
+def _hydra_sentence(error: Exception, places: Composed) -> str:
+    """Hydra's first useful line, with our key and place; its search path means nothing to users."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__
-    if cause is not None and "Error merging" in lines[0]:
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = " ".join(lines[:2])
-    return text if text.endswith(".") else f"{text}."
+    deleted = re.match(r"Could not delete from config\. '([^']+)' does not exist", lines[0])
+    if deleted:
+        return _nothing_to_delete(deleted.group(1), places)
+    key = str(getattr(error, "full_key", None) or "")
+    where = f"{origin}: " if key and (origin := places.origin(key)) else ""
+    text = lines[0].removesuffix(f"full_key: {key}").strip() if key else lines[0]
+    told = f"{where}{key}: {text[0].lower()}{text[1:]}" if key else text
+    return told if told.endswith(".") else f"{told}."
+
+
+def _nothing_to_delete(key: str, places: Composed) -> str:
+    parent = key.rpartition(".")[0]
+    known = [".".join([*filter(None, [prefix]), line]) for prefix, source in places.sources.items()
+             for line in source.lines]  # fmt: skip
+    siblings = {k for k in known if k.rpartition(".")[0] == parent}
+    return f"'~{key}': nothing stands at {key!r} to take away{did_you_mean(key, siblings)}"
 
 
 def _group(word: str) -> str:
     name = word.lstrip("+").partition("=")[0]
     return name if name in GROUPS and not word.startswith("~") else ""
-
-
-def _short_path(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -27,7 +27,9 @@ T = TypeVar("T")
 def card(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
     decorate: Any = pydantic_dataclass(
-        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True)
+        frozen=True,
+        kw_only=True,
+        config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
     )
     decorated: type[T] = decorate(cls)
     return decorated
@@ -148,17 +150,22 @@ def _short(value: Any) -> str:
 
 
 def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
-    """pydantic reports one line per arm of a union: keep the first sentence of each key."""
-    seen: dict[str, Mistake] = {}
+    """pydantic reports one sentence per arm of a union: make them one for each key."""
+    told: dict[str, list[str]] = {}
     for mistake in mistakes:
-        seen.setdefault(mistake.key, mistake)
-    return list(seen.values())
+        sentences = told.setdefault(mistake.key, [])
+        if mistake.sentence not in sentences:
+            sentences.append(mistake.sentence)
+    return [Mistake(key, " Or: ".join(sentences)) for key, sentences in told.items()]
 
 
 def _is_tag(part: Any) -> bool:
     """Union arms appear in pydantic's locations as type names, e.g. `list[str]`."""
     return isinstance(part, str) and (
-        "[" in part or part in ("str", "int", "float", "bool", "none") or part[:1].isupper()
+        "[" in part
+        or part in ("str", "int", "float", "bool", "none")
+        or part[:1].isupper()
+        or part.startswith("constrained-")
     )
 
 

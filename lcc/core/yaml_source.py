@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError
 
 from lcc.core.errors import RecipeError, SafetyError
 
@@ -39,14 +40,21 @@ def read_yaml(path: Path) -> YamlSource:
         raise SafetyError(
             f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text."
         )
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         _check_shape(path, text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content: Any = OmegaConf.to_container(OmegaConf.create(text)) if root is not None else {}
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: is no text in UTF-8; save it as UTF-8.") from None
     except yaml.YAMLError as error:
         raise RecipeError(_syntax(path, error)) from None
-    if not isinstance(content, dict):
+    except GrammarParseError as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise RecipeError(
+            f"{path}: {key}an interpolation cannot be read; only ${{other.key}} is allowed."
+        ) from None
+    if not isinstance(root, yaml.MappingNode | None):
         raise RecipeError(f"{path}: must be a mapping of keys to values, not a list or a word.")
     lines: dict[str, int] = {}
     if root is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 
-from lcc.core.decode import card
+from lcc.core.decode import Mistake, Mistakes, card
 from lcc.core.describe import digest
 from lcc.core.errors import DataError, RecipeError
 from lcc.core.nearest import did_you_mean
@@ -105,4 +105,4 @@ def _matching(given: str, key: str) -> list[Path]:
         return found
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near)
-    raise RecipeError(f"{key}: no file {given!r}{hint if 'mean' in hint else '.'}")
+    raise Mistakes([Mistake(key, f"no file {given!r}{hint if 'mean' in hint else '.'}")])

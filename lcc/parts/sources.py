@@ -48,9 +48,13 @@ class Source:
 
     def __post_init__(self) -> None:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none"
-            raise ValueError(f"give exactly one of {', '.join(KINDS)}; got {got}")
+        if not given:
+            raise ValueError(
+                "nothing is given; write model.source.path=FOLDER, or model.source.hub=OWNER/NAME "
+                "with model.source.revision=COMMIT"
+            )
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(KINDS)}; got {' and '.join(given)}")
         if self.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
                 "hub needs revision: the 40 hex digits of one commit, as a branch can change"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lcc.core.arguments import Arguments, emit
-from lcc.core.config import choices
 from lcc.core.errors import LccError, RecipeError
+from lcc.core.groups import choices
 from lcc.core.nearest import did_you_mean
 from lcc.core.yaml_source import read_yaml
 
@@ -65,7 +65,7 @@ def _validate(names: list[str], arguments: Arguments) -> int:
 
 
 def _check(name: str, overrides: list[str]) -> str:
-    from lcc.core.config import recipe_file
+    from lcc.core.groups import recipe_file
     from lcc.sweep import pipeline_of
 
     with recipe_file(name) as known:

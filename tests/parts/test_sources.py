@@ -38,7 +38,7 @@ def spec(**source: Any) -> ModelSpec:
 
 
 @pytest.mark.parametrize("source, sentence", [
-    ({}, "exactly one of path, hub, package, scratch; got none"),
+    ({}, "nothing is given; write model.source.path=FOLDER"),
     ({"path": "a", "hub": "b/c"}, "got path and hub"),
     ({"hub": "a/b", "revision": "main"}, "40 hex digits"),
     ({"package": "a"}, "must be pinned"),
