@@ -56,6 +56,8 @@ def run_pipeline(
     try:
         for index, step in enumerate(pipeline.steps):
             _walk(store, run, step, index=index, recipe=pipeline.recipe, progress=progress)
+            if step.name == "base":
+                _check_family(pipeline, run.artifacts["base"])
         run.facts["status"] = "finished"
     except (LccError, KeyboardInterrupt) as error:
         run.facts["status"], run.facts["error"] = "failed", str(error) or "interrupted"
@@ -66,6 +68,19 @@ def run_pipeline(
         run.facts["seconds"] = round(time.monotonic() - started, 1)
         run.write()
     return run
+
+
+def _check_family(pipeline: Pipeline, base: Artifact) -> None:
+    """Refuse what this model's family does not allow before hours of training, not after."""
+    config = json.loads((base.path / "model" / "config.json").read_text(encoding="utf-8"))
+    for step in pipeline.steps:
+        check = getattr(step.stage, "check", None)
+        if check is None:
+            continue
+        try:
+            check(config)
+        except RecipeError as error:
+            raise RecipeError(f"step {step.name!r} cannot run: {error}") from None
 
 
 def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
