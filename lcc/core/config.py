@@ -118,7 +118,6 @@ def _sources(words: list[str]) -> dict[str, YamlSource]:
         sources[""] = recipe
         _check_sections(recipe.content, Composed(values={}, overrides=[], sources=sources))
         for group, name in defaults_of(recipe).items():
-            check_exists(group, name, f"{short_path(recipe.path)}: ")
             chosen.setdefault(group, name)
     for group, name in chosen.items():
         if group and group != "recipe" and name != "null":

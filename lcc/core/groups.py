@@ -54,12 +54,13 @@ def defaults_of(recipe: YamlSource) -> dict[str, str]:
                           f"of '- override /group: NAME', got {entries!r}.")  # fmt: skip
     found: dict[str, str] = {}
     for index, entry in enumerate(entries):
-        where = f"{path}:{recipe.lines.get(f'defaults.{index}', 1)}: defaults"
+        place = f"{path}:{recipe.lines.get(f'defaults.{index}', 1)}: "
         if isinstance(entry, str) and entry != "_self_":
-            check_exists("recipe", entry, f"{where}: ")
+            check_exists("recipe", entry, f"{place}defaults: ")
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            group = _default_group(str(key), value, where)
+            group = _default_group(str(key), value, f"{place}defaults")
             if value is not None:
+                check_exists(group, str(value), place)
                 found[group] = str(value)
     return found
 
