@@ -80,12 +80,11 @@ def _set_up(dist: Dist, job: Job) -> int:
 
 def _hush_libraries() -> None:
     """Bars and advice of libraries would bury what the step itself has to say."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    checkpoint.hush()
     for name in ("transformers", "peft", "bitsandbytes", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=name)
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class _tracker:

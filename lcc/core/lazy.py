@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+# tqdm reads this when torch first imports it; libraries' bars would bury our own progress.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 if TYPE_CHECKING:
     import bitsandbytes as bitsandbytes

@@ -225,7 +225,9 @@ def _count(number: float, unit: str) -> str:
 def _plural(unit: str) -> str:
     if unit == "bytes":
         return "MB"
-    return unit if unit.endswith("s") else f"{unit}s"
+    if unit.endswith("s"):
+        return unit
+    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 def _duration(seconds: float) -> str:
