@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -117,7 +118,9 @@ def _copy_weights(bundle: Bundle, folder: Path) -> None:
 
 
 def hush() -> None:
-    """Silence transformers' own bars; progress is told by ours."""
+    """Silence the bars of transformers and compressed-tensors; progress is told by ours."""
+    # Read by tqdm when it is imported. TQDM_DISABLE gives way to a caller's disable=False.
+    os.environ.setdefault("TQDM_DELAY", "1000000")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

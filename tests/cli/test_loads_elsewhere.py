@@ -130,6 +130,15 @@ def test_greedy_answers_of_lcc_are_those_of_plain_transformers(
             assert one.text == new.strip(), name
 
 
+def test_lcc_reads_a_packed_checkpoint_without_a_word(folders: dict[str, Path]) -> None:
+    packed = next(f for f in folders.values() if open_bundle(f).card.format == "compressed-tensors")
+    code = "import sys, pathlib; from lcc.parts.model import open_bundle; "
+    code += "open_bundle(pathlib.Path(sys.argv[1])).load()"
+    command = [sys.executable, "-c", code, str(packed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def _told(module: Any, bundle: Bundle, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The greedy tokens after a text, or its class, and the logits, as this process has them."""
     inputs = bundle.tokenizer(text, return_tensors="pt")
