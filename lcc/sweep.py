@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 
 from lcc.core.decode import Mistakes
-from lcc.core.errors import LccError, RecipeError
+from lcc.core.errors import LccError, PreemptedError, RecipeError
 from lcc.core.words import expanded
 from lcc.pipeline import Pipeline
 from lcc.planning import plan_steps
@@ -64,6 +64,8 @@ def run_sweep(words: list[str], *, verb: str, quiet: bool = False) -> list[Point
             point.run = run_pipeline(
                 pipeline_of(point.words, verb), words=point.words, verb=verb, quiet=quiet
             )
+        except PreemptedError:
+            raise  # whoever interrupts a sweep means all of it
         except LccError as error:
             point.error = error
     return todo

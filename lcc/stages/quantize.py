@@ -73,6 +73,13 @@ class Quantize:
                 f"quantize: transformers cannot load a packed {config['model_type']} in"
                 " compressed-tensors' format; use quantizer=nf4 bits=4."
             )
+        width = config.get("hidden_size") or config.get("d_model")
+        if isinstance(self.group_size, int) and width and width % self.group_size:
+            fitting = [str(group) for group in GROUPS if width % group == 0]
+            raise RecipeError(
+                f"quantize.group_size: {self.group_size} does not divide all inputs (one has"
+                f" {width}); what does: {', '.join([*fitting, 'channel'])}."
+            )
         if not self.symmetric:
             raise RecipeError(
                 "quantize.symmetric: transformers cannot load packed zero points; leave it true."

@@ -74,7 +74,7 @@ def _run_many(verb: str, words: list[str], *, as_json: bool) -> int:
             print(f"lcc: {' '.join(point.varied)}: {point.error}", file=sys.stderr)
     if as_json:
         emit(facts, True, "")
-    else:
+    elif any(point.run is not None for point in done):
         runs = {" ".join(p.varied) or p.run.name: p.run.folder for p in done if p.run is not None}
         views.print_comparison(runs)
     return _worst([p.error for p in done if p.error is not None])
