@@ -114,11 +114,9 @@ def _keep_model(outcome: Outcome, job: Job) -> dict[str, Measure]:
     target = job.folder / "model"
     shutil.rmtree(target, ignore_errors=True)
     checkpoint.save(bundle, target)
-    if bundle.card.form == "adapter":
-        return {}
     parent = job.inputs.get("model")
     gate = reload_gate(bundle, target, parent=parent / "model" if parent else None)
-    return {**_size(bundle), **gate}
+    return gate if bundle.card.form == "adapter" else {**_size(bundle), **gate}
 
 
 def _size(bundle: Bundle) -> dict[str, Measure]:
