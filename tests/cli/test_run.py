@@ -109,6 +109,18 @@ def test_a_failed_point_is_told_and_the_next_one_runs(
     assert "data" not in [s["name"] for s in points[2]["steps"] if s["status"] == "finished"]
 
 
+def test_a_point_that_fails_on_its_way_leaves_a_table_of_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "+recipe=chain", "seed=1", "plan.quantize.group_size=24,16"]
+    assert main(["compress", *words]) == 2
+    captured = capsys.readouterr()
+    assert "lcc: plan.quantize.group_size=24: step 'quantize' cannot run" in captured.err
+    table = captured.out.rpartition("finished in")[2]
+    assert "plan.quantize.group_size=16" in table
+    assert "group_size=24" not in table
+
+
 def test_why_names_what_differs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["why", "finetune", "+recipe=chain", "seed=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -150,8 +162,8 @@ def test_an_exported_model_loads_without_lcc(folder: Path) -> None:
 
 @pytest.mark.parametrize("word, message", [
     ("plan.quantize.symmetric=false", "quantize.symmetric: transformers cannot load packed zero"),
-    ("plan.quantize.group_size=24", "quantize.group_size: 24 does not divide all inputs (one has 64);"
-                                    " what does: 64, 32, 16, 8, channel."),
+    ("plan.quantize.group_size=24", "quantize.group_size: 24 does not divide all inputs (one has"
+                                    " 64); what does: 64, 32, 16, 8, channel."),
 ])  # fmt: skip
 def test_a_family_is_refused_before_training(
     word: str,
