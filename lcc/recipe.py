@@ -108,12 +108,12 @@ def scaled(overrides: list[str]) -> Composed:
 def _stand_ins(scale: Scale, values: dict[str, Any]) -> list[str]:
     """Forced overrides: the tiny model for the task's head, the tiny data for the task."""
     task = values.get("task") or {}
-    head = task.get("head", "causal")
+    head, name = str(task.get("head", "causal")), str(task.get("name"))
     words = []
     if values.get("model") and head in scale.models:
         words.append(f"model={scale.models[head]}")
-    if values.get("dataset") and task.get("name") in scale.datasets:
-        words.append(f"dataset={scale.datasets[task['name']]}")
+    if values.get("dataset") and name in scale.datasets:
+        words.append(f"dataset={scale.datasets[name]}")
     return words
 
 

@@ -72,6 +72,8 @@ def compose(overrides: list[str]) -> Composed:
         values = _hydra_compose(words)
     except (HydraException, OmegaConfBaseException) as error:
         raise RecipeError(_hydra_sentence(error, places)) from None
+    except RecursionError:
+        raise RecipeError("defaults: these recipes name each other in a circle.") from None
     composed = Composed(values=values, overrides=words, sources=sources)
     refuse_unsafe(values, lambda key: f"{origin}: " if (origin := composed.origin(key)) else "")
     _check_sections(values, composed)
@@ -211,6 +213,7 @@ def _hydra_sentence(error: Exception, places: Composed) -> str:
     key = str(getattr(error, "full_key", None) or "")
     where = f"{origin}: " if key and (origin := places.origin(key)) else ""
     text = lines[0].removesuffix(f"full_key: {key}").strip() if key else lines[0]
+    text = re.sub(r"^\w+ while resolving interpolation: ", "", text)
     told = f"{where}{key}: {text[0].lower()}{text[1:]}" if key else text
     return told if told.endswith(".") else f"{told}."
 

@@ -19,6 +19,7 @@ from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
 
 T = TypeVar("T")
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's words for extra keys
 
 
 @dataclass_transform(
@@ -97,7 +98,9 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 
 def _mistakes(error: ValidationError, cls: Any, node: Any, where: str) -> Iterator[Mistake]:
     for item in error.errors(include_url=False):
-        loc = [part for part in item["loc"] if not _is_tag(part)]
+        # An unknown key stands last and is the user's own word, whatever it looks like.
+        own = item["loc"][-1:] if item["type"] in UNKNOWN else ()
+        loc = [p for p in item["loc"][: len(item["loc"]) - len(own)] if not _is_tag(p)] + [*own]
         key = ".".join([where, *map(str, loc)]) if where else ".".join(map(str, loc))
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, ValidationError):
@@ -110,7 +113,7 @@ def _mistakes(error: ValidationError, cls: Any, node: Any, where: str) -> Iterat
 
 def _sentence(item: Any, cls: Any, node: Any, loc: list[Any]) -> str:
     kind, got = item["type"], _short(item.get("input"))
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+    if kind in UNKNOWN:
         owner = _type_at(cls, loc[:-1], node)
         allowed = _field_names(owner)
         return f"unknown key {loc[-1]!r}{did_you_mean(str(loc[-1]), allowed)}"

@@ -55,6 +55,9 @@ def defaults_of(recipe: YamlSource) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, entry in enumerate(entries):
         place = f"{path}:{recipe.lines.get(f'defaults.{index}', 1)}: "
+        if entry == recipe.path.stem or not isinstance(entry, str | dict):
+            raise RecipeError(f"{place}defaults: got {entry!r}; write the name of another recipe "
+                              "or 'override /group: NAME'.")  # fmt: skip
         if isinstance(entry, str) and entry != "_self_":
             check_exists("recipe", entry, f"{place}defaults: ")
         for key, value in entry.items() if isinstance(entry, dict) else ():

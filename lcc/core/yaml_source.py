@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import GrammarParseError
+from omegaconf.errors import GrammarParseError, KeyValidationError
 
 from lcc.core.errors import RecipeError, SafetyError
 
@@ -54,6 +54,8 @@ def read_yaml(path: Path) -> YamlSource:
         raise RecipeError(
             f"{path}: {key}an interpolation cannot be read; only ${{other.key}} is allowed."
         ) from None
+    except KeyValidationError:
+        raise RecipeError(f"{path}: a key is null or no word; write every key as text.") from None
     if not isinstance(root, yaml.MappingNode | None):
         raise RecipeError(f"{path}: must be a mapping of keys to values, not a list or a word.")
     lines: dict[str, int] = {}
