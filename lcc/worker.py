@@ -71,7 +71,8 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
 def _set_up(dist: Dist, job: Job) -> int:
     """Fix threads and seeds before the first tensor: bit-identity needs both."""
     _hush_libraries()
-    threads = job.threads or max(1, cores() // dist.world_size)
+    asked = os.environ.get("OMP_NUM_THREADS", "") if dist.world_size == 1 else ""
+    threads = job.threads or int(asked or max(1, cores() // dist.world_size))
     torch.set_num_threads(threads)
     random.seed(job.seed)
     torch.manual_seed(job.seed)
