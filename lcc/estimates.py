@@ -10,12 +10,18 @@ from lcc.core.store import Artifact, Store
 from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
 
-# One Sapphire Rapids core does 118 GFLOP/s in fp32 matrix products; small models reach a third.
-FLOPS_PER_CORE = 118e9 * 0.33
+# One Sapphire Rapids core does 118 GFLOP/s in fp32 matrix products; training reaches half of it.
+FLOPS_PER_CORE = 118e9 * 0.55
 FLOPS_PER_ACCELERATOR = 50e12
-TOKENS_PER_ROW = 48
+TOKENS_PER_ROW = 30
+TOKENS_PER_ANSWER = 60  # prompt and answer
 DEFAULT_ROWS = 10_000
-SECONDS_PER_BENCHED_CHECKPOINT = 20
+CALIBRATION_ROWS = 512
+SECONDS_OF_HOUSEKEEPING = 5  # load, save, reload, compare
+SECONDS_PER_BENCHED_CHECKPOINT = 30
+# What backward keeps of one token: about 34 numbers a layer and channel (Korthikanti et al., 2022)
+# at four bytes; layers × channels is N / 12 / channels, and 768 are typical of small models.
+ACTIVATION_BYTES = 34 * 4 / 12 / 768
 
 
 @dataclass(frozen=True)
@@ -46,54 +52,76 @@ def _of(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Estimate:
 
 
 def _alike(step: Step, artifacts: dict[str, Artifact]) -> dict[str, Any] | None:
-    """The report of a finished step that did the same to another input, or with another seed."""
+    """The report of a finished step that did the same, with an input in common (the data, say)."""
     wanted = step.ingredients["stage"]
+    inputs = set(step.ingredients["inputs"].values())
     for artifact in artifacts.values():
         made = artifact.report.get("ingredients", {})
-        if made.get("kind") == step.kind and made.get("stage") == wanted:
+        same = made.get("kind") == step.kind and made.get("stage") == wanted
+        if same and inputs & set(made["inputs"].values()):
             return artifact.report
     return None
 
 
 def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Estimate:
-    parameters = _parameters(recipe)
-    rows = _rows(step, artifacts)
-    flops = _flops(step, parameters, rows)
+    stored, active = _parameters(recipe)
     rate = FLOPS_PER_CORE * cores() if recipe.device_type == "cpu" else FLOPS_PER_ACCELERATOR
-    seconds = flops / rate
+    seconds = SECONDS_OF_HOUSEKEEPING + _flops(step, recipe, active, artifacts) / rate
     if step.kind == "bench":
         seconds = SECONDS_PER_BENCHED_CHECKPOINT * len(step.inputs)
-    trains_all = type(getattr(step.stage, "method", None)).__name__ == "Full"
-    memory = parameters * (16 if trains_all else 6)
-    disk = 2 * parameters if step.stage.changes_model and step.checkpoint else 2**20
-    return Estimate(round(seconds, 1), memory, disk, "reckoned")
+    disk = 2 * stored if step.stage.changes_model and step.checkpoint else 2**20
+    return Estimate(round(seconds, 1), _memory(step, stored, active), disk, "reckoned")
 
 
-def _flops(step: Step, parameters: int, rows: int) -> float:
-    """2·N a token forward, 6·N a token of training (Kaplan et al., 2020)."""
+def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifact]) -> float:
+    """A token costs 2·N forward, 2·N for gradients of inputs, 2·N for those of weights."""
     stage = step.stage
     if step.kind == "finetune":
-        tokens = rows * TOKENS_PER_ROW * float(getattr(stage, "epochs", 1) or 1)
-        limit = getattr(stage, "max_steps", None)
-        if limit:
-            tokens = min(tokens, limit * getattr(stage, "batch_tokens", 2048))
-        return 6.0 * parameters * tokens
+        passes = 6 if _trains_all(step) else 4
+        teacher = 2 if "teacher" in step.inputs else 0
+        return float(passes + teacher) * active * _training_tokens(step, recipe, artifacts)
     if step.kind == "eval":
-        # Decoding is bound by memory, not arithmetic: about a tenth of the rate is reached.
-        return 2.0 * parameters * getattr(stage, "samples", 300) * 2 * TOKENS_PER_ROW * 10
-    return 2.0 * parameters * 256 * TOKENS_PER_ROW
+        # Decoding one token at a time reaches a third of what whole sequences do.
+        return 2.0 * active * getattr(stage, "samples", 300) * TOKENS_PER_ANSWER * 3
+    if step.kind in ("width", "sparsify", "quantize", "vocab"):
+        return 2.0 * active * CALIBRATION_ROWS * TOKENS_PER_ROW * 2
+    return 0.0
 
 
-def _parameters(recipe: Recipe) -> int:
+def _training_tokens(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> float:
+    stage: Any = step.stage
+    spec = recipe.dataset
+    rows = _rows(step, artifacts) or (spec.rows if spec else 0) or DEFAULT_ROWS
+    each = spec.tokens / spec.rows if spec and spec.rows and spec.tokens else TOKENS_PER_ROW
+    tokens = min(rows, stage.samples or rows) * each * float(stage.epochs)
+    return min(tokens, stage.max_steps * stage.batch_tokens) if stage.max_steps else tokens
+
+
+def _memory(step: Step, stored: int, active: int) -> int:
+    """fp32 weights, and in training optimizer state and what backward keeps of a micro-batch."""
+    if step.kind != "finetune":
+        return 8 * stored
+    tokens = getattr(step.stage, "micro_tokens", 2048)
+    weights = 16 * stored if _trains_all(step) else 5 * stored
+    return weights + int(tokens * active * ACTIVATION_BYTES)
+
+
+def _trains_all(step: Step) -> bool:
+    return type(getattr(step.stage, "method", None)).__name__ == "Full"
+
+
+def _parameters(recipe: Recipe) -> tuple[int, int]:
+    """All parameters, and those that multiply every token."""
     spec = recipe.model
     if spec is None:
-        return 0
-    return int(getattr(spec, "parameters", 0) or getattr(spec, "bytes", 0) or 10**6)
+        return 0, 0
+    stored = spec.parameters or spec.bytes or 10**6
+    return stored, spec.active_parameters or stored
 
 
 def _rows(step: Step, artifacts: dict[str, Artifact]) -> int:
     data = step.inputs.get("data")
     if data is None or data.key not in artifacts:
-        return DEFAULT_ROWS
-    train = artifacts[data.key].report["measures"].get("train", {})
-    return int(train.get("value") or DEFAULT_ROWS)
+        return 0
+    train = artifacts[data.key].report["measures"].get("num_train", {})
+    return int(train.get("value") or 0)

@@ -38,7 +38,8 @@ class DatasetSpec:
     """One card of `configs/dataset`: where rows come from and how they are cleaned and split.
 
     `fields` maps our names (source, target, text, label …) to the source's columns. `bytes` and
-    `licence` are told before anything is fetched.
+    `licence` are told before anything is fetched; `rows` and `tokens` of the training split are
+    about what `lcc preview` reckons with.
     """
 
     revision: ClassVar[int] = 1
@@ -47,6 +48,8 @@ class DatasetSpec:
     description: str = ""
     licence: str = ""
     bytes: Annotated[int, Field(ge=0)] = 0
+    rows: Annotated[int, Field(ge=0)] = 0
+    tokens: Annotated[int, Field(ge=0)] = 0
     source: Annotated[Any, Choice("readers")]
     fields: dict[str, str] = field(default_factory=dict)
     cleaning: Cleaning = field(default_factory=Cleaning)

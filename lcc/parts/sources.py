@@ -71,13 +71,19 @@ class Source:
 
 @card
 class ModelSpec:
-    """A model that a recipe can name. `bytes` is the download; `dtype` of the weights to store."""
+    """A model that a recipe can name. `bytes` is the download; `dtype` of the weights to store.
+
+    `active_parameters` are those that multiply every token (no embedding): what `lcc preview`
+    reckons with.
+    """
 
     name: str
     source: Source
     head: Head | None = None
     licence: str = ""
     bytes: Annotated[int, Field(ge=0)] = 0
+    parameters: Annotated[int, Field(ge=0)] = 0
+    active_parameters: Annotated[int, Field(ge=0)] = 0
     origin: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     description: str = field(default="", repr=False)

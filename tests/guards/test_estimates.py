@@ -1,0 +1,43 @@
+"""What preview reckons: nothing for finished steps, more for more work, the card's own figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lcc.core.store import Store
+from lcc.estimates import Estimate, estimate
+from lcc.sweep import pipeline_of
+
+
+@pytest.fixture
+def reckon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> dict[str, Estimate]:
+        return estimate(pipeline_of(list(words), "preview"), Store(tmp_path / "runs"))
+
+    return call
+
+
+def test_twice_the_training_is_reckoned_longer(reckon) -> None:
+    once = reckon("+recipe=mt_en_zh_small")["finetune"]
+    twice = reckon("+recipe=mt_en_zh_small", "stages.finetune.epochs=2")["finetune"]
+    assert once.seconds < twice.seconds < 2 * once.seconds
+
+
+def test_training_all_weights_needs_more_memory_than_an_adapter(reckon) -> None:
+    adapter = reckon("+recipe=mt_en_zh_small")["finetune"]
+    full = reckon("+recipe=mt_en_zh_small", "method=full")["finetune"]
+    assert full.memory_bytes > adapter.memory_bytes + 10 * 268_098_176
+
+
+def test_a_gemma_in_bfloat16_is_reckoned_at_its_size(reckon) -> None:
+    assert reckon("+recipe=mt_en_zh_small")["base"].disk_bytes == 2 * 268_098_176
+
+
+def test_fewer_samples_are_reckoned_shorter(reckon) -> None:
+    all_rows = reckon("+recipe=mt_en_zh")["heal"]
+    few = reckon("+recipe=mt_en_zh", "plan.heal.samples=100")["heal"]
+    assert few.seconds < all_rows.seconds
