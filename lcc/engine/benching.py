@@ -147,6 +147,9 @@ class Measuring:
         """
         from lcc.engine.decoding import padded, token_times
 
+        # It would warn before every request that generation does not stop, which is the point.
+        transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
         is_decoder = new_tokens > 0
         left = is_decoder and not self.module.config.is_encoder_decoder
         ids, mask = padded(prompts, 0, left=left, device=self.device)

@@ -73,11 +73,14 @@ def token_times(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> list
 
     with torch.inference_mode(), _own_settings(module):
         settings = copy.deepcopy(module.generation_config)
-        settings.update(do_sample=False, max_new_tokens=num_new, eos_token_id=None, pad_token_id=0)
+        # None would be filled in from the model's own settings, and a model that ends its answers
+        # early would then be counted as several times faster: -1 is no token's id.
+        settings.update(do_sample=False, max_new_tokens=num_new, eos_token_id=-1, pad_token_id=0)
         wait(module.device.type)
         started = time.perf_counter()
         module.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
                         stopping_criteria=transformers.StoppingCriteriaList([clock]))  # fmt: skip
+    assert len(times) == num_new, f"{len(times)} of {num_new} tokens were generated"
     return times
 
 

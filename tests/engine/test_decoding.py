@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lcc.core.decode import decode
-from lcc.engine.decoding import answer
+from lcc.engine.decoding import answer, token_times
 from lcc.parts.task import Decode
 
 WORDS = ["<pad>", "<s>", "</s>", "stop", *(f"w{i}" for i in range(28))]
@@ -112,3 +112,15 @@ def test_beams_answer_alike_in_any_batch() -> None:
     found = answer(module, words, prompts(3), decode=settings(num_beams=3), batch_size=3)
     alone = [answer(module, words, [p], decode=settings(num_beams=3))[0] for p in prompts(3)]
     assert found == alone
+
+
+def test_speed_is_timed_over_every_token_though_the_model_would_stop() -> None:
+    module = causal()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        soon = int(module(input_ids=ids).logits[0, -1].argmax())
+    module.generation_config.eos_token_id = soon
+    module.config.eos_token_id = soon
+    times = token_times(module, ids, torch.ones_like(ids), num_new=6)
+    assert len(times) == 6
+    assert times == sorted(times)
