@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lcc.core.decode import Mistake, Mistakes
 from lcc.core.describe import FORMAT, describe, digest
 from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
 from lcc.recipe import Recipe
 from lcc.stage import Stage
+
+STEP_NAME = re.compile(r"\w[\w-]*")  # it becomes part of a folder's name and of step addresses
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,29 @@ def _belongs(pipeline: Pipeline, step: Step, verb: str) -> bool:
         kind = step.kind if step.kind != "merge" else pipeline.step(origin).kind
         return kind == "finetune" and origin not in planned
     return step.kind == verb
+
+
+def ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries in the order written, except those placed by `before:` or `after:`."""
+    mistakes = [Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
+                for n, v in nodes.items() if v is not None and not isinstance(v, dict)]  # fmt: skip
+    if mistakes:
+        raise Mistakes(mistakes)
+    mistakes = [Mistake(f"{section}.{n}", f"{n!r} is no step's name; letters, digits, - and _ "
+                        "are allowed.") for n in nodes if not STEP_NAME.fullmatch(n)]  # fmt: skip
+    mistakes += [Mistake(f"{section}.{n}.after", "give before or after, not both.")
+                 for n, v in nodes.items() if v and {"before", "after"} <= v.keys()]  # fmt: skip
+    if mistakes:
+        raise Mistakes(mistakes)
+    plain = {name: node or {} for name, node in nodes.items()}
+    order = [name for name, node in plain.items() if not ("before" in node or "after" in node)]
+    for name, node in plain.items():
+        if name in order:
+            continue
+        side = "before" if "before" in node else "after"
+        anchor = node[side]
+        if anchor not in order:
+            raise Mistakes([Mistake(f"{section}.{name}.{side}", f"no step is named {anchor!r}"
+                                    f"{did_you_mean(str(anchor), order)}")])  # fmt: skip
+        order.insert(order.index(anchor) + (side == "after"), name)
+    return ((name, plain[name]) for name in order)

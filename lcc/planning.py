@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lcc.core.catalog import STAGES, card, names
@@ -15,13 +13,12 @@ from lcc.core.machine import machine_key, versions
 from lcc.core.nearest import did_you_mean
 from lcc.parts import data as datasets
 from lcc.parts import sources
-from lcc.pipeline import Pipeline, Step
+from lcc.pipeline import Pipeline, Step, ordered
 from lcc.recipe import Recipe
 from lcc.stage import Stage
 
-IMPLICIT = ("base", "prepare", "merge")  # steps the pipeline adds by itself
+IMPLICIT = ("base", "prepare", "merge", "calibrate")  # steps the pipeline adds by itself
 STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
-STEP_NAME = re.compile(r"\w[\w-]*")  # it becomes part of a folder's name and of step addresses
 NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
 # Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "torch-pruning", "bitsandbytes",
@@ -48,7 +45,7 @@ class _Planner:
             self.current = base
         if recipe.dataset is not None:
             self._add("data", "prepare", card(STAGES, "prepare")(spec=recipe.dataset), {})
-        for name, node in _ordered(recipe.stages, "stages"):
+        for name, node in ordered(recipe.stages, "stages"):
             if name == "compress":
                 self._compress(node)
             else:
@@ -66,7 +63,7 @@ class _Planner:
         if not self.recipe.plan:
             raise RecipeError("stages.compress: no plan is chosen; add plan=NAME.")
         self.plan_input = self.current
-        for name, step_node in _ordered(self.recipe.plan, "plan"):
+        for name, step_node in ordered(self.recipe.plan, "plan"):
             self._stage(name, step_node, "plan")
 
     def _stage(self, name: str, node: dict[str, Any], section: str) -> None:
@@ -94,6 +91,10 @@ class _Planner:
         source = self._require_model(where)
         self._check_form(name, stage, source, where)
         inputs = {"model": source}
+        if getattr(stage, "needs", None):
+            stage = self._with_mode(stage)
+            if stage.calibration.mode == "dense":  # type: ignore[attr-defined]
+                inputs["stats"] = self._statistics(name, stage, source)
         if getattr(stage, "teacher", None):
             inputs["teacher"] = self._teacher(str(stage.teacher), source, where)  # type: ignore[attr-defined]
         adapter = _form(stage) == "adapter"
@@ -106,6 +107,27 @@ class _Planner:
         if changes:
             self.current = step
         self.trained = self.trained or kind == "finetune"
+
+    def _with_mode(self, stage: Any) -> Any:
+        """The stage with `auto` decided: dense while the statistics are within the budget."""
+        if stage.calibration.mode != "auto":
+            return stage
+        fits = sources.stats_bytes(self.recipe.model) <= self.recipe.stats_budget
+        mode = "dense" if fits or stage.needs == "diagonal" else "sequential"
+        return replace(stage, calibration=replace(stage.calibration, mode=mode))
+
+    def _statistics(self, name: str, stage: Any, source: Step) -> Step:
+        """The step that looks at `source` as `stage` asks; one that stands already serves again."""
+        options = {"calibration": _as_node(stage.calibration), "gram": stage.needs == "gram"}
+        calibrate = card(STAGES, "calibrate")
+        options = self._with_nouns(calibrate, options)
+        num_before = len(self.steps)
+        made = self._add(f"{name}.stats", "calibrate",
+                         decode(calibrate, options, f"plan.{name}"), {"model": source})  # fmt: skip
+        same = next((s for s in self.steps[:num_before] if s.key == made.key), None)
+        if same is not None:
+            self.steps.pop()
+        return same or made
 
     def _evaluations(
         self, name: str, node: dict[str, Any], options: dict[str, Any], where: str
@@ -260,29 +282,3 @@ def _stage_type(kind: Any, where: str, *, spelled: bool) -> type[Any]:
         raise Mistakes([Mistake(key, f"no stage is named {kind!r}"
                                      f"{did_you_mean(str(kind), offered)}")])  # fmt: skip
     return card(STAGES, str(kind))
-
-
-def _ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries in the order written, except those placed by `before:` or `after:`."""
-    mistakes = [Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
-                for n, v in nodes.items() if v is not None and not isinstance(v, dict)]  # fmt: skip
-    if mistakes:
-        raise Mistakes(mistakes)
-    mistakes = [Mistake(f"{section}.{n}", f"{n!r} is no step's name; letters, digits, - and _ "
-                        "are allowed.") for n in nodes if not STEP_NAME.fullmatch(n)]  # fmt: skip
-    mistakes += [Mistake(f"{section}.{n}.after", "give before or after, not both.")
-                 for n, v in nodes.items() if v and {"before", "after"} <= v.keys()]  # fmt: skip
-    if mistakes:
-        raise Mistakes(mistakes)
-    plain = {name: node or {} for name, node in nodes.items()}
-    order = [name for name, node in plain.items() if not ("before" in node or "after" in node)]
-    for name, node in plain.items():
-        if name in order:
-            continue
-        side = "before" if "before" in node else "after"
-        anchor = node[side]
-        if anchor not in order:
-            raise Mistakes([Mistake(f"{section}.{name}.{side}", f"no step is named {anchor!r}"
-                                    f"{did_you_mean(str(anchor), order)}")])  # fmt: skip
-        order.insert(order.index(anchor) + (side == "after"), name)
-    return ((name, plain[name]) for name in order)

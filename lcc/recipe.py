@@ -48,6 +48,7 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=1)] | None = None
+    stats_budget: Annotated[int, Field(ge=0)] = 8 * 2**30  # bytes of calibration kept on disk
     model: ModelSpec | None = None
     dataset: DatasetSpec | None = None
     task: Task | None = None

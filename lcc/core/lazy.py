@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     import bitsandbytes as bitsandbytes
     import compressed_tensors as compressed_tensors
+    import greenlet as greenlet
     import peft as peft
     import safetensors as safetensors
     import safetensors.torch as safetensors_torch
@@ -30,6 +31,7 @@ else:
 
     bitsandbytes = _Lazy("bitsandbytes")
     compressed_tensors = _Lazy("compressed_tensors")
+    greenlet = _Lazy("greenlet")
     peft = _Lazy("peft")
     safetensors = _Lazy("safetensors")
     safetensors_torch = _Lazy("safetensors.torch")

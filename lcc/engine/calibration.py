@@ -1,85 +1,228 @@
-"""What each distinct linear input looks like on calibration text: the statistics methods read.
+"""Calibration: the layers of a model with what each distinct linear input looks like on text.
 
-This is the only room with torch hooks. Layers that read the same tensor (q, k and v; gate and up;
-all cross-attention keys) share one LayerStats; padding never enters.
+Layers that read the same tensor (q, k and v; gate and up; all cross-attention keys) share one
+LayerStats; padding never enters. Torch hooks live in `engine.walking` only.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Field
+
+from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
+from lcc.engine.blocks import blocks
+from lcc.engine.statistics import LayerStats, StoredStats, Sums
+from lcc.engine.walking import Batch, Padding, Visit, walk
+from lcc.parts.dist import SINGLE, Dist
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from lcc.parts.task import Task
-    from lcc.stage import Context
 
-Batch = dict[str, Any]  # keyword arguments of the model: int64 tensors (batch, tokens)
+MAX_POSITIONS = 512
 
 
-@dataclass
-class LayerStats:
-    """What calibration saw at one distinct linear input; sums run over `num_tokens` tokens."""
+@card
+class Calibration:
+    """How much text is looked at, and whether blocks see the changed ones before them.
 
-    num_tokens: int
-    mean: Tensor  # (in,)
-    mean_abs: Tensor  # (in,)
-    max_abs: Tensor  # (in,)
-    diagonal: Tensor  # (in,), of the Gram: sum of x²
-    gram: Tensor | None = None  # (in, in) float32: sum of x xᵀ
+    `dense`: statistics of the parent, an artifact that every plan over it shares. `sequential`:
+    each block sees its compressed predecessors. `true_sequential`: so does each input in a block.
+    `auto`: dense, unless the statistics would take more than the recipe's `stats_budget`.
+    """
 
-    @property
-    def input_norm(self) -> Tensor:
-        """√(sum of x²) of every input, (in,)."""
-        return self.diagonal.sqrt()
+    mode: Literal["auto", "dense", "sequential", "true_sequential"] = "auto"
+    samples: Annotated[int, Field(ge=1)] = 256
+    max_length: Annotated[int, Field(ge=1)] = MAX_POSITIONS
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """The layers that read one tensor, and what it looked like (None: nobody looked)."""
+
+    layers: dict[str, Linear]
+    stats: LayerStats | None
+
+    def weight(self) -> Tensor:
+        """All their weights, one below the other: (sum of out, in)."""
+        return torch.cat([layer.weight.detach() for layer in self.layers.values()])
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """What belongs to each layer of a tensor whose first dimension is that of `weight`."""
+        sizes = [layer.out_features for layer in self.layers.values()]
+        return dict(zip(self.layers, torch.split(rows, sizes), strict=True))
+
+
+def stored_groups(stats: StoredStats, layers: Mapping[str, Linear]) -> Iterator[InputGroup]:
+    """`layers` by distinct input, in order, with the statistics of an artifact."""
+    groups: dict[str, dict[str, Linear]] = {}
+    for name, layer in layers.items():
+        if name not in stats:
+            raise DataError(f"calibration: layer {name!r} is not among the stored statistics.")
+        groups.setdefault(stats.source(name), {})[name] = layer
+    for group in groups.values():
+        yield InputGroup(group, stats[next(iter(group))])
 
 
 def collect(
-    model: PreTrainedModel,
-    batches: list[Batch],
+    model: Any,
+    batches: Sequence[Batch],
     layers: Mapping[str, Linear],
     *,
     gram: bool = False,
     progress: Progress | None = None,
-) -> dict[str, LayerStats]:
-    """Statistics of the input of each layer; layers with one input share one object."""
+    dist: Dist = SINGLE,
+) -> Iterator[dict[str, LayerStats]]:
+    """Statistics of the inputs of `layers` in one pass, block by block; shared ones are one object.
+
+    Summed over `dist`, whose processes each bring `batches` of their own. Raises DataError for a
+    layer that is never run.
+    """
+    tally = _Tally(gram=gram, dist=dist)
+    within, outside = _by_block(model, layers)
+    done: dict[str, Linear] = {}
+    for visit in _visits(model, batches, layers, tally, progress):
+        if done:
+            yield tally.finish(done)
+        done = within[visit.name]
+        visit.watch_on_leaving(done, tally.see)
+    yield tally.finish({**done, **outside})
+
+
+def calibrated(
+    model: Any,
+    batches: Sequence[Batch],
+    layers: Mapping[str, Linear],
+    *,
+    gram: bool = False,
+    one_by_one: bool = False,
+    progress: Progress | None = None,
+    dist: Dist = SINGLE,
+) -> Iterator[InputGroup]:
+    """`layers` by distinct input, in forward order; each block sees what was changed before it.
+
+    With `one_by_one` every input is looked at only after the groups before it were changed.
+    """
+    tally = _Tally(gram=gram, dist=dist)
+    within, outside = _by_block(model, layers)
+    for visit in _visits(model, batches, layers, tally, progress):
+        wanted = within[visit.name]
+        if not one_by_one:
+            visit.watch(wanted, tally.see)
+            yield from _grouped(wanted, tally.finish(wanted))
+            continue
+        visit.watch(wanted, tally.note, num_batches=1)
+        for group in tally.groups(wanted):
+            visit.watch(group, tally.see)
+            yield from _grouped(group, tally.finish(group))
+    yield from _grouped(outside, tally.finish(outside))
+
+
+def _visits(
+    model: Any,
+    batches: Sequence[Batch],
+    layers: Mapping[str, Linear],
+    tally: _Tally,
+    progress: Progress | None,
+) -> Iterator[Visit]:
     if not batches:
         raise DataError("calibration has no text: the training split is empty.")
-    body: Any = model
+    body = model
     if set(layers.values()) <= set(model.base_model.modules()):
         body = model.base_model  # A large vocabulary's logits would cost more than the rest.
     body.eval()
-    with torch.no_grad():
-        owners = _owners(model, body, batches[0], layers)
-        sums = {name: _Sums(gram) for name in set(owners.values())}
-        with (progress or Progress(quiet=True)).track("calibrate", len(batches), "batch") as bar:
-            for batch in batches:
-                with _watching(model, layers, sums, batch):
-                    body(**_for(body, batch))
-                bar.advance()
-    done = {name: total.stats() for name, total in sums.items()}
-    return {name: done[owner] for name, owner in owners.items()}
+    _, outside = _by_block(model, layers)
+    num_blocks = len(blocks(model))
+    with (progress or Progress(quiet=True)).track("calibrate", num_blocks, "block") as bar:
+        for visit in walk(model, body, batches, outside=outside, see=tally.see):
+            yield visit
+            bar.advance()
 
 
-def context_batches(
-    context: Context, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, samples: int
-) -> list[Batch]:
-    """Calibration batches of the training split through the task's template."""
-    data = context.data
-    rows = list(data.rows("train"))
-    random.Random(context.seed).shuffle(rows)
-    task = context.required_task.for_data(data)
-    return encoded_batches(rows[:samples], task, tokenizer, model=model)
+def _by_block(
+    model: Any, layers: Mapping[str, Linear]
+) -> tuple[dict[str, dict[str, Linear]], dict[str, Linear]]:
+    """`layers` inside each block, and those outside all of them."""
+    within = {
+        block: {name: layer for name, layer in layers.items() if name.startswith(f"{block}.")}
+        for block in blocks(model)
+    }
+    inside = {name for found in within.values() for name in found}
+    return within, {name: layer for name, layer in layers.items() if name not in inside}
+
+
+def _grouped(layers: Mapping[str, Linear], stats: Mapping[str, LayerStats]) -> Iterator[InputGroup]:
+    groups: dict[str, dict[str, Linear]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(stats[name].source, {})[name] = layer
+    for group in groups.values():
+        yield InputGroup(group, stats[next(iter(group))])
+
+
+class _Tally:
+    """Sums of every distinct input; a layer that reads a tensor already seen shares its sums."""
+
+    def __init__(self, *, gram: bool, dist: Dist) -> None:
+        self.gram, self.dist = gram, dist
+        self.owners: dict[str, str] = {}  # layer → the first layer that read the same tensor
+        self.sums: dict[str, Sums] = {}
+        self.done: dict[str, LayerStats] = {}
+        # Held weakly: an id means its tensor only while that lives.
+        self.seen: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+
+    def note(self, name: str, x: Tensor, _padding: Padding) -> None:
+        """Remember which layers read one tensor."""
+        if name in self.owners:
+            return
+        known = self.seen.get(id(x))
+        if known is None or known[0]() is not x:
+            known = (weakref.ref(x), name)
+            self.seen[id(x)] = known
+        self.owners[name] = known[1]
+
+    def see(self, name: str, x: Tensor, padding: Padding) -> None:
+        self.note(name, x, padding)
+        if self.owners[name] == name:
+            sums = self.sums.setdefault(name, Sums(gram=self.gram))
+            sums.add(padding.removed(name, x))
+
+    def groups(self, layers: Mapping[str, Linear]) -> list[dict[str, Linear]]:
+        """`layers` by owner, in the order in which they first ran."""
+        ran = sorted(layers, key=list(self.owners).index)
+        groups: dict[str, dict[str, Linear]] = {}
+        for name in ran:
+            groups.setdefault(self.owners[name], {})[name] = layers[name]
+        return list(groups.values())
+
+    def finish(self, layers: Mapping[str, Linear]) -> dict[str, LayerStats]:
+        """Statistics of these layers, whose inputs have all been seen."""
+        idle = next((name for name in layers if name not in self.owners), None)
+        if idle is not None:
+            raise DataError(f"calibration: layer {idle!r} is never run by this model.")
+        self._forget()
+        for owner in dict.fromkeys(self.owners[name] for name in layers):
+            if owner in self.sums:
+                sums = self.sums.pop(owner)
+                sums.reduce(self.dist)
+                self.done[owner] = sums.stats(owner)
+        return {name: self.done[self.owners[name]] for name in layers}
+
+    def _forget(self) -> None:
+        """Drop finished statistics that no later layer can share: their tensors are gone."""
+        self.seen = {key: known for key, known in self.seen.items() if known[0]() is not None}
+        alive = {owner for _, owner in self.seen.values()}
+        self.done = {owner: stats for owner, stats in self.done.items() if owner in alive}
 
 
 def encoded_batches(
@@ -87,9 +230,9 @@ def encoded_batches(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    model: PreTrainedModel,
+    model: Any,
     batch_tokens: int = 2048,
-    max_length: int = 512,
+    max_length: int = MAX_POSITIONS,
 ) -> list[Batch]:
     """Rows of like length together, at most `batch_tokens` tokens with their padding."""
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
@@ -104,11 +247,6 @@ def encoded_batches(
             batches.append([])
         batches[-1].append(example)
     return [_batch(group, model, pad=pad) for group in batches]
-
-
-def num_tokens(batches: list[Batch]) -> int:
-    """Tokens without padding."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
 def _batch(examples: list[Any], model: Any, *, pad: int) -> Batch:
@@ -128,121 +266,3 @@ def _padded(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tenso
         [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
     )
     return ids, mask
-
-
-class _Sums:
-    """Running sums of one distinct input."""
-
-    def __init__(self, gram: bool) -> None:
-        self.wants_gram, self.num_tokens = gram, 0
-        self.total: Any = 0
-        self.total_abs: Any = 0
-        self.max_abs: Any = None
-        self.square: Any = 0
-        self.gram: Any = None
-
-    def add(self, x: Tensor) -> None:  # (tokens, in)
-        x = x.float()
-        magnitude = x.abs()
-        highest = magnitude.amax(dim=0)
-        self.num_tokens += x.shape[0]
-        self.total = self.total + x.sum(dim=0)
-        self.total_abs = self.total_abs + magnitude.sum(dim=0)
-        self.square = self.square + (x * x).sum(dim=0)
-        self.max_abs = highest if self.max_abs is None else torch.maximum(self.max_abs, highest)
-        if self.wants_gram:
-            if self.gram is None:
-                self.gram = x.new_zeros(x.shape[1], x.shape[1])
-            self.gram.addmm_(x.T, x)
-
-    def stats(self) -> LayerStats:
-        assert self.num_tokens > 0, "a layer saw no token"
-        return LayerStats(
-            num_tokens=self.num_tokens,
-            mean=self.total / self.num_tokens,
-            mean_abs=self.total_abs / self.num_tokens,
-            max_abs=self.max_abs,
-            diagonal=self.square,
-            gram=self.gram,
-        )
-
-
-def _owners(model: Any, body: Any, batch: Batch, layers: Mapping[str, Linear]) -> dict[str, str]:
-    """The first layer that reads the same tensor, for every layer that ran."""
-    seen: dict[int, tuple[str, Tensor]] = {}  # Tensors are held, else their ids would be reused.
-    owners: dict[str, str] = {}
-
-    def note(name: str, x: Tensor) -> None:
-        owners[name] = seen.setdefault(id(x), (name, x))[0]
-
-    with _hooks(layers, note):
-        body(**_for(body, batch))
-    idle = sorted(set(layers) - set(owners))
-    if idle:
-        raise DataError(f"calibration: layer {idle[0]!r} is never run by this model.")
-    return owners
-
-
-@contextmanager
-def _watching(
-    model: Any, layers: Mapping[str, Linear], sums: Mapping[str, _Sums], batch: Batch
-) -> Iterator[None]:
-    """While open, every forward adds to `sums`, without the batch's padding."""
-    masks = _Masks(model, batch)
-
-    def add(name: str, x: Tensor) -> None:
-        sums[name].add(masks.without_padding(name, x))
-
-    with masks.following_the_encoder(), _hooks({name: layers[name] for name in sums}, add):
-        yield
-
-
-class _Masks:
-    """Which mask fits a layer's input: the decoder's, or the encoder's for what comes from it."""
-
-    def __init__(self, model: Any, batch: Batch) -> None:
-        is_pair = model.config.is_encoder_decoder
-        self.source: Tensor = batch["attention_mask"].bool()
-        self.target: Tensor = batch["decoder_attention_mask"].bool() if is_pair else self.source
-        self.encoder = model.get_encoder() if is_pair else None
-        self.prefix = next((n for n, m in model.named_modules() if m is self.encoder), "")
-        self.encoded: Tensor | None = None
-
-    @contextmanager
-    def following_the_encoder(self) -> Iterator[None]:
-        if self.encoder is None:
-            yield
-            return
-
-        def note(_module: Any, _inputs: Any, output: Any) -> None:
-            self.encoded = output[0]
-
-        handle = self.encoder.register_forward_hook(note)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def without_padding(self, name: str, x: Tensor) -> Tensor:
-        in_encoder = self.encoder is not None and name.startswith(f"{self.prefix}.")
-        mask = self.source if in_encoder or x is self.encoded else self.target
-        # A pooled input, one row per text, has no padding.
-        return x[mask] if x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
-
-
-@contextmanager
-def _hooks(layers: Mapping[str, Linear], see: Any) -> Iterator[None]:
-    def watch(name: str) -> Any:
-        return lambda _module, inputs: see(name, inputs[0])
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _for(body: Any, batch: Batch) -> Batch:
-    """A decoder would fill a cache that nobody reads."""
-    return {**batch, "use_cache": False} if body.config.to_dict().get("use_cache") else batch

@@ -18,8 +18,6 @@ from lcc.engine.blocks import blocks
 if TYPE_CHECKING:
     from torch.nn import Linear, Module
 
-    from lcc.engine.calibration import Batch
-
 FFN_FIELDS = ("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
               "n_inner", "hidden_dim")  # fmt: skip
 # Their config states the width of a head, so fewer heads load as a plain config.
@@ -72,7 +70,7 @@ def _keep_inputs(layer: Linear, columns: list[int]) -> None:
     torch_pruning.prune_linear_in_channels(layer, gone)
 
 
-def feed_forwards(model: Any, batch: Batch) -> list[Unit]:
+def feed_forwards(model: Any) -> list[Unit]:
     """The feed-forward layers inside the blocks, found through the dependency graph.
 
     A group of linear layers that touches nothing else and ends in one consumer is one: anything
@@ -80,7 +78,7 @@ def feed_forwards(model: Any, batch: Batch) -> list[Unit]:
     """
     names = {module: name for name, module in model.named_modules()}
     alone = TRACED_ALONE.get(model.config.model_type)
-    example = {name: tensor[:1] for name, tensor in batch.items()}
+    example = _example(model)
     graph = None if alone else _graph(model, example_inputs=example)
     units: dict[str, Unit] = {}
     for block_name, block in blocks(model).items():
@@ -94,6 +92,13 @@ def feed_forwards(model: Any, batch: Batch) -> list[Unit]:
                 if unit is not None:
                     units[unit.name] = unit
     return list(units.values())
+
+
+def _example(model: Any) -> dict[str, Any]:
+    """The shortest text that goes through the whole model."""
+    ids = torch.ones(1, 4, dtype=torch.long, device=model.device)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**example, "decoder_input_ids": ids} if model.config.is_encoder_decoder else example
 
 
 def _graph(model: Any, *, example_inputs: Any) -> Any:

@@ -72,6 +72,13 @@ class Dist:
             ):
                 tensor.copy_(summed.view_as(tensor))
 
+    def max_(self, tensors: Sequence[Tensor]) -> None:
+        """The largest of each element over the group, in place."""
+        if self.world_size == 1:
+            return
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Give every process rank 0's values, in place."""
         if self.world_size == 1:

@@ -89,6 +89,15 @@ class ModelSpec:
     description: str = field(default="", repr=False)
 
 
+def stats_bytes(spec: ModelSpec | None) -> int:
+    """Bytes of a model's Grams, reckoned: inputs² / 2 floats for each distinct input of a block.
+
+    With four inputs a block, one of them four times as wide, that is two bytes for each of the
+    block's parameters. 0 for a model whose size no card tells.
+    """
+    return 0 if spec is None else 2 * (spec.active_parameters or spec.parameters)
+
+
 def fingerprint(spec: ModelSpec) -> str:
     """What the source's content is, told without torch: digests, a revision, or the config."""
     source = spec.source

@@ -13,11 +13,12 @@ from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import block_linears
-from lcc.engine.calibration import collect, context_batches
+from lcc.engine.calibration import Calibration
 from lcc.engine.packing import Replaced, write_packed
 from lcc.methods.quantizers import Grid
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.stage import Measure, Outcome
+from lcc.stages._calibrated import Needs, input_groups, reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def _nearest() -> Any:
 class Quantize:
     """Weights onto a grid; the model in memory then holds exactly what the file does."""
 
-    reads: ClassVar[tuple[Noun, ...]] = ()  # what a calibrated quantizer reads is added below
+    reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     produces: ClassVar[Form] = "packed"
     changes_model: ClassVar[bool] = True
@@ -54,11 +55,14 @@ class Quantize:
     symmetric: bool = True
     include_embeddings: bool = False
     include_head: bool = False
-    samples: Annotated[int, Field(ge=1)] = 256
+    calibration: Calibration = Field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        if self.quantizer.calibrated:
-            object.__setattr__(self, "reads", ("task", "data", "seed"))
+        object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+
+    @property
+    def needs(self) -> Needs:
+        return "gram" if self.quantizer.calibrated else None
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what no reader could load."""
@@ -100,18 +104,15 @@ class Quantize:
         self.check(model.config.to_dict())
         layers = self._layers(model)
         grid = Grid(self.bits, self._group_size(layers), bundle.card.dtype)
-        stats = {}
-        if self.quantizer.calibrated:
-            batches = context_batches(context, bundle.tokenizer, model, samples=self.samples)
-            stats = collect(model, batches, layers, gram=True, progress=context.progress)
         replaced: Replaced = {}
         errors: list[float] = []
         with context.progress.track("quantize", len(layers), "layer") as bar:
-            for name, layer in layers.items():
-                quantized = self.quantizer.quantize(layer.weight.detach(), stats.get(name), grid)
-                errors.append(_put(layer, quantized.dense()))
-                replaced[name] = quantized.tensors()
-                bar.advance()
+            for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
+                for name, layer in group.layers.items():
+                    quantized = self.quantizer.quantize(layer.weight.detach(), group.stats, grid)
+                    errors.append(_put(layer, quantized.dense()))
+                    replaced[name] = quantized.tensors()
+                    bar.advance()
         self._seal(bundle, model, replaced, grid=grid)
         table = _bytes_by_part(model, replaced, dtype=bundle.card.dtype)
         return Outcome(

@@ -12,10 +12,11 @@ from lcc.core.decode import card, decode_card
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import LayerStats, collect, context_batches
+from lcc.engine.calibration import Calibration
 from lcc.engine.patterns import groups_mask, rows_mask
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
+from lcc.stages._calibrated import Needs, input_groups, reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ def _wanda() -> Any:
 class Sparsify:
     """Zeros per output row, or N of every M neighbours; the shapes stay as they are."""
 
-    reads: ClassVar[tuple[Noun, ...]] = ()  # what a calibrated criterion reads is added below
+    reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     revision: ClassVar[int] = 1
@@ -44,24 +45,27 @@ class Sparsify:
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    samples: Annotated[int, Field(ge=1)] = 128
+    calibration: Calibration = Field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
         if self.pattern != "unstructured" and self.sparsity != 0.5:
             raise ValueError(f"pattern {self.pattern} is a sparsity of 0.5, got {self.sparsity}")
-        if self.criterion.calibrated:
-            object.__setattr__(self, "reads", ("task", "data", "seed"))
+        object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+
+    @property
+    def needs(self) -> Needs:
+        return "diagonal" if self.criterion.calibrated else None
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         model = bundle.load(device=context.device)
         with as_linear(model):
             layers = block_linears(model)
             self._refuse(layers, model)
-            stats = self._statistics(bundle, context, layers)
             dense_share = _compressed_share(layers, dtype=bundle.card.dtype)
-            for name, layer in layers.items():
-                weight = layer.weight.detach()
-                weight.mul_(self._mask(self.criterion.score(weight, stats.get(name))))
+            for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
+                for layer in group.layers.values():
+                    weight = layer.weight.detach()
+                    weight.mul_(self._mask(self.criterion.score(weight, group.stats)))
             achieved = self._check(layers)
             share = _compressed_share(layers, dtype=bundle.card.dtype)
         bundle.module = model
@@ -90,15 +94,6 @@ class Sparsify:
                 f"sparsify.pattern: layer {odd!r} has {layers[odd].in_features} inputs, not a"
                 f" multiple of {group}; use pattern=unstructured."
             )
-
-    def _statistics(
-        self, bundle: Bundle, context: Context, layers: dict[str, Linear]
-    ) -> dict[str, LayerStats]:
-        if not self.criterion.calibrated:
-            return {}
-        model = bundle.load(device=None, dtype=None)
-        batches = context_batches(context, bundle.tokenizer, model, samples=self.samples)
-        return collect(model, batches, layers, progress=context.progress)
 
     def _mask(self, scores: Tensor) -> Tensor:
         if self.pattern == "unstructured":

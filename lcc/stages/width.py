@@ -11,7 +11,7 @@ from lcc.core.decode import card, decode_card
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import as_linear
-from lcc.engine.calibration import LayerStats, collect, context_batches, num_tokens
+from lcc.engine.calibration import Calibration
 from lcc.engine.pruning import (
     Unit,
     feed_forwards,
@@ -23,11 +23,12 @@ from lcc.engine.pruning import (
 from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
+from lcc.stages._calibrated import Needs, few_tokens, input_groups, reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.core.progress import Progress
+    from lcc.engine.statistics import LayerStats
     from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
@@ -45,7 +46,7 @@ def _wanda() -> Any:
 class Width:
     """Narrow every layer alike by calibrated importance, and repair what reads the rest."""
 
-    reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed")
+    reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     revision: ClassVar[int] = 1
@@ -56,7 +57,16 @@ class Width:
     repair: Literal["ridge", "bias", "none"] = "ridge"
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    samples: Annotated[int, Field(ge=1)] = 512
+    calibration: Calibration = Field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+
+    @property
+    def needs(self) -> Needs:
+        if self.repair == "ridge":
+            return "gram"
+        return "diagonal" if self.criterion.calibrated or self.repair == "bias" else None
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what the model's family (its config.json) does not allow."""
@@ -67,23 +77,28 @@ class Width:
         model = bundle.load(device=context.device)
         self.check(model.config.to_dict())
         with as_linear(model):
-            batches = context_batches(context, bundle.tokenizer, model, samples=self.samples)
-            units = head_groups(model) if self.dims == "heads" else feed_forwards(model, batches[0])
-            self._refuse(units, model)
-            plan = {width: self._target(width) for width in sorted({u.width for u in units})}
-            stats = self._statistics(model, batches, units, progress=context.progress)
-            errors = []
+            found = head_groups(model) if self.dims == "heads" else feed_forwards(model)
+            units = {unit.name: unit for unit in found}
+            self._refuse(found, model)
+            plan = {width: self._target(width) for width in sorted({u.width for u in found})}
+            layers = {unit.name: unit.consumer for unit in found}
+            errors, warnings = [], list[str]()
             with context.progress.track("width", len(units), "layer") as bar:
-                for unit in units:
-                    errors.append(self._cut(unit, stats.get(unit.name), plan[unit.width]))
-                    bar.advance()
+                for group in input_groups(
+                    bundle, context, layers, self.calibration, needs=self.needs
+                ):
+                    for name in group.layers:
+                        unit = units[name]
+                        warnings = warnings or self._warnings(unit, group.stats)
+                        errors.append(self._cut(unit, group.stats, plan[unit.width]))
+                        bar.advance()
         table = [self._settle(model, before, after) for before, after in plan.items()]
         bundle.module = model
         return Outcome(
             bundle=bundle,
             measures=self._measures(errors, table),
             tables={"width": table},
-            warnings=[*self._warnings(num_tokens(batches), units), *_unsparse(bundle, self.repair)],
+            warnings=[*warnings, *_unsparse(bundle, self.repair)],
         )
 
     def _refuse(self, units: list[Unit], model: Any) -> None:
@@ -105,14 +120,6 @@ class Width:
             f"width: a ratio of {self.ratio} takes nothing from {width} at multiples of"
             f" {steps[-1]}; ask for a larger ratio or a smaller round_to."
         )
-
-    def _statistics(
-        self, model: Any, batches: list[Any], units: list[Unit], *, progress: Progress
-    ) -> dict[str, LayerStats]:
-        if not self.criterion.calibrated and self.repair == "none":
-            return {}
-        layers = {unit.name: unit.consumer for unit in units}
-        return collect(model, batches, layers, gram=self.repair == "ridge", progress=progress)
 
     def _cut(self, unit: Unit, stats: LayerStats | None, num_kept: int) -> tuple[float, float]:
         """Narrow one unit in place; its output's relative error without and with repair."""
@@ -170,14 +177,10 @@ class Width:
             found["layer_error"] = Measure(repaired, "share")
         return found
 
-    def _warnings(self, tokens: int, units: list[Unit]) -> list[str]:
-        widest = max(unit.consumer.in_features for unit in units)
-        if self.repair != "ridge" or tokens >= 4 * widest:
+    def _warnings(self, unit: Unit, stats: LayerStats | None) -> list[str]:
+        if self.repair != "ridge" or stats is None:
             return []
-        return [
-            f"{tokens} calibration tokens are few for {widest} kept inputs; raise width.samples"
-            f" to at least {-(-self.samples * 4 * widest // tokens)}."
-        ]
+        return few_tokens(stats.num_tokens, unit.consumer.in_features, self.calibration)
 
 
 def _unsparse(bundle: Bundle, repair: str) -> list[str]:

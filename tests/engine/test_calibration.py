@@ -14,12 +14,24 @@ import compressing as tiny
 
 from lcc.core.errors import DataError
 from lcc.engine.blocks import block_linears, blocks
-from lcc.engine.calibration import Batch, collect, encoded_batches, num_tokens
+from lcc.engine.calibration import calibrated, encoded_batches
+from lcc.engine.calibration import collect as collect_by_block
+from lcc.engine.statistics import LayerStats, StoredStats, Sums, write_stats
+from lcc.engine.walking import Batch, walk
+
+LAYER = "model.layers.1.mlp.down_proj"
 
 
 def batches_for(model: Any, num: int = 6, batch_tokens: int = 2048) -> list[Batch]:
     tokenizer, rows = tiny.byte_level_tokenizer(), tiny.rows(num, 0)
     return encoded_batches(rows, tiny.TextTask(), tokenizer, model=model, batch_tokens=batch_tokens)
+
+
+def collect(model: Any, batches: list[Batch], layers: Any, **how: Any) -> dict[str, LayerStats]:
+    found: dict[str, LayerStats] = {}
+    for some in collect_by_block(model, batches, layers, **how):
+        found |= some
+    return found
 
 
 @pytest.mark.parametrize("build", [tiny.llama, tiny.t5, tiny.marian, tiny.bert])
@@ -47,8 +59,8 @@ def test_statistics_are_those_of_the_inputs() -> None:
             model(**batch)
     handle.remove()
     x = torch.cat(seen)
-    stats = collect(model, batches, {"layer": layer}, gram=True)["layer"]
-    assert stats.num_tokens == len(x) == num_tokens(batches)
+    stats = collect(model, batches, {LAYER: layer}, gram=True)[LAYER]
+    assert stats.num_tokens == len(x)
     assert stats.gram is not None and torch.allclose(stats.gram, x.T @ x, atol=1e-4)
     assert torch.allclose(stats.diagonal, (x * x).sum(0), atol=1e-4)
     assert torch.allclose(stats.mean, x.mean(0), atol=1e-6)
@@ -89,3 +101,62 @@ def test_without_text_calibration_says_so() -> None:
     model = tiny.llama()
     with pytest.raises(DataError, match="calibration has no text"):
         collect(model, [], block_linears(model))
+
+
+def test_statistics_come_back_from_disk(tmp_path: Path) -> None:
+    model = tiny.t5()
+    layers = block_linears(model)
+    found = {}
+    for some in collect_by_block(model, batches_for(model), layers, gram=True):
+        write_stats(some, tmp_path)
+        found |= some
+    stored = StoredStats(tmp_path)
+    assert set(stored) == set(layers)
+    for name, stats in found.items():
+        again = stored[name]
+        assert again.gram is not None and stats.gram is not None
+        assert torch.equal(again.gram, stats.gram) and torch.equal(again.mean, stats.mean)
+        assert again.num_tokens == stats.num_tokens and stored.width(name) == len(stats.mean)
+    keys = [name for name in layers if "EncDecAttention.k" in name]
+    assert stored.source(keys[0]) == stored.source(keys[1])
+
+
+def test_a_wide_gram_is_summed_in_strips_and_is_whole() -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 1030, generator=draws)
+    sums = Sums(gram=True)
+    sums.add(x[:20])
+    sums.add(x[20:])
+    gram = sums.stats().gram
+    assert gram is not None and torch.allclose(gram, x.T @ x, atol=1e-3)
+    assert torch.equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_in_sequence_a_block_sees_what_was_changed_before_it(one_by_one: bool) -> None:
+    model, reference = tiny.llama(), tiny.llama()
+    layers = block_linears(model)
+    batches = batches_for(model)
+    for group in calibrated(model, batches, layers, gram=True, one_by_one=one_by_one):
+        names = list(group.layers)
+        expected = collect(reference, batches, block_linears(reference), gram=True)[names[0]]
+        assert group.stats is not None and group.stats.gram is not None
+        if one_by_one or names[0].endswith("q_proj"):
+            assert torch.allclose(group.stats.gram, expected.gram, rtol=1e-4, atol=1e-4), names
+        for name, layer in group.layers.items():
+            layer.weight.data.mul_(0.5)
+            reference.get_submodule(name).weight.data.mul_(0.5)
+
+
+def test_walking_leaves_the_model_as_it_was() -> None:
+    model = tiny.gemma3()
+    batches = batches_for(model)
+    with torch.no_grad():
+        before = model(**batches[0]).logits
+    assert [visit.name for visit in walk(model, model, batches)] == list(blocks(model))
+    visits = walk(model, model, batches)
+    next(visits)
+    visits.close()
+    with torch.no_grad():
+        assert torch.equal(model(**batches[0]).logits, before)
+    assert torch.is_grad_enabled()

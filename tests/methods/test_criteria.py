@@ -7,7 +7,7 @@ import torch
 
 from lcc.core.catalog import card, names
 from lcc.core.decode import decode
-from lcc.engine.calibration import LayerStats
+from lcc.engine.statistics import LayerStats
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.25, 4.0]])
 STATS = LayerStats(

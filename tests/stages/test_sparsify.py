@@ -13,8 +13,8 @@ import transformers
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import LayerStats
 from lcc.engine.patterns import groups_mask, rows_mask
+from lcc.engine.statistics import LayerStats
 from lcc.methods.criteria.magnitude import Magnitude
 from lcc.methods.criteria.wanda import Wanda
 from lcc.parts.checkpoint import save
@@ -27,7 +27,7 @@ def sparsified(model: Any, folder: Path, **options: Any) -> Any:
     bundle = tiny.bundle(model)
     head = "classify" if bundle.card.head == "classify" else "causal"
     context = tiny.context(folder, task=tiny.TextTask(head=head))
-    return bundle, decode(Sparsify, {"samples": 8, **options}).run(bundle, context)
+    return bundle, decode(Sparsify, {"calibration": {"samples": 8}, **options}).run(bundle, context)
 
 
 @pytest.mark.parametrize("build", FAMILIES)
@@ -62,7 +62,8 @@ def test_embeddings_and_head_are_left_alone(tmp_path: Path) -> None:
 
 def test_magnitude_needs_no_data_and_wanda_does(tmp_path: Path) -> None:
     assert decode(Sparsify, {"criterion": "magnitude"}).reads == ()
-    assert decode(Sparsify, {"criterion": "wanda"}).reads == ("task", "data", "seed")
+    sequential = {"criterion": "wanda", "calibration": {"mode": "sequential"}}
+    assert decode(Sparsify, sequential).reads == ("task", "data", "seed")
     bundle = tiny.bundle(tiny.llama())
     context = tiny.context(tmp_path)
     context.data = None

@@ -12,7 +12,7 @@ import transformers
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import GateError, RecipeError
 from lcc.engine.blocks import as_linear
-from lcc.engine.calibration import collect, encoded_batches
+from lcc.engine.calibration import Calibration
 from lcc.engine.pruning import feed_forwards
 from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
 from lcc.stages.width import Width
@@ -56,7 +56,9 @@ def test_a_quarter_is_gone_and_the_reloaded_model_is_the_same(family: str, tmp_p
     model = FAMILIES[family]()
     bundle, before = tiny.bundle(model), sum(p.numel() for p in model.parameters())
     context = tiny.context(tmp_path, task=task_for(model))
-    outcome = Width(ratio=0.25, round_to=8, samples=16).run(bundle, context)
+    outcome = Width(ratio=0.25, round_to=8, calibration=Calibration(samples=16)).run(
+        bundle, context
+    )
     assert [(r["before"], r["after"]) for r in outcome.tables["width"]] == [(64, 48)] or (
         family == "gpt2" and outcome.tables["width"][0]["after"] == 96
     )
@@ -75,29 +77,28 @@ def test_removing_channels_that_carry_nothing_changes_nothing(family: str, tmp_p
     expected = None
     with as_linear(model), torch.no_grad():
         bundle = tiny.bundle(model)
-        rows = tiny.rows(4, 0)
-        batches = encoded_batches(rows, task_for(model), bundle.tokenizer, model=model)
-        for unit in feed_forwards(model, batches[0]):
+        for unit in feed_forwards(model):
             unit.consumer.weight[:, ::4] = 0
     expected = logits(model)
     context = tiny.context(tmp_path, task=task_for(model))
-    Width(ratio=0.25, round_to=1, samples=8, repair="none").run(bundle, context)
+    Width(ratio=0.25, round_to=1, calibration=Calibration(samples=8), repair="none").run(
+        bundle, context
+    )
     assert torch.allclose(logits(bundle.module), expected, atol=1e-5)
 
 
 def test_every_feed_forward_is_found_once_and_no_attention() -> None:
     model = tiny.t5("gated-gelu")
-    batches = encoded_batches(
-        tiny.rows(2, 0), tiny.TextTask(), tiny.byte_level_tokenizer(), model=model
-    )
-    units = feed_forwards(model, batches[0])
+    units = feed_forwards(model)
     assert [unit.name.split(".")[0] for unit in units] == ["encoder"] * 2 + ["decoder"] * 2
     assert all(len(unit.producers) == 2 and unit.name.endswith("wo") for unit in units)
 
 
 def test_head_groups_go_together_and_keep_their_width(tmp_path: Any) -> None:
     bundle = tiny.bundle(tiny.llama(num_key_value_heads=2))
-    outcome = Width(ratio=0.5, dims="heads", samples=16).run(bundle, tiny.context(tmp_path))
+    outcome = Width(ratio=0.5, dims="heads", calibration=Calibration(samples=16)).run(
+        bundle, tiny.context(tmp_path)
+    )
     config = bundle.module.config
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
     assert outcome.tables["width"][0]["dimension"] == "num_key_value_heads"
@@ -154,32 +155,36 @@ def test_bias_repair_keeps_the_mean_output() -> None:
 
 def test_bias_repair_without_biases_is_refused(tmp_path: Any) -> None:
     with pytest.raises(RecipeError, match="has no biases to repair"):
-        Width(repair="bias", samples=4).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
+        Width(repair="bias", calibration=Calibration(samples=4)).run(
+            tiny.bundle(tiny.llama()), tiny.context(tmp_path)
+        )
 
 
 def test_bias_repair_runs_where_there_are_biases(tmp_path: Any) -> None:
     bundle = tiny.bundle(tiny.gpt2())
     bias = bundle.module.transformer.h[0].mlp.c_proj.bias.clone()
-    Width(repair="bias", samples=8).run(bundle, tiny.context(tmp_path))
+    Width(repair="bias", calibration=Calibration(samples=8)).run(bundle, tiny.context(tmp_path))
     assert not torch.equal(bundle.module.transformer.h[0].mlp.c_proj.bias, bias)
 
 
 def test_a_ratio_that_rounding_swallows_is_an_error(tmp_path: Any) -> None:
     with pytest.raises(GateError, match="takes nothing from 64 at multiples of 32"):
-        Width(ratio=0.05, round_to=32, samples=4).run(
+        Width(ratio=0.05, round_to=32, calibration=Calibration(samples=4)).run(
             tiny.bundle(tiny.llama()), tiny.context(tmp_path)
         )
 
 
 def test_few_calibration_tokens_are_a_warning_with_a_number(tmp_path: Any) -> None:
-    outcome = Width(samples=2).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
-    assert "raise width.samples to at least" in outcome.warnings[0]
+    outcome = Width(calibration=Calibration(samples=2)).run(
+        tiny.bundle(tiny.llama()), tiny.context(tmp_path)
+    )
+    assert "raise calibration.samples to at least" in outcome.warnings[0]
 
 
 def test_a_sparse_parent_that_ridge_repair_fills_is_no_longer_called_sparse(tmp_path: Any) -> None:
     bundle = tiny.bundle(tiny.llama())
     bundle.with_card(sparse="50% unstructured")
-    outcome = Width(samples=16).run(bundle, tiny.context(tmp_path))
+    outcome = Width(calibration=Calibration(samples=16)).run(bundle, tiny.context(tmp_path))
     assert bundle.card.sparse is None and "sparsify after width" in outcome.warnings[-1]
 
 
@@ -193,7 +198,7 @@ def test_the_criterion_decides_what_goes(tmp_path: Any) -> None:
             mlp.down_proj.weight[:, 0] *= 1e-2
             mlp.up_proj.weight[0] *= 1e4
         row = mlp.up_proj.weight[0].clone()
-        stage = decode(Width, {"criterion": name, "samples": 8, "repair": "none"})
+        stage = decode(Width, {"criterion": name, "calibration": {"samples": 8}, "repair": "none"})
         stage.run(bundle, tiny.context(tmp_path))
         kept[name] = bool((bundle.module.model.layers[0].mlp.up_proj.weight == row).all(1).any())
     assert kept == {"magnitude": False, "wanda": True}
@@ -202,13 +207,3 @@ def test_the_criterion_decides_what_goes(tmp_path: Any) -> None:
 def test_ranges_are_checked_with_the_full_key() -> None:
     with pytest.raises(Mistakes, match=r"plan.width.ratio: .*less than 1"):
         decode(Width, {"ratio": 1.5}, "plan.width")
-
-
-def test_collected_statistics_match_a_plain_forward() -> None:
-    model = tiny.llama()
-    batches = encoded_batches(
-        tiny.rows(6, 0), tiny.TextTask(), tiny.byte_level_tokenizer(), model=model
-    )
-    layer = model.model.layers[1].mlp.down_proj
-    stats = collect(model, batches, {"x": layer}, gram=True)["x"]
-    assert stats.gram is not None and stats.gram.shape == (64, 64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.calibration import LayerStats
+    from lcc.engine.statistics import LayerStats
 
 
 class Criterion(Protocol):

@@ -9,7 +9,7 @@ from lcc.core.decode import card
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.calibration import LayerStats
+    from lcc.engine.statistics import LayerStats
 
 
 @card

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.calibration import LayerStats
+    from lcc.engine.statistics import LayerStats
 
 Format = Literal["compressed-tensors", "bitsandbytes"]
 

@@ -12,7 +12,7 @@ from lcc.methods.quantizers import Format, Grid, Quantized
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.calibration import LayerStats
+    from lcc.engine.statistics import LayerStats
 
 
 @card

@@ -1,0 +1,206 @@
+"""What one distinct linear input looks like: sums over tokens, kept while they run and on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcc.core.lazy import safetensors_torch, torch  # type: ignore[attr-defined]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.parts.dist import Dist
+
+INDEX = "index.json"
+NUM_STRIPS = 4  # of a Gram whose lower half is not multiplied out: 5/8 of the work
+WORTH_STRIPS = 1024
+VECTORS = ("mean", "mean_abs", "max_abs", "diagonal")
+
+
+@dataclass
+class LayerStats:
+    """What calibration saw at one distinct linear input; sums run over `num_tokens` tokens."""
+
+    num_tokens: int
+    mean: Tensor  # (in,)
+    mean_abs: Tensor  # (in,)
+    max_abs: Tensor  # (in,)
+    diagonal: Tensor  # (in,), of the Gram: sum of x²
+    gram: Tensor | None = None  # (in, in) float32: sum of x xᵀ
+    source: str = ""  # the first layer that read it
+
+    @property
+    def input_norm(self) -> Tensor:
+        """√(sum of x²) of every input, (in,)."""
+        return self.diagonal.sqrt()
+
+    @property
+    def variance(self) -> Tensor:
+        """Of every input around its mean, (in,)."""
+        return (self.diagonal / self.num_tokens - self.mean.square()).clamp(min=0)
+
+    def __post_init__(self) -> None:
+        assert self.num_tokens > 0, "a layer saw no token"
+
+
+class Sums:
+    """Running sums of one distinct input."""
+
+    def __init__(self, *, gram: bool) -> None:
+        self.wants_gram, self.num_tokens = gram, 0
+        self.total: Any = None
+        self.total_abs: Any = None
+        self.max_abs: Any = None
+        self.square: Any = None
+        self.gram: Any = None
+
+    def add(self, x: Tensor) -> None:  # (tokens, in)
+        x = x.float()
+        if self.total is None:
+            self._open(x)
+        magnitude = x.abs()
+        self.num_tokens += x.shape[0]
+        self.total += x.sum(dim=0)
+        self.total_abs += magnitude.sum(dim=0)
+        self.square += (x * x).sum(dim=0)
+        if x.shape[0]:
+            torch.maximum(self.max_abs, magnitude.amax(dim=0), out=self.max_abs)
+        if self.wants_gram:
+            _add_upper(self.gram, x)
+
+    def _open(self, x: Tensor) -> None:
+        width = x.shape[1]
+        self.total, self.total_abs, self.max_abs, self.square = x.new_zeros(4, width).unbind()
+        if self.wants_gram:
+            self.gram = x.new_zeros(width, width)
+
+    def reduce(self, dist: Dist) -> None:
+        """Sum over the processes of `dist`, in place."""
+        if dist.world_size == 1:
+            return
+        tensors = [self.total, self.total_abs, self.square]
+        dist.sum_(tensors + ([self.gram] if self.wants_gram else []))
+        dist.max_([self.max_abs])
+        (self.num_tokens,) = map(int, dist.sum([self.num_tokens]))
+
+    def stats(self, source: str = "") -> LayerStats:
+        return LayerStats(
+            source=source,
+            num_tokens=self.num_tokens,
+            mean=self.total / self.num_tokens,
+            mean_abs=self.total_abs / self.num_tokens,
+            max_abs=self.max_abs,
+            diagonal=self.square,
+            gram=None if self.gram is None else _mirrored(self.gram),
+        )
+
+
+def _add_upper(gram: Tensor, x: Tensor) -> None:
+    """Add xᵀx to the strips of `gram` that touch its upper triangle, in place."""
+    width = x.shape[1]
+    strip = width if width < WORTH_STRIPS else -(-width // NUM_STRIPS)
+    for first in range(0, width, strip):
+        gram[first : first + strip, first:].addmm_(x[:, first : first + strip].T, x[:, first:])
+
+
+def _mirrored(gram: Tensor) -> Tensor:
+    """The whole symmetric matrix from its upper triangle, in place."""
+    width = len(gram)
+    for first in range(0, width, WORTH_STRIPS):
+        last = min(first + WORTH_STRIPS, width)
+        corner = gram[first:last, first:last].triu()
+        gram[first:last, first:last] = corner + corner.triu(1).T
+        gram[last:, first:last] = gram[first:last, last:].T
+    return gram
+
+
+def write_stats(stats: Mapping[str, LayerStats], folder: Path) -> None:
+    """One file per distinct input, Grams as their upper triangle, and an index of the layers.
+
+    `stats` maps layer names to statistics that may be shared; more can be added to `folder` later.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = _index(folder)
+    written = {entry["source"] for entry in index.values()}
+    for name, found in stats.items():
+        if found.source not in written:
+            safetensors_torch.save_file(_tensors(found), folder / _file(found.source))
+            written.add(found.source)
+        index[name] = {
+            "source": found.source,
+            "num_tokens": found.num_tokens,
+            "num_inputs": len(found.diagonal),
+        }
+    draft = folder / f"{INDEX}.new"
+    draft.write_text(json.dumps(index, indent=1), encoding="utf-8")
+    draft.replace(folder / INDEX)
+
+
+def _file(source: str) -> str:
+    return f"{source}.safetensors"
+
+
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
+    file = folder / INDEX
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _tensors(stats: LayerStats) -> dict[str, Tensor]:
+    tensors = {name: getattr(stats, name).contiguous().cpu() for name in VECTORS}
+    if stats.gram is not None:
+        upper = [row[i:] for i, row in enumerate(stats.gram.cpu().unbind())]
+        tensors["gram_upper"] = torch.cat(upper)
+    return tensors
+
+
+class StoredStats(Mapping[str, LayerStats]):
+    """Statistics in a folder, read when asked for; layers with one input give equal objects.
+
+    Only the last one read is kept, so that memory holds one Gram.
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        self.folder, self.device = folder, device
+        self.index = _index(folder)
+        self._last: LayerStats | None = None
+
+    def __getitem__(self, layer: str) -> LayerStats:
+        entry = self.index[layer]
+        if self._last is None or self._last.source != entry["source"]:
+            self._last = self._read(entry)
+        return self._last
+
+    def __iter__(self) -> Any:
+        return iter(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def source(self, layer: str) -> str:
+        """The first layer that read the same tensor."""
+        return str(self.index[layer]["source"])
+
+    def width(self, layer: str) -> int:
+        """Inputs of a layer."""
+        return int(self.index[layer]["num_inputs"])
+
+    def _read(self, entry: dict[str, Any]) -> LayerStats:
+        tensors = safetensors_torch.load_file(
+            self.folder / _file(entry["source"]), device=self.device
+        )
+        upper = tensors.pop("gram_upper", None)
+        gram = None if upper is None else _from_upper(upper, len(tensors["diagonal"]))
+        return LayerStats(
+            num_tokens=entry["num_tokens"], gram=gram, source=entry["source"], **tensors
+        )
+
+
+def _from_upper(upper: Tensor, width: int) -> Tensor:
+    gram = upper.new_zeros(width, width)
+    for i, row in enumerate(torch.split(upper, list(range(width, 0, -1)))):
+        gram[i, i:] = row
+    return _mirrored(gram)
