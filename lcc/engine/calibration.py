@@ -42,7 +42,8 @@ class Calibration:
     """
 
     mode: Literal["auto", "dense", "sequential", "true_sequential"] = "auto"
-    samples: Annotated[int, Field(ge=1)] = 256
+    samples: Annotated[int, Field(ge=1)] = 512
+    max_tokens: Annotated[int, Field(ge=1)] = 16384  # of all samples together
     max_length: Annotated[int, Field(ge=1)] = MAX_POSITIONS
     batch_tokens: Annotated[int, Field(ge=1)] = 2048
 
@@ -233,11 +234,20 @@ def encoded_batches(
     model: Any,
     batch_tokens: int = 2048,
     max_length: int = MAX_POSITIONS,
+    max_tokens: int | None = None,
 ) -> list[Batch]:
-    """Rows of like length together, at most `batch_tokens` tokens with their padding."""
+    """Rows of like length together, at most `batch_tokens` tokens with their padding.
+
+    Of `rows`, those count whose tokens are `max_tokens` together, the last one cut to fit.
+    """
     positions = getattr(model.config, "max_position_embeddings", None) or max_length
     longest = min(max_length, positions)
-    examples = [task.encode(row, tokenizer, max_length=longest) for row in rows]
+    examples: list[Any] = []
+    left = max_tokens or len(rows) * longest
+    for row in rows:
+        if left > 0:
+            examples.append(task.encode(row, tokenizer, max_length=min(longest, left)))
+            left -= len(examples[-1].input_ids)
     examples.sort(key=lambda example: len(example.input_ids))
     pad = tokenizer.pad_token_id or 0
     batches: list[list[Any]] = []

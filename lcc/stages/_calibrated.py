@@ -69,6 +69,7 @@ def text_batches(
         model=model,
         batch_tokens=calibration.batch_tokens,
         max_length=calibration.max_length,
+        max_tokens=calibration.max_tokens,
     )
 
 
@@ -76,8 +77,14 @@ def few_tokens(num_tokens: int, num_inputs: int, calibration: Calibration) -> li
     """A warning where a Gram would hardly have full rank."""
     if num_tokens >= 4 * num_inputs:
         return []
-    enough = -(-calibration.samples * 4 * num_inputs // num_tokens)
+    enough = 4 * num_inputs
+    options = []
+    if calibration.max_tokens < enough:
+        options.append(f"calibration.max_tokens to at least {enough}")
+    if num_tokens < calibration.max_tokens:
+        samples = -(-calibration.samples * enough // num_tokens)
+        options.append(f"calibration.samples to at least {samples}")
     return [
         f"{num_tokens} calibration tokens are few for {num_inputs} inputs; raise"
-        f" calibration.samples to at least {enough}."
+        f" {' and '.join(options)}."
     ]
