@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -54,7 +55,8 @@ def _dots(
     fastest = max((r.speed.rate or 0 for r in shown), default=0)
     radii = [3.5 + 5.5 * (r.speed.rate or 0) / fastest if fastest else 5.0 for r in shown]
     taken = [Box(px - r, py - r, 2 * r, 2 * r) for (px, py), r in zip(at, radii, strict=True)]
-    for row, (px, py), radius in zip(shown, at, radii, strict=True):
+    for own, (row, radius) in enumerate(zip(shown, radii, strict=True)):
+        px, py = at[own]
         score = row.scores[metric]
         if score.low is not None and score.high is not None:
             drawing.line([(px, y(score.low)), (px, y(score.high))], "error")
@@ -62,22 +64,29 @@ def _dots(
         hint = f"{row.checkpoint}: {units.score(score.value, score.unit)}, {units.size(row.bytes)}"
         drawing.dot(px, py, radius=radius, style="dot", title=hint + speed)
         soft = f"{units.rate(row.speed.rate)}/s" if row.speed.rate else ""
-        box = _free_place(f"{row.checkpoint} {soft}", px, py, radius, taken)
+        box = _free_place(f"{row.checkpoint} {soft}", own, radius, at, taken)
         taken.append(box)
-        is_left = box.left < px
+        is_left = box.left + box.width / 2 < px
         edge, anchor = (box.left + box.width, "end") if is_left else (box.left, "start")
+        if not box.top <= py <= box.top + box.height:  # not beside its dot
+            drawing.line([(px, py), box.nearest(px, py)], "leader")
         drawing.label(edge, box.top + 12, row.checkpoint, soft=soft, anchor=anchor, style="mark")
 
 
-def _free_place(words: str, x: float, y: float, radius: float, taken: Sequence[Box]) -> Box:
-    """The first place around a dot where its name covers neither a dot nor another name."""
-    width, height, gap = LETTER * len(words), 15.0, radius + 4
-    places = [Box(x + side * gap - (width if side < 0 else 0), y - 8 + shift, width, height)
-              for shift in (0, -14, 14, -28, 28, -42, 42) for side in (1, -1)]  # fmt: skip
+def _free_place(
+    words: str, own: int, radius: float, dots: Sequence[tuple[float, float]], taken: Sequence[Box]
+) -> Box:
+    """The first place around a dot where its name covers nothing, nearer to it than to others."""
+    (x, y), width, height, gap = dots[own], LETTER * len(words), 15.0, radius + 4
+    sides = [x + gap, x - gap - width, x - width / 2]
+    places = [Box(left, y - 8 + shift, width, height)
+              for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56) for left in sides]  # fmt: skip
     inside = [b for b in places if b.left >= LEFT and b.left + b.width <= WIDTH and b.top >= 0
               and b.top + b.height <= HEIGHT - BOTTOM]  # fmt: skip
     free = [box for box in inside if not any(box.meets(other) for other in taken)]
-    return (free or inside or places)[0]
+    others = [dot for dot in dots if math.dist(dot, (x, y)) > 2 * radius]
+    plain = [b for b in free if all(b.distance(x, y) + 8 < b.distance(*dot) for dot in others)]
+    return (plain or free or inside or places)[0]
 
 
 def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:

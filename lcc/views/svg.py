@@ -42,6 +42,15 @@ class Box:
             or self.top + self.height < other.top or other.top + other.height < self.top
         )  # fmt: skip
 
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """The point of the box that is nearest to (x, y)."""
+        right, bottom = self.left + self.width, self.top + self.height
+        return min(max(x, self.left), right), min(max(y, self.top), bottom)
+
+    def distance(self, x: float, y: float) -> float:
+        """From (x, y) to the box."""
+        return math.dist((x, y), self.nearest(x, y))
+
 
 @dataclass
 class Drawing:
