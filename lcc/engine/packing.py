@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +20,37 @@ Replaced = dict[str, dict[str, "Tensor"]]  # layer name → what is stored inste
 
 @dataclass(frozen=True)
 class GroupGrid:
-    """Symmetric integer codes with one scale per group of inputs, stored by compressed-tensors."""
+    """Integer codes with one scale per group of inputs, as compressed-tensors stores them."""
 
     codes: Tensor  # (out, in) int8
     scale: Tensor  # (out, groups) in the checkpoint's dtype
     bits: int
+    zero: Tensor | None = None  # (out, groups) int8; None for a symmetric grid
 
     def dense(self) -> Tensor:
         groups = self.codes.view(*self.scale.shape, -1).to(self.scale.dtype)
+        if self.zero is not None:
+            groups = groups - self.zero[..., None].to(self.scale.dtype)
         return (groups * self.scale[..., None]).view(self.codes.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
-        return {
+        tensors = {
             "weight_packed": pack_to_int32(self.codes, self.bits),
             "weight_scale": self.scale,
             "weight_shape": torch.tensor(self.codes.shape),
         }
+        if self.zero is not None:
+            tensors["weight_zero_point"] = pack_to_int32(self.zero, self.bits, packed_dim=0)
+        return tensors
+
+    def split(self, sizes: Sequence[int]) -> list[GroupGrid]:
+        """The grids of the layers whose rows stand one below the other."""
+        codes, scales = torch.split(self.codes, list(sizes)), torch.split(self.scale, list(sizes))
+        zeros = [None] * len(sizes) if self.zero is None else torch.split(self.zero, list(sizes))
+        parts = zip(codes, scales, zeros, strict=True)
+        return [GroupGrid(code, scale, self.bits, zero) for code, scale, zero in parts]
 
 
 def compressed_tensors_config(

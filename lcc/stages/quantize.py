@@ -62,7 +62,8 @@ class Quantize:
 
     @property
     def needs(self) -> Needs:
-        return "gram" if self.quantizer.calibrated else None
+        needs: Needs = self.quantizer.needs
+        return needs
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what no reader could load."""
@@ -108,10 +109,13 @@ class Quantize:
         errors: list[float] = []
         with context.progress.track("quantize", len(layers), "layer") as bar:
             for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
-                for name, layer in group.layers.items():
-                    quantized = self.quantizer.quantize(layer.weight.detach(), group.stats, grid)
-                    errors.append(_put(layer, quantized.dense()))
-                    replaced[name] = quantized.tensors()
+                quantized = self.quantizer.quantize(group.weight(), group.stats, grid)
+                sizes = [layer.out_features for layer in group.layers.values()]
+                for (name, layer), part in zip(
+                    group.layers.items(), quantized.split(sizes), strict=True
+                ):
+                    errors.append(_put(layer, part.dense()))
+                    replaced[name] = part.tensors()
                     bar.advance()
         self._seal(bundle, model, replaced, grid=grid)
         table = _bytes_by_part(model, replaced, dtype=bundle.card.dtype)

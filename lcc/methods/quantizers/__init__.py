@@ -1,29 +1,24 @@
-"""The shelf of quantizers: a weight onto a grid that a standard format can store."""
+"""The shelf of quantizers: weights onto a grid that a standard format can store."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from lcc.engine.grids import Grid as Grid
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from lcc.engine.statistics import LayerStats
 
 Format = Literal["compressed-tensors", "bitsandbytes"]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What the stage asks for: `group_size` None is one scale per output channel."""
-
-    bits: int
-    group_size: int | None
-    dtype: str  # of the stored scales, e.g. "bfloat16"
+Needs = Literal["gram", "diagonal"]
 
 
 class Quantized(Protocol):
-    """One weight on its grid."""
+    """A weight on its grid."""
 
     def dense(self) -> Tensor:
         """(out, in) values exactly as a stranger's reader dequantizes them."""
@@ -33,12 +28,16 @@ class Quantized(Protocol):
         """What stands in the checkpoint instead of the weight, by name below the layer."""
         ...
 
+    def split(self, sizes: Sequence[int]) -> Sequence[Quantized]:
+        """The parts of this many rows each."""
+        ...
+
 
 class Quantizer(Protocol):
-    """Puts one layer's weight on the grid."""
+    """Puts the stacked weights of the layers that read one input on the grid."""
 
     revision: ClassVar[int]
-    calibrated: ClassVar[bool]  # whether `quantize` reads `stats`
+    needs: ClassVar[Needs | None]  # what `quantize` reads of `stats`
     bits: ClassVar[tuple[int, ...]]
     format: ClassVar[Format]
 

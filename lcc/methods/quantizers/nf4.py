@@ -5,12 +5,13 @@ Double quantization is not a choice: without it bitsandbytes 0.50 ruins a saved 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lcc.core.decode import card
 from lcc.core.lazy import bitsandbytes, torch
-from lcc.methods.quantizers import Format, Grid, Quantized
+from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +34,15 @@ class NormalFloat:
         state = self.state.as_dict(packed=True)
         return {"weight": self.codes, **{f"weight.{name}": value for name, value in state.items()}}
 
+    def split(self, sizes: Sequence[int]) -> list[NormalFloat]:
+        assert len(sizes) == 1, "a state of bitsandbytes belongs to one layer"
+        return [self]
+
 
 @card
 class Nf4:
     revision: ClassVar[int] = 1
-    calibrated: ClassVar[bool] = False
+    needs: ClassVar[Needs | None] = None
     bits: ClassVar[tuple[int, ...]] = (4,)
     format: ClassVar[Format] = "bitsandbytes"
 
