@@ -13,6 +13,7 @@ from lcc.core.machine import machine_key, versions
 from lcc.core.nearest import did_you_mean
 from lcc.parts import data as datasets
 from lcc.parts import sources
+from lcc.parts.packages import file_digest
 from lcc.pipeline import Pipeline, Step, ordered
 from lcc.recipe import Recipe
 from lcc.stage import Stage
@@ -197,6 +198,8 @@ class _Planner:
             nouns["source"] = sources.fingerprint(stage.spec)  # type: ignore[attr-defined]
         if kind == "prepare":
             return {"source": datasets.fingerprint(stage.spec)}  # type: ignore[attr-defined]
+        if hasattr(stage, "files"):
+            nouns["files"] = {name: file_digest(path) for name, path in stage.files().items()}
         if "task" in stage.reads:
             if recipe.task is None:
                 raise RecipeError(f"step {name!r} needs a task; choose one with task=NAME.")

@@ -8,6 +8,7 @@ tokens are all kept take the same steps as before. WordPiece and WordLevel need 
 from __future__ import annotations
 
 import json
+import re
 import string
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]
 MODELS = ("BPE", "WordPiece", "WordLevel")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+", re.UNICODE)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,26 @@ class Cut:
     def new_ids(self) -> dict[int, int]:
         """new_ids[old id] = new id, for what was kept."""
         return {old: new for new, old in enumerate(self.old_ids)}
+
+
+def coverage(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, smaller: Cut
+) -> dict[str, int | float]:
+    """How texts that decided nothing fare with the smaller vocabulary.
+
+    `kept_share` of their tokens is still there; the others are fall-backs, spelled with
+    `extra_pieces` more tokens; both are counted per 1,000 words (a Chinese character is a word).
+    """
+    old, new = tokenizer(texts)["input_ids"], smaller.tokenizer(texts)["input_ids"]
+    num_old = max(1, sum(map(len, old)))
+    num_kept = sum(i in smaller.new_ids for ids in old for i in ids)
+    num_words = max(1, sum(len(WORD.findall(text)) for text in texts))
+    return {
+        "num_words": num_words,
+        "kept_share": num_kept / num_old,
+        "fallbacks": 1000 * (num_old - num_kept) / num_words,
+        "extra_pieces": 1000 * (sum(map(len, new)) - num_old) / num_words,
+    }
 
 
 def cut(

@@ -1,15 +1,20 @@
-"""Keep only the tokens that the training split uses; every training text keeps its pieces."""
+"""Keep only the tokens that training and further corpora use; training keeps its pieces."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections import Counter
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.core.errors import DataError, GateError
+from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.core.lazy import torch
 from lcc.parts.embeddings import keep_rows, named_ids, num_rows
-from lcc.parts.vocabulary import Cut, cut
+from lcc.parts.rows import text_fields
+from lcc.parts.vocabulary import Cut, coverage, cut
 from lcc.stage import Measure, Outcome
 
 if TYPE_CHECKING:
@@ -23,17 +28,32 @@ if TYPE_CHECKING:
 
 NUM_PROBES, PROBE_LENGTH = 4, 64
 TOLERANCE = 1e-4  # relative; a narrower matrix product may round otherwise in the last bits
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+", re.UNICODE)
+HELD_OUT_LINES = 20  # every so many-th line of a corpus only measures what the others kept
 
 
 @card
 class Vocab:
-    """Cut the vocabulary to the training split's tokens, closed under the tokenizer's merges."""
+    """Cut the vocabulary to the training split's tokens, closed under the tokenizer's merges.
+
+    `corpora` are text files by language, a line a text, whose tokens are kept where they occur
+    `min_count` times, so that the model goes on understanding more than the task's own texts.
+    """
 
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data")
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     revision: ClassVar[int] = 1
+
+    corpora: dict[str, str] = field(default_factory=dict)
+    min_count: Annotated[int, Field(ge=1)] = 1
+
+    def files(self) -> dict[str, Path]:
+        """The corpora by language, whose content enters the key; RecipeError for one not there."""
+        found = {language: Path(given).expanduser() for language, given in self.corpora.items()}
+        for language, path in found.items():
+            if not path.is_file():
+                raise RecipeError(f"vocab.corpora.{language}: no file {str(path)!r} is here.")
+        return found
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
@@ -43,10 +63,16 @@ class Vocab:
             raise DataError("vocab: the training split is empty; there is nothing to keep.")
         texts = _texts(rows, task)
         pieces = _pieces(texts, rows, tokenizer, task=task)
-        smaller = cut(tokenizer, {i for ids in pieces for i in ids}, named=named_ids(model))
+        corpora = {name: _lines(path) for name, path in self.files().items()}
+        used = {i for ids in pieces for i in ids} | self._used(corpora, tokenizer)
+        smaller = cut(tokenizer, used, named=named_ids(model))
         again = _pieces(texts, rows, smaller.tokenizer, task=task)
         _require_same_pieces(pieces, again, smaller, old=tokenizer)
-        held_out = _held_out(context, tokenizer, smaller)
+        table = [
+            {"text": name, **coverage(texts, tokenizer, smaller)}
+            for name, texts in _held_out(context, corpora).items()
+            if texts
+        ]
         before, probes = _Size(model), pieces[:NUM_PROBES]
         expected = _logits(model, probes)
         keep_rows(model, smaller.old_ids, smaller.new_ids)
@@ -61,10 +87,28 @@ class Vocab:
                 "num_parameters_before": Measure(before.parameters, "count"),
                 "num_parameters": Measure(after.parameters, "count"),
                 "max_logit_difference": Measure(difference),
-                **held_out,
+                **_held_out_measures(table),
             },
+            tables={"coverage": table},
             notes=_notes(before, after),
         )
+
+    def _used(self, corpora: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+        """Tokens that the corpora use often enough, their held-out lines apart."""
+        counts: Counter[int] = Counter()
+        for lines in corpora.values():
+            shown = [line for i, line in enumerate(lines) if i % HELD_OUT_LINES]
+            for ids in tokenizer(shown)["input_ids"] if shown else []:
+                counts.update(ids)
+        return {token for token, count in counts.items() if count >= self.min_count}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"vocab.corpora: {path} is not UTF-8 text; convert it.") from None
+    return [line for line in text.splitlines() if line.strip()]
 
 
 class _Size:
@@ -119,21 +163,25 @@ def _require_same_pieces(
             )
 
 
-def _held_out(
-    context: Context, tokenizer: PreTrainedTokenizerBase, smaller: Cut
-) -> dict[str, Measure]:
-    """Share of validation tokens that are kept, and pieces gained per 1,000 words."""
-    texts = [context.required_task.text(row) for row in context.data.rows("validation")]
-    if not texts:
+def _held_out(context: Context, corpora: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Texts that decided nothing: the validation split, its fields alone, and lines of corpora."""
+    rows = context.data.rows("validation")
+    texts = {"validation": [context.required_task.text(row) for row in rows]}
+    names = text_fields(rows[0]) if rows else []
+    for name in names if len(names) > 1 else []:
+        texts[f"validation: {name}"] = [str(row[name]) for row in rows]
+    held_out = {f"corpus: {name}": lines[::HELD_OUT_LINES] for name, lines in corpora.items()}
+    return {**texts, **held_out}
+
+
+def _held_out_measures(table: list[dict[str, Any]]) -> dict[str, Measure]:
+    first = next((row for row in table if row["text"] == "validation"), None)
+    if first is None:
         return {}
-    old, new = tokenizer(texts)["input_ids"], smaller.tokenizer(texts)["input_ids"]
-    num_old = sum(map(len, old))
-    num_kept = sum(i in smaller.new_ids for ids in old for i in ids)
-    num_words = max(1, sum(len(WORD.findall(text)) for text in texts))
-    extra = 1000 * (sum(map(len, new)) - num_old) / num_words
     return {
-        "held_out_kept_share": Measure(num_kept / num_old, "share"),
-        "held_out_extra_pieces": Measure(extra, "per 1,000 words"),
+        "held_out_kept_share": Measure(first["kept_share"], "share"),
+        "held_out_fallbacks": Measure(first["fallbacks"], "per 1,000 words"),
+        "held_out_extra_pieces": Measure(first["extra_pieces"], "per 1,000 words"),
     }
 
 

@@ -10,9 +10,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from lcc.core.errors import DataError
+from lcc.core.errors import DataError, RecipeError
 from lcc.parts.vocabulary import cut
 from lcc.stages.vocab import Vocab
+from lcc.sweep import pipeline_of
 
 FAMILIES = {
     "tied": tiny.llama,
@@ -148,3 +149,30 @@ def test_a_vocabulary_that_is_all_needed_is_reported_as_such(tmp_path: Any) -> N
     again = Vocab().run(bundle, context)
     assert again.notes[0].startswith("Every token is needed")
     assert again.measures["num_tokens"].value == again.measures["num_tokens_before"].value
+
+
+def test_a_corpus_keeps_its_language_and_its_held_out_lines_are_measured(tmp_path: Any) -> None:
+    corpus = tmp_path / "other.txt"
+    corpus.write_text("the unrelated entries\n" * 61 + "very quickly bring\n", encoding="utf-8")
+    kept = {}
+    for name, corpora in {"without": {}, "with": {"other": str(corpus)}}.items():
+        bundle = tiny.bundle(tiny.llama())
+        outcome = Vocab(corpora=corpora, min_count=2).run(bundle, tiny.context(tmp_path))
+        kept[name] = set(bundle.tokenizer.get_vocab())
+    assert "Ġunrelated" in kept["with"] - kept["without"]
+    assert "Ġquickly" not in kept["with"]  # it occurs once
+    rows = {row["text"]: row for row in outcome.tables["coverage"]}
+    assert set(rows) == {"validation", "corpus: other"}
+    assert rows["corpus: other"]["kept_share"] == 1 and rows["corpus: other"]["fallbacks"] == 0
+
+
+def test_another_corpus_is_another_key_and_a_missing_one_is_named(tmp_path: Any) -> None:
+    corpus = tmp_path / "zh.txt"
+    corpus.write_text("一\n", encoding="utf-8")
+    words = ["+recipe=tiny", f"stages.vocab.corpora={{zh: {corpus}}}"]
+    first = pipeline_of(words, "run").step("vocab").key
+    corpus.write_text("二\n", encoding="utf-8")
+    assert pipeline_of(words, "run").step("vocab").key != first
+    corpus.unlink()
+    with pytest.raises(RecipeError, match=r"vocab.corpora.zh: no file '.*zh.txt' is here."):
+        pipeline_of(words, "run")
