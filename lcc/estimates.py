@@ -7,6 +7,8 @@ from typing import Any
 
 from lcc.core.machine import cores
 from lcc.core.store import Artifact, Store
+from lcc.engine.calibration import Calibration
+from lcc.parts.sources import stats_bytes
 from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
 
@@ -16,7 +18,6 @@ FLOPS_PER_ACCELERATOR = 50e12
 TOKENS_PER_ROW = 30
 TOKENS_PER_ANSWER = 60  # prompt and answer
 DEFAULT_ROWS = 10_000
-CALIBRATION_ROWS = 512
 SECONDS_OF_HOUSEKEEPING = 5  # load, save, reload, compare
 SECONDS_PER_BENCHED_CHECKPOINT = 30
 # What backward keeps of one token: about 34 numbers a layer and channel (Korthikanti et al., 2022)
@@ -70,6 +71,8 @@ def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Est
     if step.kind == "bench":
         seconds = SECONDS_PER_BENCHED_CHECKPOINT * len(step.inputs)
     disk = 2 * stored if step.stage.changes_model and step.checkpoint else 2**20
+    if getattr(step.stage, "gram", False):
+        disk = stats_bytes(recipe.model)
     return Estimate(round(seconds, 1), _memory(step, stored, active), disk, "reckoned")
 
 
@@ -83,18 +86,29 @@ def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifac
     if step.kind == "eval":
         # Decoding one token at a time reaches a third of what whole sequences do.
         return 2.0 * active * getattr(stage, "samples", 300) * TOKENS_PER_ANSWER * 3
-    if step.kind in ("width", "sparsify", "quantize", "vocab"):
-        return 2.0 * active * CALIBRATION_ROWS * TOKENS_PER_ROW * 2
+    if step.kind == "calibrate" or ("stats" not in step.inputs and getattr(stage, "needs", None)):
+        # Forward, and a Gram of every input, which is as much again; in sequence forward twice.
+        return 2.0 * active * _calibration_tokens(step, recipe) * (2 + (step.kind != "calibrate"))
     return 0.0
+
+
+def _calibration_tokens(step: Step, recipe: Recipe) -> float:
+    calibration: Calibration = step.stage.calibration  # type: ignore[attr-defined]
+    return min(calibration.samples * _tokens_per_row(recipe), float(calibration.max_tokens))
 
 
 def _training_tokens(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> float:
     stage: Any = step.stage
     spec = recipe.dataset
     rows = _rows(step, artifacts) or (spec.rows if spec else 0) or DEFAULT_ROWS
-    each = spec.tokens / spec.rows if spec and spec.rows and spec.tokens else TOKENS_PER_ROW
+    each = _tokens_per_row(recipe)
     tokens = min(rows, stage.samples or rows) * each * float(stage.epochs)
     return min(tokens, stage.max_steps * stage.batch_tokens) if stage.max_steps else tokens
+
+
+def _tokens_per_row(recipe: Recipe) -> float:
+    spec = recipe.dataset
+    return spec.tokens / spec.rows if spec and spec.rows and spec.tokens else TOKENS_PER_ROW
 
 
 def _memory(step: Step, stored: int, active: int) -> int:
