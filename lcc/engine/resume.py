@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import threading
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import safetensors, safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.manifest import fsync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,14 +65,14 @@ def write_state(
         safetensors_torch.save_file({k: _plain(v) for k, v in values.items()}, file)
     (building / STATE_FILE).write_text(json.dumps(dict(facts)), encoding="utf-8")
     for file in building.iterdir():
-        _sync(file)
+        fsync(file)
     final = folder / f"step-{step:09d}"
     if final.exists():
         # The same step saved again holds the same state.
         shutil.rmtree(building)
         return
     building.rename(final)
-    _sync(folder)
+    fsync(folder)
     for old in generations(folder)[GENERATIONS:]:
         shutil.rmtree(old)
 
@@ -133,36 +133,32 @@ def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 class Interruption:
-    """Whether someone asked this process to stop (SIGTERM) since `watched` began."""
+    """Whether someone asked this process to stop (SIGTERM, Ctrl-C) since `watched` began."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt  # whoever asks twice does not want to wait for the state
         self.requested = True
 
 
 @contextmanager
 def watched() -> Iterator[Interruption]:
-    """Turn SIGTERM into a request that the loop honours between two steps."""
+    """Turn SIGTERM and Ctrl-C into a request that the loop honours between two steps."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption  # only the main thread may handle signals
         return
-    previous = signal.signal(signal.SIGTERM, interruption._note)
+    asking = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, interruption._note) for number in asking}
     try:
         yield interruption
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

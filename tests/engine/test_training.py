@@ -91,9 +91,10 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert untimed(tmp_path / "killed") == untimed(tmp_path / "whole")
 
 
-def test_a_request_to_stop_saves_the_state_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_saves_the_state_and_says_so(tmp_path: Path, number: int) -> None:
     with pytest.raises(PreemptedError, match="after step 4"):
-        training(tmp_path, model(), tracker=Signalling(4, signal.SIGTERM)).run()
+        training(tmp_path, model(), tracker=Signalling(4, number)).run()
     saved = read_state(tmp_path / "state")
     assert saved is not None and saved.facts["counters"]["step"] == 4
 
