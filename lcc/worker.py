@@ -121,7 +121,7 @@ def _keep_model(outcome: Outcome, job: Job) -> dict[str, Measure]:
 
 
 def _size(bundle: Bundle) -> dict[str, Measure]:
-    module = bundle.load()
+    module = bundle.load(device=None, dtype=None)
     return {"parameters": Measure(sum(p.numel() for p in module.parameters()), "count")}
 
 

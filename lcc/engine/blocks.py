@@ -54,8 +54,10 @@ def as_linear(model: Module) -> Iterator[None]:
     finally:
         for name in swapped:
             linear: Any = model.get_submodule(name)
-            conv = convolution(linear.out_features, linear.in_features)
-            conv.weight.data, conv.bias.data = linear.weight.data.T.contiguous(), linear.bias.data
+            with torch.device("meta"):
+                conv = convolution(linear.out_features, linear.in_features)
+            conv.weight = torch.nn.Parameter(linear.weight.data.T.contiguous())
+            conv.bias = torch.nn.Parameter(linear.bias.data)
             _replace(model, name, conv)
 
 

@@ -6,9 +6,8 @@ LayerStats; padding never enters. Torch hooks live in `engine.walking` only.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -18,13 +17,16 @@ from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
 from lcc.engine.blocks import blocks
-from lcc.engine.statistics import LayerStats, StoredStats, Sums
-from lcc.engine.walking import Batch, Padding, Visit, walk
+from lcc.engine.dealing import Shared, dealt, solving_cost
+from lcc.engine.keeping import Facts, Kept
+from lcc.engine.statistics import LayerStats, StoredStats
+from lcc.engine.tallying import Tally
+from lcc.engine.walking import Aside, Batch, Memory, Visit, walk
 from lcc.parts.dist import SINGLE, Dist
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Linear
+    from torch.nn import Linear, Module
     from transformers import PreTrainedTokenizerBase
 
     from lcc.parts.task import Task
@@ -65,15 +67,30 @@ class InputGroup:
         return dict(zip(self.layers, torch.split(rows, sizes), strict=True))
 
 
-def stored_groups(stats: StoredStats, layers: Mapping[str, Linear]) -> Iterator[InputGroup]:
-    """`layers` by distinct input, in order, with the statistics of an artifact."""
+def stored_groups(
+    stats: StoredStats,
+    layers: Mapping[str, Linear],
+    *,
+    dist: Dist = SINGLE,
+    facts: Facts | None = None,
+) -> Iterator[InputGroup]:
+    """`layers` by distinct input, in order, with the statistics of an artifact.
+
+    Of several processes each is given its share; in the end all have the changes and the `facts`.
+    """
     groups: dict[str, dict[str, Linear]] = {}
     for name, layer in layers.items():
         if name not in stats:
             raise DataError(f"calibration: layer {name!r} is not among the stored statistics.")
         groups.setdefault(stats.source(name), {})[name] = layer
-    for group in groups.values():
+    shared = Shared(layers.values(), dist)
+    found = list(groups.values())
+    for group in dealt(found, [solving_cost(group) for group in found], dist):
         yield InputGroup(group, stats[next(iter(group))])
+    shared.settle()
+    facts = {} if facts is None else facts
+    for noted in dist.gather(facts):
+        facts |= noted
 
 
 def collect(
@@ -84,21 +101,34 @@ def collect(
     gram: bool = False,
     progress: Progress | None = None,
     dist: Dist = SINGLE,
+    memory: Memory | None = None,
 ) -> Iterator[dict[str, LayerStats]]:
     """Statistics of the inputs of `layers` in one pass, block by block; shared ones are one object.
 
     Summed over `dist`, whose processes each bring `batches` of their own. Raises DataError for a
     layer that is never run.
     """
-    tally = _Tally(gram=gram, dist=dist)
+    tally = Tally(gram=gram, dist=dist)
     within, outside = _by_block(model, layers)
     done: dict[str, Linear] = {}
-    for visit in _visits(model, batches, layers, tally, progress):
+    around = Surroundings(progress or Progress(quiet=True), dist, memory=memory)
+    for visit in _visits(model, batches, layers, tally, around):
         if done:
             yield tally.finish(done)
         done = within[visit.name]
         visit.watch_on_leaving(done, tally.see)
     yield tally.finish({**done, **outside})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a walk has beside the model and its text."""
+
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    dist: Dist = SINGLE
+    memory: Memory | None = None
+    aside: Aside | None = None
+    kept: Kept | None = None
 
 
 def calibrated(
@@ -108,34 +138,81 @@ def calibrated(
     *,
     gram: bool = False,
     one_by_one: bool = False,
-    progress: Progress | None = None,
-    dist: Dist = SINGLE,
+    around: Surroundings | None = None,
 ) -> Iterator[InputGroup]:
     """`layers` by distinct input, in forward order; each block sees what was changed before it.
 
-    With `one_by_one` every input is looked at only after the groups before it were changed.
+    With `one_by_one` every input is looked at only after the groups before it were changed. Of
+    several processes each is given its share, and all have what the others changed when the walk
+    goes on. Blocks that `around.kept` has are put in place and not given again.
     """
-    tally = _Tally(gram=gram, dist=dist)
+    around = around or Surroundings()
+    tally = Tally(gram=gram, dist=around.dist)
     within, outside = _by_block(model, layers)
-    for visit in _visits(model, batches, layers, tally, progress):
-        wanted = within[visit.name]
-        if not one_by_one:
-            visit.watch(wanted, tally.see)
-            yield from _grouped(wanted, tally.finish(wanted))
+    for visit in _visits(model, batches, layers, tally, around):
+        if around.kept is not None and visit.name in around.kept:
+            around.kept.restore(visit.name, visit.module)
             continue
-        visit.watch(wanted, tally.note, num_batches=1)
-        for group in tally.groups(wanted):
-            visit.watch(group, tally.see)
-            yield from _grouped(group, tally.finish(group))
-    yield from _grouped(outside, tally.finish(outside))
+        wanted = within[visit.name]
+        yield from _each_changed(_looks(visit, wanted, tally, one_by_one=one_by_one),
+                                 {visit.name: visit.module}, around)  # fmt: skip
+    yield from _outer(outside, tally, around)
+
+
+def _looks(
+    visit: Visit, wanted: dict[str, Linear], tally: Tally, *, one_by_one: bool
+) -> Iterator[list[InputGroup]]:
+    """The groups of a block that may be changed at once, then those that wait for them."""
+    if not one_by_one:
+        visit.watch(wanted, tally.see)
+        yield _grouped(wanted, tally.finish(wanted))
+        return
+    visit.watch(wanted, tally.note, num_batches=1)
+    for group in tally.groups(wanted):
+        visit.watch(group, tally.see)
+        yield _grouped(group, tally.finish(group))
+
+
+def _outer(layers: dict[str, Linear], tally: Tally, around: Surroundings) -> Iterator[InputGroup]:
+    """The layers outside the blocks, one group after another."""
+    weights = around.memory.weights if around.memory else None
+    for group in _grouped(layers, tally.finish(layers)):
+        for name in group.layers:
+            if weights is not None:
+                weights.bring(name)
+        yield from _each_changed(iter([[group]]), dict(group.layers), around)
+        for name in group.layers:
+            if weights is not None:
+                weights.drop(name)
+
+
+def _each_changed(
+    rounds: Iterator[list[InputGroup]], modules: Mapping[str, Module], around: Surroundings
+) -> Iterator[InputGroup]:
+    """Give out the groups of some `modules`, and settle what became of them."""
+    facts = around.kept.facts if around.kept is not None else {}
+    before = set(facts)
+    for groups in rounds:
+        shared = Shared(modules.values(), around.dist)
+        costs = [solving_cost(group.layers) for group in groups]
+        mine = dealt(groups, costs, around.dist)
+        groups.clear()
+        while mine:
+            yield mine.pop(0)  # Let go of, so that its Gram goes when its solver is done.
+        shared.settle()
+    for found in around.dist.gather({n: f for n, f in facts.items() if n not in before}):
+        facts |= found
+    if around.kept is not None:
+        for name, module in modules.items():
+            around.kept.keep(name, module, write=around.dist.is_main)
 
 
 def _visits(
     model: Any,
     batches: Sequence[Batch],
     layers: Mapping[str, Linear],
-    tally: _Tally,
-    progress: Progress | None,
+    tally: Tally,
+    around: Surroundings,
 ) -> Iterator[Visit]:
     if not batches:
         raise DataError("calibration has no text: the training split is empty.")
@@ -144,9 +221,10 @@ def _visits(
         body = model.base_model  # A large vocabulary's logits would cost more than the rest.
     body.eval()
     _, outside = _by_block(model, layers)
-    num_blocks = len(blocks(model))
-    with (progress or Progress(quiet=True)).track("calibrate", num_blocks, "block") as bar:
-        for visit in walk(model, body, batches, outside=outside, see=tally.see):
+    walked = walk(model, body, batches, outside=outside, see=tally.see, memory=around.memory,
+                  aside=around.aside)  # fmt: skip
+    with around.progress.track("calibrate", len(blocks(model)), "block") as bar:
+        for visit in walked:
             yield visit
             bar.advance()
 
@@ -163,67 +241,11 @@ def _by_block(
     return within, {name: layer for name, layer in layers.items() if name not in inside}
 
 
-def _grouped(layers: Mapping[str, Linear], stats: Mapping[str, LayerStats]) -> Iterator[InputGroup]:
+def _grouped(layers: Mapping[str, Linear], stats: Mapping[str, LayerStats]) -> list[InputGroup]:
     groups: dict[str, dict[str, Linear]] = {}
     for name, layer in layers.items():
         groups.setdefault(stats[name].source, {})[name] = layer
-    for group in groups.values():
-        yield InputGroup(group, stats[next(iter(group))])
-
-
-class _Tally:
-    """Sums of every distinct input; a layer that reads a tensor already seen shares its sums."""
-
-    def __init__(self, *, gram: bool, dist: Dist) -> None:
-        self.gram, self.dist = gram, dist
-        self.owners: dict[str, str] = {}  # layer → the first layer that read the same tensor
-        self.sums: dict[str, Sums] = {}
-        self.done: dict[str, LayerStats] = {}
-        # Held weakly: an id means its tensor only while that lives.
-        self.seen: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-
-    def note(self, name: str, x: Tensor, _padding: Padding) -> None:
-        """Remember which layers read one tensor."""
-        if name in self.owners:
-            return
-        known = self.seen.get(id(x))
-        if known is None or known[0]() is not x:
-            known = (weakref.ref(x), name)
-            self.seen[id(x)] = known
-        self.owners[name] = known[1]
-
-    def see(self, name: str, x: Tensor, padding: Padding) -> None:
-        self.note(name, x, padding)
-        if self.owners[name] == name:
-            sums = self.sums.setdefault(name, Sums(gram=self.gram))
-            sums.add(padding.removed(name, x))
-
-    def groups(self, layers: Mapping[str, Linear]) -> list[dict[str, Linear]]:
-        """`layers` by owner, in the order in which they first ran."""
-        ran = sorted(layers, key=list(self.owners).index)
-        groups: dict[str, dict[str, Linear]] = {}
-        for name in ran:
-            groups.setdefault(self.owners[name], {})[name] = layers[name]
-        return list(groups.values())
-
-    def finish(self, layers: Mapping[str, Linear]) -> dict[str, LayerStats]:
-        """Statistics of these layers, whose inputs have all been seen."""
-        idle = next((name for name in layers if name not in self.owners), None)
-        if idle is not None:
-            raise DataError(f"calibration: layer {idle!r} is never run by this model.")
-        self._forget()
-        for owner in dict.fromkeys(self.owners[name] for name in layers):
-            if owner in self.sums:
-                sums = self.sums.pop(owner)
-                sums.reduce(self.dist)
-                self.done[owner] = sums.stats(owner)
-        return {name: self.done[self.owners[name]] for name in layers}
-
-    def _forget(self) -> None:
-        """Drop finished statistics that no later layer can share: their tensors are gone."""
-        self.seen = {key: known for key, known in self.seen.items() if known[0]() is not None}
-        alive = {owner for _, owner in self.seen.values()}
-        self.done = {owner: stats for owner, stats in self.done.items() if owner in alive}
+    return [InputGroup(group, stats[next(iter(group))]) for group in groups.values()]
 
 
 def encoded_batches(
@@ -234,6 +256,7 @@ def encoded_batches(
     model: Any,
     batch_tokens: int = 2048,
     max_length: int = MAX_POSITIONS,
+    device: str | None = None,
     max_tokens: int | None = None,
 ) -> list[Batch]:
     """Rows of like length together, at most `batch_tokens` tokens with their padding.
@@ -256,14 +279,14 @@ def encoded_batches(
         if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
         batches[-1].append(example)
-    return [_batch(group, model, pad=pad) for group in batches]
+    return [_batch(group, model, pad=pad, device=device or model.device) for group in batches]
 
 
-def _batch(examples: list[Any], model: Any, *, pad: int) -> Batch:
-    ids, mask = _padded([example.input_ids for example in examples], pad, model.device)
+def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
+    ids, mask = _padded([example.input_ids for example in examples], pad, device)
     batch = {"input_ids": ids, "attention_mask": mask}
     if model.config.is_encoder_decoder:
-        labels, seen = _padded([example.labels for example in examples], -100, model.device)
+        labels, seen = _padded([example.labels for example in examples], -100, device)
         batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         batch["decoder_attention_mask"] = seen
     return batch

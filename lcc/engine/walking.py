@@ -8,38 +8,72 @@ keeps it, so no family needs a word here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import greenlet, torch
 from lcc.engine.blocks import blocks
+from lcc.engine.padding import Padding
+from lcc.engine.spilling import Spill
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+    from lcc.parts.streaming import Streamed
 
 Batch = dict[str, Any]  # keyword arguments of the model: int64 tensors (batch, tokens)
 See = Callable[[str, "Tensor", "Padding"], None]
 """Told a layer's name, its input (…, in), and which positions of the batch are padding."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
-    """One batch, waiting before a block with what the block is about to be given."""
+    """One batch, waiting before a block with what the block is about to be given.
+
+    An `unseen` one runs along, but nobody looks at its inputs.
+    """
 
     coroutine: Any
     padding: Padding
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
+    unseen: bool = False
+    output: Any = None  # of the whole forward, once it has ended
+
+
+@dataclass
+class Aside:
+    """One more batch that runs along unseen through the whole `model`, for its `output`."""
+
+    model: Any
+    batch: Batch
+    output: Any = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the walk keeps out of memory: weights but for one block, and waiting batches' tensors.
+
+    `limit` is what all waiting batches may hold, in bytes; the rest goes below `folder`.
+    """
+
+    weights: Streamed | None = None
+    limit: int | None = None
+    folder: Path | None = None
 
 
 class Visit:
     """One block, and every batch's call of it."""
 
-    def __init__(self, name: str, module: Module, calls: Sequence[Call]) -> None:
-        self.name, self.module, self._calls = name, module, calls
+    def __init__(
+        self, name: str, module: Module, calls: Sequence[Call], spill: Spill | None = None
+    ) -> None:
+        self.name, self.module, self._spill = name, module, spill
+        self._calls = [call for call in calls if not call.unseen]
         self._on_leaving: tuple[Mapping[str, Module], See] | None = None
 
     def watch(
@@ -47,8 +81,12 @@ class Visit:
     ) -> None:
         """Run the block on each batch (or the first few) and drop what comes out."""
         for call in self._calls[:num_batches]:
+            if self._spill is not None:
+                self._spill.wake(call)
             with torch.no_grad(), _watching(layers, see, call.padding):
                 self.module(*call.args, **(call.kwargs or {}))
+            if self._spill is not None:
+                self._spill.park(call)
 
     def watch_on_leaving(self, layers: Mapping[str, Module], see: See) -> None:
         """See the inputs of `layers` in the run that leads to the next block: no run of its own."""
@@ -56,35 +94,9 @@ class Visit:
 
     @contextmanager
     def leaving(self, call: Call) -> Iterator[None]:
-        layers, see = self._on_leaving or ({}, _ignore)
+        layers, see = ({}, _ignore) if call.unseen else self._on_leaving or ({}, _ignore)
         with _watching(layers, see, call.padding):
             yield
-
-
-class Padding:
-    """Which positions of a layer's input are real; what reads the encoder has the encoder's."""
-
-    def __init__(self, model: Any, batch: Batch) -> None:
-        is_pair = bool(getattr(model.config, "is_encoder_decoder", False))
-        self.source: Tensor | None = _mask(batch.get("attention_mask"))
-        self.target = _mask(batch.get("decoder_attention_mask")) if is_pair else self.source
-        self.encoded: Tensor | None = None
-        self.encoder = model.get_encoder() if is_pair else None
-        self.prefix = next((n for n, m in model.named_modules() if m is self.encoder), "")
-
-    def removed(self, name: str, x: Tensor) -> Tensor:
-        """The real rows of `x`, (tokens, in)."""
-        in_encoder = self.encoder is not None and name.startswith(f"{self.prefix}.")
-        mask = self.source if in_encoder or x is self.encoded else self.target
-        # A pooled input, one row per text, has no padding; neither have images and sounds.
-        if mask is None or x.shape[:-1] != mask.shape:
-            return x.reshape(-1, x.shape[-1])
-        return x[mask]
-
-
-def _mask(given: Any) -> Tensor | None:
-    # A mask over sound frames is longer than what the encoder's convolutions leave of them.
-    return None if given is None else given.bool()
 
 
 def walk(
@@ -94,33 +106,61 @@ def walk(
     *,
     outside: Mapping[str, Module] | None = None,
     see: See | None = None,
+    memory: Memory | None = None,
+    aside: Aside | None = None,
 ) -> Iterator[Visit]:
     """Each block in forward order; what the caller changes in it is what later blocks see.
 
     `body` is the part of `model` that is run; `see` is told the inputs of the layers `outside` the
     blocks. Raises RecipeError for a model whose blocks are not run once each, in order.
     """
-    stops = blocks(model)
+    stops, memory = blocks(model), memory or Memory()
     if not stops:
         raise RecipeError(f"{type(model).__name__} has no repeated blocks to walk over.")
     calls = [_call(model, body, batch) for batch in batches]
-    with _paused(stops), _encoders_output(calls):
-        for call in calls:
-            with _watching(outside or {}, see or _ignore, call.padding):
-                _go_on(call, expected=next(iter(stops)))
+    if aside is not None:
+        calls.append(_call(model, aside.model, aside.batch, unseen=True))
+    with _spilling(model, memory) as spill, _paused(stops), _encoders_output(calls):
+        steps = _Steps(calls, outside or {}, see or _ignore, spill)
+        with _outer_weights(stops, memory.weights):
+            steps.go_on(None, expected=next(iter(stops)))
         following = [*list(stops)[1:], None]
         for (name, block), expected in zip(stops.items(), following, strict=True):
-            visit = Visit(name, block, calls)
-            yield visit
-            for call in calls:
-                around = _watching(outside or {}, see or _ignore, call.padding)
-                with around, visit.leaving(call):
-                    _go_on(call, expected=expected)
+            with _inner_weights(name, memory.weights):
+                visit = Visit(name, block, calls, spill)
+                yield visit
+                with _outer_weights(stops, memory.weights):
+                    steps.go_on(visit, expected=expected)
+    if aside is not None:
+        aside.output = calls[-1].output
 
 
-def _call(model: Any, body: Any, batch: Batch) -> Call:
+def _call(model: Any, body: Any, batch: Batch, *, unseen: bool = False) -> Call:
     inputs = {**batch, "use_cache": False} if body.config.to_dict().get("use_cache") else batch
-    return Call(greenlet.greenlet(lambda: body(**inputs)), Padding(model, batch))
+    coroutine = greenlet.greenlet(lambda: body(**inputs))
+    return Call(coroutine, Padding(model, batch), unseen=unseen)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All batches, and who looks at what they read outside the blocks."""
+
+    calls: Sequence[Call]
+    outside: Mapping[str, Module]
+    see: See
+    spill: Spill | None
+
+    def go_on(self, visit: Visit | None, *, expected: str | None) -> None:
+        """Run every batch up to the block it meets next."""
+        for call in self.calls:
+            if self.spill is not None:
+                self.spill.wake(call)
+            layers = {} if call.unseen else self.outside
+            around = nullcontext() if visit is None else visit.leaving(call)
+            with _watching(layers, self.see, call.padding), around:
+                _go_on(call, expected=expected)
+            if self.spill is not None:
+                self.spill.park(call)
 
 
 def _go_on(call: Call, *, expected: str | None) -> None:
@@ -128,12 +168,62 @@ def _go_on(call: Call, *, expected: str | None) -> None:
     call.args, call.kwargs = (), None
     with torch.no_grad():
         met = call.coroutine.switch()
-    name, call.args, call.kwargs = (None, (), {}) if call.coroutine.dead else met
+    if call.coroutine.dead:
+        name, call.output = None, met if call.unseen else None
+    else:
+        name, call.args, call.kwargs = met
     if name != expected:
         raise RecipeError(
             f"calibration: after a block the model went on to {name or 'its end'}, not to"
             f" {expected or 'its end'}; its blocks are not run once each, in order."
         )
+
+
+@contextmanager
+def _spilling(model: Any, memory: Memory) -> Iterator[Spill | None]:
+    if memory.limit is None:
+        yield None
+        return
+    spill = Spill(model, limit=memory.limit, folder=memory.folder)
+    try:
+        yield spill
+    finally:
+        spill.close()
+
+
+@contextmanager
+def _inner_weights(block: str, weights: Streamed | None) -> Iterator[None]:
+    """While open, the block has its weights."""
+    if weights is None:
+        yield
+        return
+    weights.bring(block)
+    try:
+        yield
+    finally:
+        weights.drop(block)
+
+
+@contextmanager
+def _outer_weights(stops: Mapping[str, Module], weights: Streamed | None) -> Iterator[None]:
+    """While open, a large module outside the blocks has its weights from the moment it runs."""
+    if weights is None:
+        yield
+        return
+
+    def bring(name: str) -> Any:
+        return lambda _module, _inputs: weights.bring(name)
+
+    large = weights.settle(stops)
+    modules = {name: weights.module.get_submodule(name) for name in large}
+    handles = [m.register_forward_pre_hook(bring(name)) for name, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name in large:
+            weights.drop(name)
 
 
 @contextmanager

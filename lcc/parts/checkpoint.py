@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcc.parts.model import Bundle
+    from lcc.parts.tensor_files import Entry
 
 Form = Literal["dense", "packed", "adapter"]
 Head = Literal["causal", "seq2seq", "classify", "embed"]
@@ -88,6 +90,8 @@ def save(bundle: Bundle, folder: Path) -> None:
     hush()
     if bundle.write is not None:
         bundle.write(bundle, folder)
+    elif bundle.streamed is not None:
+        write_streamed(bundle, folder)
     elif _is_untouched(bundle):
         _copy_weights(bundle, folder)
     elif bundle.card.form == "adapter":
@@ -115,6 +119,22 @@ def _copy_weights(bundle: Bundle, folder: Path) -> None:
     for file in [*(bundle.path / name for name in names), *weight_files(bundle.path)]:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+
+
+def write_streamed(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    replaced: Mapping[str, Mapping[str, Entry]] | None = None,
+    **config: Any,
+) -> None:
+    """A streamed bundle's weights from their files, and the config that it came with, patched."""
+    assert bundle.streamed is not None and bundle.path is not None
+    bundle.streamed.write(folder, dtype=bundle.card.dtype, replaced=replaced or {})
+    for name in ("config.json", "generation_config.json"):
+        if (bundle.path / name).is_file():
+            shutil.copyfile(bundle.path / name, folder / name)
+    _patch_config(folder / "config.json", dtype=bundle.card.dtype, **config)
 
 
 def hush() -> None:

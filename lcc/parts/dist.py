@@ -79,12 +79,28 @@ class Dist:
         for tensor in tensors:
             torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
 
-    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Give every process rank 0's values, in place."""
+    def broadcast_(self, tensors: Sequence[Tensor], *, source: int = 0) -> None:
+        """Give every process the values of rank `source`, in place."""
         if self.world_size == 1:
             return
         for tensor in tensors:
-            torch.distributed.broadcast(tensor.detach(), src=0)  # shares its storage
+            torch.distributed.broadcast(tensor.detach(), src=source)  # shares its storage
+
+    def gather(self, value: Any, device: str = "cpu") -> list[Any]:
+        """What every process brings, in JSON's terms, by rank."""
+        if self.world_size == 1:
+            return [value]
+        text = json.dumps(value).encode()
+        sizes = [0.0] * self.world_size
+        sizes[self.rank] = len(text)
+        sizes = self.sum(sizes, device)
+        gathered = []
+        for rank, size in enumerate(sizes):
+            own = text if rank == self.rank else bytes(int(size))
+            buffer = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(device)
+            self.broadcast_([buffer], source=rank)
+            gathered.append(json.loads(bytes(buffer.cpu().numpy())))
+        return gathered
 
     def barrier(self) -> None:
         if self.world_size > 1:

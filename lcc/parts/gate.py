@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import GateError
-from lcc.core.lazy import safetensors, torch
+from lcc.core.lazy import torch
 from lcc.core.measure import Measure
 from lcc.parts.checkpoint import read_card
-from lcc.parts.folder import read_header, weight_files
+from lcc.parts.folder import weight_files
 from lcc.parts.model import Bundle, auto_class
+from lcc.parts.tensor_files import StoredTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_TOKENS = 24
+WHOLE_BYTES = 1 << 30  # a streamed result below this is reloaded whole, as a stranger does
 # Largest |Δlogit| as a share of the largest |logit|. Dense weights reload bit for bit, so only the
 # order of sums may differ; packed scales are stored in half precision.
 TOLERANCE = {"dense": 1e-3, "packed": 5e-2}
@@ -31,17 +35,42 @@ def reload_gate(bundle: Bundle, folder: Path, *, parent: Path | None) -> dict[st
     if bundle.card.form == "adapter":
         _check_finite_files(folder.parent / "adapter")
         return {}
+    if bundle.streamed is not None:
+        return _streamed_gate(bundle, folder, parent)
     card = read_card(folder)
     disk = Bundle(card=card, path=folder).load(dtype=card.dtype)
     _check_tensors(disk, folder, parent)
-    memory = _in_dtypes_of(bundle.load(dtype=None), disk)
     ids = probe_ids(disk.config)
-    expected, got = probe_logits(memory, ids), probe_logits(disk, ids)
+    got, dtypes = probe_logits(disk, ids), {n: t.dtype for n, t in disk.state_dict().items()}
+    exact = probe_logits(disk.float(), ids) if card.form == "packed" else got
+    del disk  # The copy of the model in memory takes its place.
+    expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes), ids)
     measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
-    del memory
     if card.form == "packed":
-        exact = probe_logits(disk.float(), ids)
         measures |= _native_check(folder, exact, noise=float((got - exact).abs().max()))
+    return measures
+
+
+def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[str, Measure]:
+    """The same for a model that is never whole in memory; its logits were computed on the way.
+
+    They are of float32 arithmetic on the stored numbers, and so are those of the reloaded model.
+    """
+    aside = bundle.aside
+    assert aside is not None and aside.output is not None, "a streamed model's probe did not run"
+    card, expected = read_card(folder), _logits(aside.output)
+    _check_stored(folder, parent, bundle.module.base_model_prefix)
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    with tempfile.TemporaryDirectory(prefix="reload-", dir=folder.parent) as offload:
+        place: dict[str, Any] = (
+            {} if size < WHOLE_BYTES else {"device_map": {"": "disk"}, "offload_folder": offload}
+        )
+        disk = Bundle(card=card, path=folder).load(dtype="float32", device=None, **place)
+        got = probe_logits(disk, probe_ids(disk.config))
+        del disk
+    measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
+    if card.form == "packed" and size < WHOLE_BYTES:
+        measures |= _native_check(folder, got, noise=0.0)
     return measures
 
 
@@ -52,17 +81,26 @@ def probe_ids(config: Any) -> Tensor:
     return torch.randint(0, size, (1, PROBE_TOKENS), generator=draws)
 
 
+def probe_batch(module: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What the module is asked with the probe's ids."""
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if module.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, : PROBE_TOKENS // 2]
+    return inputs
+
+
 def probe_logits(module: Any, ids: Tensor) -> Tensor:
     """Logits (or hidden states of a headless encoder) on the probe, float32 on the CPU."""
     was_training = module.training
     module.eval()
-    inputs = {"input_ids": ids.to(module.device)}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if module.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = inputs["input_ids"][:, : PROBE_TOKENS // 2]
+    device = "cpu" if module.device.type == "meta" else module.device  # offloaded to disk
     with torch.no_grad():
-        output = module(**inputs)
+        output = module(**probe_batch(module, ids.to(device)))
     module.train(was_training)
+    return _logits(output)
+
+
+def _logits(output: Any) -> Tensor:
     logits = output.logits if "logits" in output else output.last_hidden_state
     result: Tensor = logits.float().cpu()
     return result
@@ -87,11 +125,10 @@ def _compare(
     return Measure(difference, "nats")
 
 
-def _in_dtypes_of(memory: Any, disk: Any) -> Any:
+def _in_dtypes(memory: Any, dtypes: dict[str, Any]) -> Any:
     """A copy of the model in memory, rounded to the stored dtypes without copying it twice."""
     if getattr(memory, "hf_quantizer", None) is not None:
         return memory
-    dtypes = {name: tensor.dtype for name, tensor in disk.state_dict().items()}
     memo: dict[int, Any] = {}
     for name, tensor in memory.state_dict(keep_vars=True).items():
         if id(tensor) not in memo and name in dtypes:
@@ -104,16 +141,30 @@ def _in_dtypes_of(memory: Any, disk: Any) -> Any:
 
 
 def _check_tensors(disk: Any, folder: Path, parent: Path | None) -> None:
-    suspects = []
-    for name, tensor in disk.state_dict().items():
-        if not tensor.is_floating_point():
+    _check(disk.state_dict().items(), folder, parent, disk.base_model_prefix)
+
+
+def _check_stored(folder: Path, parent: Path | None, prefix: str) -> None:
+    """The same, tensor by tensor from the files; packed codes count as the weight they are."""
+    stored = StoredTensors(folder)
+    found = (
+        (name.replace("weight_packed", "weight"), stored.read(name)) for name in stored.entries
+    )
+    _check(found, folder, parent, prefix)
+
+
+def _check(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, parent: Path | None, prefix: str
+) -> None:
+    before = None if parent is None else StoredTensors(parent)
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            _require_finite(tensor, name, folder)
+        if before is None or not _is_constant(tensor):
             continue
-        _require_finite(tensor, name, folder)
-        if _is_constant(tensor):
-            suspects.append(name)
-    before = _Stored(parent) if suspects and parent is not None else None
-    for name in suspects:
-        if before is not None and before.varied(name, disk.base_model_prefix):
+        aliases = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+        earlier = next((alias for alias in aliases if alias in before.entries), None)
+        if earlier is not None and not _is_constant(before.read(earlier)):
             raise GateError(
                 f"{folder}: matrix {name} has become constant in this step, so the layer carries "
                 "nothing any more; ask for less compression."
@@ -131,28 +182,11 @@ def _require_finite(tensor: Tensor, name: str, folder: Path) -> None:
 
 
 def _check_finite_files(folder: Path) -> None:
-    for file in weight_files(folder):
-        with safetensors.safe_open(file, framework="pt") as stored:
-            for name in read_header(file):
-                tensor = stored.get_tensor(name)
-                if tensor.is_floating_point():
-                    _require_finite(tensor, name, folder)
-
-
-class _Stored:
-    """Tensors of a folder, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = {name: file for file in weight_files(folder) for name in read_header(file)}
-
-    def varied(self, name: str, prefix: str) -> bool:
-        """Whether the matrix of this name (with or without the model's prefix) is not constant."""
-        aliases = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-        stored = next((alias for alias in aliases if alias in self.files), None)
-        if stored is None:
-            return False
-        with safetensors.safe_open(self.files[stored], framework="pt") as file:
-            return not _is_constant(file.get_tensor(stored))
+    stored = StoredTensors(folder)
+    for name in stored.entries:
+        tensor = stored.read(name)
+        if tensor.is_floating_point():
+            _require_finite(tensor, name, folder)
 
 
 def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Measure]:

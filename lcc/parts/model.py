@@ -14,9 +14,12 @@ from lcc.core.errors import DataError, IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head, hush, read_card
 from lcc.parts.folder import examine, read_json
+from lcc.parts.packed import is_one_scheme, unpacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from lcc.parts.streaming import Streamed
 
 
 @dataclass
@@ -24,7 +27,9 @@ class Bundle:
     """A model: card, folder it came from, and (once loaded) module and tokenizer.
 
     A stage works on `load()` in place, or sets `module` to another one; `write`, set by a packing
-    stage, writes weights and config into a folder in place of `save_pretrained`.
+    stage, writes weights and config into a folder in place of `save_pretrained`. With `streamed`
+    set (see parts.streaming) the module holds no weights but those that were brought in, and
+    `aside.output` is what it said to the probe (see parts.gate).
     """
 
     card: Card
@@ -32,26 +37,35 @@ class Bundle:
     module: Any = None
     write: Callable[[Bundle, Path], None] | None = None
     native: bool = dataclasses.field(default=False, init=False)
+    streamed: Streamed | None = dataclasses.field(default=None, init=False, repr=False)
+    aside: Any = dataclasses.field(default=None, init=False, repr=False)
     _tokenizer: Any = dataclasses.field(default=None, repr=False)
     tokenizer_changed: bool = dataclasses.field(default=False, init=False)
 
     def load(
-        self, *, device: str | None = "cpu", dtype: str | None = "float32", native: bool = False
+        self,
+        *,
+        device: str | None = "cpu",
+        dtype: str | None = "float32",
+        native: bool = False,
+        **placed: Any,
     ) -> Any:
         """The module in memory, in eval mode when freshly read; None keeps a loaded one's own.
 
-        Packed weights are dequantized to dense unless `native`.
+        Packed weights are dequantized to dense unless `native`; `placed` goes to `from_pretrained`.
         """
         if self.module is None or (self.native and not native and self.path is not None):
-            self.module = self._read(dtype or self.card.dtype, native=native)
+            self.module = self._read(dtype or self.card.dtype, native=native, placed=placed)
             self.native = native and self.card.form == "packed"
-        elif dtype is not None and not _is_packed(self.module):
+        elif dtype is not None and self.streamed is None and not _is_packed(self.module):
             _with_parameters_in(self.module, dtype)
+        if self.streamed is not None:
+            return self.module
         return self.module if device is None or self.native else self.module.to(device)
 
     def release(self) -> None:
         """Forget the module; the next `load()` reads the folder again."""
-        self.module, self.native = None, False
+        self.module, self.native, self.streamed = None, False, None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,12 +109,16 @@ class Bundle:
     def _other_labels(self, head: Head, num_labels: int) -> bool:
         return head == "classify" and self.load(dtype=None).config.num_labels != num_labels
 
-    def _read(self, dtype: str, *, native: bool) -> Any:
+    def _read(self, dtype: str, *, native: bool, placed: dict[str, Any]) -> Any:
         assert self.path is not None, "a bundle without a folder must carry its module"
         hush()
-        options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **placed}
         dequantize = self.card.form == "packed" and not native
-        if dequantize and self.card.format == "compressed-tensors":
+        integers = dequantize and self.card.format == "compressed-tensors"
+        by_layer = integers and not is_one_scheme(self.path)
+        if by_layer:
+            options["dtype"] = getattr(torch, self.card.dtype)  # Scales as they are stored.
+        elif integers:
             config = transformers.CompressedTensorsConfig(dequantize=True)
             options["quantization_config"] = config
         with warnings.catch_warnings():
@@ -110,7 +128,7 @@ class Bundle:
         if dequantize and self.card.format == "bitsandbytes":
             # bitsandbytes gives back the dtype it quantized from, whatever is asked.
             module = _with_parameters_in(module.dequantize(getattr(torch, dtype)), dtype)
-        return module
+        return _with_parameters_in(unpacked(module), dtype) if by_layer else module
 
 
 def open_bundle(path: Path) -> Bundle:

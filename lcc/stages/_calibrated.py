@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from lcc.core.errors import RecipeError
 from lcc.engine.calibration import (
     Calibration,
     InputGroup,
+    Surroundings,
     calibrated,
     encoded_batches,
     stored_groups,
 )
+from lcc.engine.keeping import Facts, Kept
 from lcc.engine.statistics import StoredStats
+from lcc.engine.walking import Aside, Memory
+from lcc.parts.gate import probe_batch, probe_ids
+from lcc.parts.streaming import stream
+from lcc.parts.tensor_files import TensorFolder
 
 if TYPE_CHECKING:
     from torch.nn import Linear
 
     from lcc.engine.walking import Batch
+    from lcc.parts.dist import Dist
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
 Needs = Literal["gram", "diagonal"] | None
 """What a stage reads of calibration: whole Grams, vectors only, or nothing."""
+LEAST_ROOM = 1 << 27
 SEQUENTIAL: tuple[Noun, ...] = ("task", "data", "seed")
 """What a stage reads when no artifact holds the statistics for it."""
 
@@ -33,6 +42,32 @@ def reads(needs: Needs, calibration: Calibration) -> tuple[Noun, ...]:
     return () if needs is None or calibration.mode in ("auto", "dense") else SEQUENTIAL
 
 
+class Groups:
+    """The layers of a stage by distinct input, and what the stage notes about each.
+
+    `facts` (in JSON's terms) and `packed` (what is stored in place of a weight) outlive a kill in
+    the sequential modes: after the loop they tell of every layer, also of those that an earlier
+    run had finished. Several processes are each given a share, and know all facts in the end.
+    """
+
+    def __init__(
+        self, source: Iterator[InputGroup], facts: Facts, packed: MutableMapping[str, Any]
+    ) -> None:
+        self._source, self.facts, self.packed = source, facts, packed
+
+    def __iter__(self) -> Iterator[InputGroup]:
+        return self._source
+
+
+def opened(bundle: Bundle, context: Context, *, needs: Needs) -> Any:
+    """The bundle's module: its weights stay on disk where blocks are changed one after another."""
+    if needs is not None and "stats" not in context.inputs:
+        module = stream(bundle, device=context.device)
+        if module is not None:
+            return module
+    return bundle.load(device=context.device)
+
+
 def input_groups(
     bundle: Bundle,
     context: Context,
@@ -40,18 +75,56 @@ def input_groups(
     calibration: Calibration,
     *,
     needs: Needs,
-) -> Iterator[InputGroup]:
+) -> Groups:
     """`layers` by distinct input; without needs, one by one and without statistics."""
     if needs is None:
-        return (InputGroup({name: layer}, None) for name, layer in layers.items())
+        return Groups((InputGroup({n: layer}, None) for n, layer in layers.items()), {}, {})
     if "stats" in context.inputs:
         stats = StoredStats(context.inputs["stats"] / "stats", device=context.device)
-        return stored_groups(stats, layers)
+        return _stored(stats, layers, context)
     model = bundle.load(device=None, dtype=None)
+    kept = Kept(context.state / "blocks", dtype=bundle.card.dtype)
+    context.dist.barrier()  # All know the same blocks to be finished.
     batches = text_batches(context, bundle, model, calibration)
-    one_by_one = calibration.mode == "true_sequential"
-    return calibrated(model, batches, layers, gram=needs == "gram", one_by_one=one_by_one,
-                      progress=context.progress)  # fmt: skip
+    around = Surroundings(context.progress, context.dist, kept=kept, aside=_aside(bundle, context),
+                          memory=Memory(bundle.streamed, _room(model), context.state))  # fmt: skip
+    found = calibrated(model, _own(batches, context.dist), layers, gram=needs == "gram",
+                       one_by_one=calibration.mode == "true_sequential", around=around)  # fmt: skip
+    if bundle.streamed is not None:
+        bundle.streamed.changed, bundle.aside = kept.entries, around.aside
+    return Groups(found, kept.facts, TensorFolder(context.state / "packed"))
+
+
+def _stored(stats: StoredStats, layers: Mapping[str, Linear], context: Context) -> Groups:
+    if context.dist.world_size == 1:
+        return Groups(stored_groups(stats, layers), {}, {})
+    facts: Facts = {}
+    packed = TensorFolder(context.state / "packed")
+    return Groups(stored_groups(stats, layers, dist=context.dist, facts=facts), facts, packed)
+
+
+def _own(batches: list[Batch], dist: Dist) -> list[Batch]:
+    """This process's part of the text; raises RecipeError when there is not enough for all."""
+    if len(batches) < dist.world_size:
+        raise RecipeError(
+            f"distributed.world_size: {dist.world_size} processes, but only {len(batches)}"
+            " calibration batches; raise calibration.samples or lower calibration.batch_tokens."
+        )
+    return batches[dist.rank :: dist.world_size]
+
+
+def _room(model: Any) -> int:
+    """What waiting batches may hold in memory: as much as a sixteenth of the model in bfloat16."""
+    num_parameters = sum(int(p.numel()) for p in model.parameters())
+    return max(LEAST_ROOM, num_parameters // 8)
+
+
+def _aside(bundle: Bundle, context: Context) -> Aside | None:
+    """A streamed model is never whole in memory: its logits on the probe come from the walk."""
+    if bundle.streamed is None or not context.dist.is_main:
+        return None
+    ids = probe_ids(bundle.module.config).to(context.device)
+    return Aside(bundle.module, probe_batch(bundle.module, ids))
 
 
 def text_batches(
@@ -67,6 +140,7 @@ def text_batches(
         task,
         bundle.tokenizer,
         model=model,
+        device=context.device,
         batch_tokens=calibration.batch_tokens,
         max_length=calibration.max_length,
         max_tokens=calibration.max_tokens,

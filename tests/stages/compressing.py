@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from lcc.core.progress import Progress
 from lcc.parts.checkpoint import AUTO_CLASSES, Card
+from lcc.parts.dist import SINGLE
 from lcc.parts.model import Bundle
 
 WORDS = "the file system could not open a new window because memory is full 你好 世界 打开 文件"
@@ -63,7 +64,8 @@ class Rows:
 def context(folder: Path, **changes: Any) -> Any:
     task = changes.pop("task", TextTask())
     settings = {"folder": folder, "seed": 0, "device": "cpu", "dtype": "float32", "inputs": {}}
-    settings["progress"] = Progress(quiet=True)
+    settings |= {"progress": Progress(quiet=True), "dist": SINGLE, "state": folder / "state"}
+    (folder / "state").mkdir(parents=True, exist_ok=True)
     return SimpleNamespace(data=Rows(), required_task=task, task=task, **settings, **changes)
 
 
