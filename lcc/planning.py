@@ -31,6 +31,13 @@ def plan_steps(recipe: Recipe) -> Pipeline:
     return _Planner(recipe).build()
 
 
+def one_more_step(
+    recipe: Recipe, steps: list[Step], kind: str, stage: Stage, inputs: dict[str, Step]
+) -> Step:
+    """A step named after its kind that follows `steps`, with the nouns of `recipe`."""
+    return _Planner(recipe, steps=list(steps))._add(kind, kind, stage, inputs)
+
+
 @dataclass
 class _Planner:
     recipe: Recipe

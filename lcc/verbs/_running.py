@@ -61,9 +61,10 @@ def _run_one(verb: str, words: list[str], *, as_json: bool) -> int:
 
 def _run_many(verb: str, words: list[str], *, as_json: bool) -> int:
     from lcc import views
-    from lcc.sweep import run_sweep
+    from lcc.sweep import race, run_sweep
 
     done = run_sweep(words, verb=verb)
+    together = race(done, words) if verb == "compress" else None
     facts: list[dict[str, Any]] = []
     for point in done:
         if point.run is not None:
@@ -72,8 +73,12 @@ def _run_many(verb: str, words: list[str], *, as_json: bool) -> int:
         else:
             facts.append({"point": point.varied, "status": "failed", "error": str(point.error)})
             print(f"lcc: {' '.join(point.varied)}: {point.error}", file=sys.stderr)
+    if together is not None:
+        views.write_reports(together.folder)
     if as_json:
         emit(facts, True, "")
+    elif together is not None:
+        views.print_sweep(together.folder)
     elif any(point.run is not None for point in done):
         runs = {" ".join(p.varied) or p.run.name: p.run.folder for p in done if p.run is not None}
         views.print_comparison(runs)

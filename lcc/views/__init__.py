@@ -38,3 +38,10 @@ def print_comparison(runs: Mapping[str, Path]) -> None:
     from lcc.views import terminal
 
     terminal.print_comparison(runs)
+
+
+def print_sweep(run_folder: Path) -> None:
+    """A sweep's table and chart on the terminal."""
+    from lcc.views import terminal
+
+    terminal.print_sweep(run_folder)

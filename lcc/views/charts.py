@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +38,7 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     drawing.across(x, f"{unit} on disk")
     at = [(x((r.bytes or 0) / one), y(r.scores[metric].value)) for r in shown]
     drawing.line(at, "path")
-    _dots(drawing, shown, at, metric, y)
+    dots(drawing, shown, at, metric, bars=y)
     sizes = (
         f" A larger dot is faster; its number is {shown[0].speed.unit}."
         if any(r.speed.rate for r in shown)
@@ -49,20 +49,23 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
                                     f"the steps; bars are 95 % intervals.{sizes}")  # fmt: skip
 
 
-def _dots(
-    drawing: Drawing, shown: Sequence[Row], at: Sequence[tuple[float, float]], metric: str, y: Scale
-) -> None:
+def dots(
+    drawing: Drawing, shown: Sequence[Row], at: Sequence[tuple[float, float]], metric: str, *,
+    bars: Scale | None = None, hollow: Collection[str] = (),
+) -> None:  # fmt: skip
+    """A dot with its name for every row, as large as it is fast; `bars` places its interval."""
     fastest = max((r.speed.rate or 0 for r in shown), default=0)
     radii = [3.5 + 5.5 * (r.speed.rate or 0) / fastest if fastest else 5.0 for r in shown]
     taken = [Box(px - r, py - r, 2 * r, 2 * r) for (px, py), r in zip(at, radii, strict=True)]
     for own, (row, radius) in enumerate(zip(shown, radii, strict=True)):
         px, py = at[own]
         score = row.scores[metric]
-        if score.low is not None and score.high is not None:
-            drawing.line([(px, y(score.low)), (px, y(score.high))], "error")
+        if bars is not None and score.low is not None and score.high is not None:
+            drawing.line([(px, bars(score.low)), (px, bars(score.high))], "error")
         speed = f", {units.rate(row.speed.rate)} {row.speed.unit}" if row.speed.rate else ""
         hint = f"{row.checkpoint}: {units.score(score.value, score.unit)}, {units.size(row.bytes)}"
-        drawing.dot(px, py, radius=radius, style="dot", title=hint + speed)
+        style = "hollow" if row.checkpoint in hollow else "dot"
+        drawing.dot(px, py, radius=radius, style=style, title=hint + speed)
         soft = f"{units.rate(row.speed.rate)}/s" if row.speed.rate else ""
         box = _free_place(f"{row.checkpoint} {soft}", own, radius, at, taken)
         taken.append(box)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lcc.core.report import Run
-from lcc.views import charts, results, units
+from lcc.views import charts, pareto, results, units
 from lcc.views.details import lineage, machines, remarks, reproduction, settings, steps
 from lcc.views.document import (
     Block,
@@ -44,11 +44,13 @@ def story(run: Run) -> Document:
 
 def _results(run: Run) -> Iterator[Block]:
     found = results.rows(run)
-    if found:
-        yield results_table(found)
     metric = results.primary(found)
+    is_sweep = run.facts.get("verb") == "sweep" and metric is not None
+    if found:
+        yield pareto.sweep_table(found, str(metric)) if is_sweep else results_table(found)
     if metric is not None:
-        figure = charts.tradeoff(found, metric)
+        draw = pareto.figure if is_sweep else charts.tradeoff
+        figure = draw(found, metric)
         yield from [Figures([figure])] if figure else []
     yield from _verdicts(found)
     yield from _protocol(run)

@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from lcc.core.report import Run, read_run
-from lcc.views import results, units
+from lcc.views import pareto, results, units
 from lcc.views.document import Cell, Column, Table
 from lcc.views.headline import headline
 from lcc.views.tables import compare_table, results_table
@@ -37,6 +37,23 @@ def print_run(folder: Path, console: Console | None = None) -> None:
     for file in ("report.html", "report.md"):
         if (folder / file).is_file():
             console.print(Text(str(folder / file)), soft_wrap=True)
+
+
+def print_sweep(folder: Path, console: Console | None = None) -> None:
+    """All points of a sweep: one table, the chart of quality over bytes, and where the page is."""
+    run = read_run(folder)
+    console = console or _console()
+    found = results.rows(run)
+    metric = results.primary(found)
+    shown = results_table(found, max_metrics=MAX_METRICS)
+    if metric is not None:
+        shown = pareto.sweep_table(found, metric)
+    console.print(_grid(_narrowed(shown, console.width)))
+    for line in pareto.chart(found, metric) if metric is not None else []:
+        console.print(Text(line), soft_wrap=True)
+    if metric is None:
+        console.print(Text("No quality was measured; add task=NAME dataset=NAME.", style="yellow"))
+    console.print(Text(str(folder / "report.html")), soft_wrap=True)
 
 
 def print_comparison(runs: Mapping[str, Path], console: Console | None = None) -> None:
