@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from lcc.engine.grids import Grid as Grid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -37,12 +37,18 @@ class Quantizer(Protocol):
     """Puts the stacked weights of the layers that read one input on the grid."""
 
     revision: ClassVar[int]
-    needs: ClassVar[Needs | None]  # what `quantize` reads of `stats`
     bits: ClassVar[tuple[int, ...]]
     format: ClassVar[Format]
 
+    @property
+    def needs(self) -> Needs | None:
+        """What `quantize` reads of `stats`; may be a ClassVar."""
+        ...
+
     def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized: ...
 
-    def config(self, grid: Grid, *, skipped: list[str]) -> dict[str, Any]:
-        """The `quantization_config` of config.json; `skipped` linear layers stay as they are."""
+    def config(
+        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
+        """config.json's `quantization_config`: layers by name, all `targets` but the `skipped`."""
         ...

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lcc.core.decode import card
 from lcc.engine.grids import widest_scales
-from lcc.engine.packing import GroupGrid, compressed_tensors_config
+from lcc.engine.packing import GroupGrid, integer_config
 from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:
@@ -26,5 +27,7 @@ class Nearest:
         scale, zero = widest_scales(weight, grid)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(self, grid: Grid, *, skipped: list[str]) -> dict[str, Any]:
-        return compressed_tensors_config(grid.bits, grid.group_size, skipped=skipped)
+    def config(
+        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
+        return integer_config(grids, targets=targets, skipped=skipped)

@@ -5,7 +5,7 @@ Double quantization is not a choice: without it bitsandbytes 0.50 ruins a saved 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,7 +55,10 @@ class Nf4:
         )
         return NormalFloat(codes, state)
 
-    def config(self, grid: Grid, *, skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
+        (grid,) = set(grids.values())
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": True,
