@@ -29,7 +29,8 @@ class Bundle:
     A stage works on `load()` in place, or sets `module` to another one; `write`, set by a packing
     stage, writes weights and config into a folder in place of `save_pretrained`. With `streamed`
     set (see parts.streaming) the module holds no weights but those that were brought in, and
-    `aside.output` is what it said to the probe (see parts.gate).
+    `aside.output` is what it said to the probe (see parts.gate). `emptied` names matrices that a
+    stage zeroed on purpose.
     """
 
     card: Card
@@ -39,6 +40,7 @@ class Bundle:
     native: bool = dataclasses.field(default=False, init=False)
     streamed: Streamed | None = dataclasses.field(default=None, init=False, repr=False)
     aside: Any = dataclasses.field(default=None, init=False, repr=False)
+    emptied: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
     _tokenizer: Any = dataclasses.field(default=None, repr=False)
     tokenizer_changed: bool = dataclasses.field(default=False, init=False)
 
