@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice
+from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.lazy import torch
+from lcc.engine.allocation import Shares, by_depth, by_outliers, outlier_share, uniform
 from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.engine.patterns import groups_mask, rows_mask
+from lcc.engine.calibration import Calibration, InputGroup
+from lcc.engine.columns import layer_error
+from lcc.engine.patterns import Pattern
+from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, input_groups, reads
+from lcc.stages._calibrated import Needs, few_tokens, input_groups, opened, reads
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
+    from lcc.engine.statistics import LayerStats
     from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
 SAMPLE_BYTES = 1 << 22  # enough to measure how well zeros compress
+MOST_IN_ONE_SHOT, MOST_BY_SIZE = 0.7, 0.5
 
 
 def _wanda() -> Any:
@@ -35,7 +41,12 @@ def _wanda() -> Any:
 
 @card
 class Sparsify:
-    """Zeros per output row, or N of every M neighbours; the shapes stay as they are."""
+    """Zeros per row, N of every M neighbours, or runs of inputs; the shapes stay as they are.
+
+    `allocation`: every block alike, `owl` (blocks with outliers keep more, within `owl_bound`; an
+    outlier is a Wanda score above `owl_factor` times the mean), or `atp` (every block goes
+    `atp_beta` more than the one before). All keep the total sparsity.
+    """
 
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
@@ -44,81 +55,192 @@ class Sparsify:
 
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    pattern: Literal["unstructured", "2:4", "4:8", "block8", "block16"] = "unstructured"
+    allocation: Literal["uniform", "owl", "atp"] = "uniform"
+    owl_bound: Annotated[float, Field(ge=0, le=0.5)] = 0.08
+    owl_factor: Annotated[float, Field(gt=1)] = 5.0
+    atp_beta: Annotated[float, Field(ge=0, le=0.5)] = 0.005
+    accept_damage: bool = False
     calibration: Calibration = Field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        if self.pattern != "unstructured" and self.sparsity != 0.5:
+        if ":" in self.pattern and self.sparsity != 0.5:
             raise ValueError(f"pattern {self.pattern} is a sparsity of 0.5, got {self.sparsity}")
+        if ":" in self.pattern and self.allocation != "uniform":
+            raise ValueError(
+                f"pattern {self.pattern} leaves no choice to allocation {self.allocation}; use"
+                " pattern unstructured"
+            )
         object.__setattr__(self, "reads", reads(self.needs, self.calibration))
 
     @property
     def needs(self) -> Needs:
-        return "diagonal" if self.criterion.calibrated else None
+        needs: Needs = self.criterion.needs
+        return needs or ("diagonal" if self.allocation == "owl" else None)
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse, before any work, what is known to ruin models, or cannot be done in one pass."""
+        word = name_of(self.criterion)
+        most = MOST_BY_SIZE if word == "magnitude" else MOST_IN_ONE_SHOT
+        if self.sparsity > most and not self.accept_damage:
+            raise RecipeError(
+                f"sparsify.sparsity: {self.sparsity:g} by {word} in one shot usually ruins a model"
+                f" (above {most:g} its perplexity explodes); ask for less, or set"
+                " accept_damage=true and heal."
+            )
+        if self.allocation == "owl" and "sequential" in self.calibration.mode:
+            raise RecipeError(
+                "sparsify.allocation: owl looks at every block before it changes the first; set"
+                " calibration.mode=dense, or take allocation=atp."
+            )
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
-        model = bundle.load(device=context.device)
+        model = opened(bundle, context, needs=self.needs)
+        self.check(model.config.to_dict())
         with as_linear(model):
             layers = block_linears(model)
             self._refuse(layers, model)
-            dense_share = _compressed_share(layers, dtype=bundle.card.dtype)
-            for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
-                for layer in group.layers.values():
-                    weight = layer.weight.detach()
-                    weight.mul_(self._mask(self.criterion.score(weight, group.stats)))
-            achieved = self._check(layers)
-            share = _compressed_share(layers, dtype=bundle.card.dtype)
+            patterns = self._patterns(bundle, context, layers)
+            sample, warnings = next(iter(layers)), list[str]()
+            groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
+            for group in groups:
+                warnings = warnings or self._warnings(group.stats)
+                dense = {
+                    name: layer.weight.detach().clone() for name, layer in group.layers.items()
+                }
+                self._prune(group, patterns)
+                for name, layer in group.layers.items():
+                    groups.facts[name] = _facts(dense[name], layer, group.stats, patterns[name])
+                if sample in dense:
+                    zipped = {"zipped": _zipped(group.layers[sample].weight, bundle.card.dtype),
+                              "dense": _zipped(dense[sample], bundle.card.dtype)}  # fmt: skip
+                    groups.facts[sample] |= zipped
         bundle.module = model
         bundle.with_card(sparse=self._word())
-        return Outcome(
-            bundle=bundle,
-            measures={"sparsity": Measure(achieved, "share"), "bytes_saved": Measure(0, "bytes")},
-            notes=[
-                "0 bytes saved and no faster on this engine: zeros are stored like any weight."
-                f" Zipped (zlib), the sparse layers take {share:.0%} of their bytes; the dense"
-                f" ones took {dense_share:.0%}."
-            ],
-        )
+        outcome = self._outcome({name: groups.facts[name] for name in layers}, warnings)
+        outcome.bundle = bundle
+        return outcome
 
     def _refuse(self, layers: dict[str, Linear], model: Any) -> None:
         if not layers:
             raise RecipeError(
                 f"sparsify: {type(model).__name__} has no linear layers in blocks; leave it out."
             )
-        if self.pattern == "unstructured":
-            return
-        group = int(self.pattern.rpartition(":")[2])
-        odd = next((n for n, layer in layers.items() if layer.in_features % group), None)
+        unit = Pattern(self.pattern, self.sparsity).unit
+        odd = next((n for n, layer in layers.items() if layer.in_features % unit), None)
         if odd is not None:
             raise RecipeError(
                 f"sparsify.pattern: layer {odd!r} has {layers[odd].in_features} inputs, not a"
-                f" multiple of {group}; use pattern=unstructured."
+                f" multiple of {unit}; use pattern=unstructured."
             )
 
-    def _mask(self, scores: Tensor) -> Tensor:
-        if self.pattern == "unstructured":
-            return rows_mask(scores, self.sparsity)
-        keep, of = map(int, self.pattern.split(":"))
-        return groups_mask(scores, keep=keep, of=of)
-
-    def _check(self, layers: dict[str, Linear]) -> float:
-        """The share of zeros over all layers; GateError when a layer missed what was asked."""
-        zeros = weights = 0
+    def _patterns(
+        self, bundle: Bundle, context: Context, layers: Mapping[str, Linear]
+    ) -> dict[str, Pattern]:
+        """What is asked of each layer: its block's share."""
+        owners = {name: _block_of(name) for name in layers}
+        sizes: dict[str, int] = {}
         for name, layer in layers.items():
-            found = int((layer.weight == 0).sum())
-            asked = round(self.sparsity * layer.in_features) * layer.out_features
-            if found < asked:
-                raise GateError(f"sparsify: layer {name!r} has {found} zeros, {asked} were asked.")
-            zeros, weights = zeros + found, weights + layer.weight.numel()
-        return zeros / weights
+            sizes[owners[name]] = sizes.get(owners[name], 0) + layer.weight.numel()
+        if self.allocation == "owl":
+            found = self._outliers(bundle, context, layers, owners)
+            shares = by_outliers(found, sizes, self.sparsity, bound=self.owl_bound)
+        elif self.allocation == "atp":
+            shares = by_depth(_stacks(sizes), sizes, self.sparsity, beta=self.atp_beta)
+        else:
+            shares = uniform(sizes, self.sparsity)
+        return {name: Pattern(self.pattern, shares[owners[name]]) for name in layers}
+
+    def _outliers(
+        self, bundle: Bundle, context: Context, layers: Mapping[str, Linear],
+        owners: Mapping[str, str],
+    ) -> Shares:  # fmt: skip
+        scores: dict[str, list[Tensor]] = {}
+        for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
+            for name, layer in group.layers.items():
+                scores.setdefault(owners[name], []).append(
+                    _wanda().score(layer.weight.detach(), group.stats)
+                )
+        return {b: outlier_share(found, factor=self.owl_factor) for b, found in scores.items()}
+
+    def _prune(self, group: InputGroup, patterns: Mapping[str, Pattern]) -> None:
+        """Make the zeros of these layers, in place."""
+        if isinstance(self.criterion, Pruner):
+            assert group.stats is not None
+            sizes = [layer.out_features for layer in group.layers.values()]
+            asked = [patterns[name] for name in group.layers]
+            pruned = group.split(self.criterion.prune(group.weight(), group.stats, asked, sizes))
+            for name, layer in group.layers.items():
+                layer.weight.data.copy_(pruned[name])
+            return
+        for name, layer in group.layers.items():
+            weight = layer.weight.detach()
+            weight.mul_(patterns[name].mask(self.criterion.score(weight, group.stats)))
+
+    def _warnings(self, stats: LayerStats | None) -> list[str]:
+        if stats is None or stats.gram is None:
+            return []
+        return few_tokens(stats.num_tokens, len(stats.diagonal), self.calibration)
+
+    def _outcome(self, facts: Mapping[str, dict[str, Any]], warnings: list[str]) -> Outcome:
+        achieved = sum(f["zeros"] for f in facts.values()) / sum(f["size"] for f in facts.values())
+        table = [
+            {"layer": name, "asked": fact["asked"], "sparsity": fact["zeros"] / fact["size"]}
+            | {key: fact[key] for key in ("layer_error", "diagonal_error") if key in fact}
+            for name, fact in facts.items()
+        ]
+        measures = {"sparsity": Measure(achieved, "share"), "bytes_saved": Measure(0, "bytes")}
+        errors = [row["layer_error"] for row in table if "layer_error" in row]
+        if errors:
+            measures["layer_error"] = Measure(sum(errors) / len(errors), "share")
+        zipped = next(fact for fact in facts.values() if "zipped" in fact)
+        note = (
+            "0 bytes saved, no speed: zeros are stored and multiplied like any weight. Zipped"
+            f" (zlib), a sparse layer takes {zipped['zipped']:.0%} of its bytes; the dense one took"
+            f" {zipped['dense']:.0%}."
+        )
+        return Outcome(measures=measures, tables={"layers": table}, notes=[note], warnings=warnings)
 
     def _word(self) -> str:
-        plain = self.pattern == "unstructured"
-        return f"{self.sparsity:.0%} unstructured" if plain else self.pattern
+        fixed = ":" in self.pattern
+        return self.pattern if fixed else f"{self.sparsity:.0%} {self.pattern}"
 
 
-def _compressed_share(layers: dict[str, Linear], *, dtype: str) -> float:
-    """Bytes after zlib over bytes before, of a sample of the layers as they are stored."""
-    first = next(iter(layers.values())).weight.detach().to("cpu", getattr(torch, dtype))
-    raw = first.contiguous().view(torch.uint8).numpy().tobytes()[:SAMPLE_BYTES]
+def _facts(
+    dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern
+) -> dict[str, Any]:
+    """What became of one layer; GateError when it missed what was asked."""
+    weight = layer.weight.detach()
+    zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
+    if zeros < asked * layer.out_features:
+        raise GateError(f"sparsify: a layer has {zeros} zeros, {asked} in every row were asked.")
+    facts: dict[str, Any] = {"zeros": zeros, "size": weight.numel(), "asked": pattern.sparsity}
+    change = weight - dense
+    if stats is not None and stats.gram is not None:
+        facts["layer_error"] = layer_error(change, dense, stats.gram)
+    elif stats is not None:
+        lost, whole = ((w.float().square() @ stats.diagonal).sum() for w in (change, dense))
+        facts["diagonal_error"] = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
+    return facts
+
+
+def _block_of(name: str) -> str:
+    """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
+    parts = name.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: number + 1])
+
+
+def _stacks(blocks: Mapping[str, int]) -> list[list[str]]:
+    """Blocks of one list of modules belong together."""
+    stacks: dict[str, list[str]] = {}
+    for block in blocks:
+        stacks.setdefault(block.rpartition(".")[0], []).append(block)
+    return list(stacks.values())
+
+
+def _zipped(weight: Tensor, dtype: str) -> float:
+    """Bytes after zlib over bytes before, of a sample of a weight as it is stored."""
+    stored = weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    raw = stored.view(torch.uint8).numpy().tobytes()[:SAMPLE_BYTES]
     return len(zlib.compress(raw, 6)) / len(raw)

@@ -66,7 +66,8 @@ class Width:
     def needs(self) -> Needs:
         if self.repair == "ridge":
             return "gram"
-        return "diagonal" if self.criterion.calibrated or self.repair == "bias" else None
+        needs: Needs = self.criterion.needs
+        return needs or ("diagonal" if self.repair == "bias" else None)
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what the model's family (its config.json) does not allow."""

@@ -6,20 +6,38 @@ norm over all its columns.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.engine.patterns import Pattern
     from lcc.engine.statistics import LayerStats
+
+Needs = Literal["gram", "diagonal"]
 
 
 class Criterion(Protocol):
     """Scores single weights; the higher, the more it should stay."""
 
     revision: ClassVar[int]
-    calibrated: ClassVar[bool]  # whether `score` reads `stats`
+    needs: ClassVar[Needs | None]  # what `score` reads of `stats`
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
         """(out, in) scores of an (out, in) weight whose input looks like `stats`."""
+        ...
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """A criterion that also changes what stays."""
+
+    def prune(
+        self, weight: Tensor, stats: LayerStats, patterns: Sequence[Pattern], sizes: Sequence[int]
+    ) -> Tensor:
+        """The pruned weight of layers that read one input, stacked.
+
+        Each layer has a pattern (of one kind) and a number of rows.
+        """
         ...

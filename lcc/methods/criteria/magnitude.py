@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
+from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 @card
 class Magnitude:
     revision: ClassVar[int] = 1
-    calibrated: ClassVar[bool] = False
+    needs: ClassVar[Needs | None] = None
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
         return weight.abs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
+from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 @card
 class Wanda:
     revision: ClassVar[int] = 1
-    calibrated: ClassVar[bool] = True
+    needs: ClassVar[Needs | None] = "diagonal"
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
         assert stats is not None, "wanda reads calibration statistics"

@@ -1,0 +1,190 @@
+"""One pass over the columns of a weight: quantize, prune, or both, and let later columns make up.
+
+For a layer with Gram H the error of a change E = W − Q is tr(E H Eᵀ). With H = U Uᵀ, U upper, the
+k-th column of E U holds the errors of columns up to k, so column k is free to cancel what those
+before it left: its target is w_k + Σ_{j<k} e_j U_jk / U_kk. This is GPTQ (arXiv 2210.17323) and
+SparseGPT (arXiv 2301.00774) without an inverse: their factor of H⁻¹ is U⁻¹, and what a column
+costs to lose, w² / [H⁻¹]_kk given what is still free, is (w U_kk)².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lcc.core.errors import GateError
+from lcc.core.lazy import torch
+from lcc.engine.patterns import Pattern, without_lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 128  # columns between two products with all errors so far; SparseGPT's block of one mask
+MAX_DAMPING = 1.0
+
+Choose = Callable[["Tensor", int], "Tensor"]
+"""(columns, out) costs and the index of the first column → (columns, out) bool, True: stays."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a pass needs to know of a Gram; columns in the order in which they are solved."""
+
+    order: Tensor  # (in,) int64: the i-th column solved is order[i]
+    feedback: Tensor  # (in, in) float32 unit lower: U_jk / U_kk at [k, j]
+    spread: Tensor  # (in,) float32: U_kk
+    damping: float  # as used: more than was asked where the Gram needed it
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A grid per row and group of neighbouring inputs: (code − zero) · scale."""
+
+    scale: Tensor  # (out, groups)
+    zero: Tensor  # (out, groups), whole numbers
+    lowest: int
+    highest: int
+
+
+def factorize(
+    gram: Tensor, *, damping: float = 0.01, act_order: bool = False, unit: int = 1
+) -> Factor:
+    """Factorize H + λI with λ = `damping` · mean(diag H), more where that is not enough.
+
+    `act_order` solves the inputs with most energy first, while most columns can still make up for
+    them; `unit` neighbours stay together (N:M groups). A dead input is left with λ alone: it
+    touches no other and costs least. Raises GateError for a Gram with non-finite numbers.
+    """
+    diagonal = gram.diagonal()
+    if not bool(torch.isfinite(diagonal).all()):
+        raise GateError("calibration gave a Gram with non-finite numbers; nothing was changed.")
+    order = torch.arange(len(gram), device=gram.device)
+    if act_order:
+        energy = diagonal.view(-1, unit).sum(dim=1)
+        units = energy.argsort(descending=True, stable=True)
+        order = order.view(-1, unit)[units].flatten()
+    # Solved in float64: the last columns' U_kk are small differences of large sums.
+    backwards = order.flip(0)
+    flipped = gram[backwards][:, backwards].double()
+    lower, damping = _cholesky(flipped, damping)
+    upper = lower.flip(0, 1)  # U, with H = U Uᵀ
+    spread = upper.diagonal()
+    feedback = (upper / spread).T.float().contiguous()
+    return Factor(order, feedback, spread.float(), damping)
+
+
+def _cholesky(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Of the matrix with its diagonal raised, in place; ten times more until it succeeds."""
+    mean = matrix.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    added = 0.0
+    while True:
+        matrix.diagonal().add_((damping - added) * mean)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed):
+            return lower, damping
+        if damping >= MAX_DAMPING:
+            raise GateError(f"a Gram is not positive definite even with damping {damping:g}.")
+        added, damping = damping, min(max(10 * damping, 1e-4), MAX_DAMPING)
+
+
+def solve_columns(
+    weight: Tensor,
+    factor: Factor,
+    *,
+    levels: Levels | None = None,
+    choose: Choose | None = None,
+    pattern: tuple[int, int] = (0, 0),
+    block_size: int = BLOCK,
+) -> Tensor:
+    """(out, in) int8 codes on `levels`, or without a grid the float32 weights that stay.
+
+    `choose` says per block of columns what stays, or `pattern` (N, M): N of M neighbours.
+    """
+    from lcc.engine import column_kernels
+
+    num_rows, num_columns = weight.shape
+    _, of = pattern
+    assert not of or block_size % of == 0, (block_size, of)
+    weight = weight.float().contiguous()
+    solved = torch.empty_like(weight, dtype=torch.float32 if levels is None else torch.int8)
+    errors = weight.new_empty(num_columns, num_rows)
+    moved = weight.new_zeros(min(block_size, num_columns), num_rows)
+    scale, zero, group, limits = _along_columns(levels, factor.order, weight)
+    for first in range(0, num_columns, block_size):
+        here = slice(first, min(first + block_size, num_columns))
+        columns, moved = factor.order[here], moved[: here.stop - first]
+        if first:
+            torch.mm(factor.feedback[here, :first], errors[:first], out=moved)
+        keep = weight.new_empty((0, 0))
+        if choose is not None:
+            costs = (weight[:, columns].T + moved).mul_(factor.spread[here, None]).square_()
+            keep = choose(costs, first).float()
+        column_kernels.solve(
+            column_kernels.Block(
+                weight=weight,
+                columns=columns,
+                moved=moved,
+                feedback=factor.feedback[here, here].contiguous(),
+                spread=factor.spread[here],
+                keep=keep,
+                pattern=pattern,
+                scale=scale,
+                zero=zero,
+                group=group[here],
+                limits=limits,
+                errors=errors[here],
+                solved=solved,
+            )
+        )
+    return solved
+
+
+def _along_columns(
+    levels: Levels | None, order: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    """Scales and zeros with outputs last, and each solved column's group in the old layout."""
+    if levels is None:
+        nothing = like.new_empty((0, 0))
+        return nothing, nothing, torch.zeros_like(order), (0, 0)
+    size = len(order) // levels.scale.shape[1]
+    scale = levels.scale.float().T.contiguous()
+    zero = levels.zero.float().T.contiguous()
+    return scale, zero, order // size, (levels.lowest, levels.highest)
+
+
+def by_share(
+    patterns: Sequence[Pattern], sizes: Sequence[int], num_inputs: int, scope: str
+) -> Choose:
+    """Zeros in proportion in every block of columns, so that the total is exactly as asked."""
+
+    def num_before(pattern: Pattern, column: int) -> int:
+        # In whole runs, and at the last column all that were asked.
+        return round(pattern.num_zeros(num_inputs) * column / num_inputs / pattern.run)
+
+    def choose(costs: Tensor, first: int) -> Tensor:  # (columns, out)
+        kept = []
+        for pattern, rows in zip(patterns, torch.split(costs, list(sizes), dim=1), strict=True):
+            runs = pattern.runs(rows.T)  # (out of one layer, runs)
+            num = num_before(pattern, first + len(costs)) - num_before(pattern, first)
+            if scope == "layer":
+                mask = without_lowest(runs, num * len(runs))
+            else:
+                mask = torch.ones_like(runs, dtype=torch.bool)
+                mask.scatter_(1, runs.topk(num, dim=1, largest=False).indices, False)
+            kept.append(mask.repeat_interleave(pattern.run, dim=1).T)
+        return torch.cat(kept, dim=1)
+
+    return choose
+
+
+def layer_error(change: Tensor, weight: Tensor, gram: Tensor, *, num_rows: int = 256) -> float:
+    """tr(E H Eᵀ) / tr(W H Wᵀ), over at most `num_rows` evenly spaced rows: all would cost more
+    than the pass itself."""
+    rows = torch.arange(0, len(weight), -(-len(weight) // num_rows), device=weight.device)
+    lost, whole = (_energy(m[rows].float(), gram) for m in (change, weight))
+    return lost / max(whole, torch.finfo(torch.float32).tiny)
+
+
+def _energy(rows: Tensor, gram: Tensor) -> float:
+    return float(((rows @ gram) * rows).sum())

@@ -1,0 +1,60 @@
+"""Drop what the rest can make up for, and let it (SparseGPT; Frantar and Alistarh, 2023).
+
+arXiv 2301.00774: column after column goes or stays by w² / [H⁻¹]_kk, and the columns still to come
+take over what was lost. The arithmetic is `engine.columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.lazy import torch
+from lcc.engine.columns import BLOCK, by_share, factorize, solve_columns
+from lcc.engine.patterns import Pattern
+from lcc.methods.criteria import Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.statistics import LayerStats
+
+
+@card
+class Sparsegpt:
+    """`scope`: every block of columns loses the same share of the `layer`, or of every `row`."""
+
+    revision: ClassVar[int] = 1
+    needs: ClassVar[Needs | None] = "gram"
+
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    act_order: bool = False
+    scope: Literal["layer", "row"] = "layer"
+    block_size: Annotated[int, Field(ge=32, multiple_of=32)] = BLOCK
+
+    def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
+        """What each weight costs to lose, given that all others may make up for it."""
+        assert stats is not None and stats.gram is not None, "sparsegpt reads Grams"
+        factor = factorize(stats.gram, damping=self.damping)
+        # Column k of U⁻¹, with H = U Uᵀ, has the squared norm [H⁻¹]_kk.
+        upper = (factor.feedback.double() * factor.spread.double()[:, None]).T
+        eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+        inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
+        cost: Tensor = weight.abs() / inverse.square().sum(dim=0).sqrt().to(weight.dtype)
+        return cost
+
+    def prune(
+        self, weight: Tensor, stats: LayerStats, patterns: Sequence[Pattern], sizes: Sequence[int]
+    ) -> Tensor:
+        assert stats.gram is not None, "sparsegpt reads Grams"
+        factor = factorize(
+            stats.gram, damping=self.damping, act_order=self.act_order, unit=patterns[0].unit
+        )
+        groups = patterns[0].groups
+        choose = None if groups[1] else by_share(patterns, sizes, weight.shape[1], self.scope)
+        return solve_columns(
+            weight, factor, choose=choose, pattern=groups, block_size=self.block_size
+        ).to(weight.dtype)

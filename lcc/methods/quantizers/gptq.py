@@ -1,0 +1,76 @@
+"""Round column after column, and let later columns make up for the errors (GPTQ).
+
+Frantar et al., 2022, arXiv 2210.17323, over grids that scale search chose for the original layout:
+the order of solving is a permutation only, so that what is stored is plain group quantization.
+With a `pattern` the same pass also prunes (SparseGPT's joint mask and quantization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.lazy import torch
+from lcc.engine.columns import BLOCK, Levels, by_share, factorize, layer_error, solve_columns
+from lcc.engine.grids import search_scales
+from lcc.engine.packing import GroupGrid, integer_config
+from lcc.engine.patterns import Pattern
+from lcc.methods.quantizers import Format, Grid, Needs, Quantized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.statistics import LayerStats
+
+
+@card
+class Gptq:
+    """`act_order`: inputs with most energy first. Rounds plainly where that turns out better."""
+
+    revision: ClassVar[int] = 1
+    needs: ClassVar[Needs | None] = "gram"
+    bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    format: ClassVar[Format] = "compressed-tensors"
+
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    act_order: bool = True
+    block_size: Annotated[int, Field(ge=32, multiple_of=32)] = BLOCK
+    pattern: Literal["dense", "unstructured", "2:4", "4:8"] = "dense"
+    sparsity: Annotated[float, Field(gt=0, le=0.7)] = 0.5  # of the pattern `unstructured`
+
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+        assert stats is not None and stats.gram is not None, "gptq reads Grams"
+        scale, zero = search_scales(weight, grid, stats.diagonal)
+        codes = self._codes(weight, stats.gram, grid, scale, zero)
+        solved = GroupGrid(codes, scale, grid.bits, zero)
+        if self.pattern != "dense":
+            return solved
+        plain = GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
+        solved_error, plain_error = (
+            layer_error(found.dense() - weight, weight, stats.gram) for found in (solved, plain)
+        )
+        return solved if solved_error <= plain_error else plain
+
+    def _codes(
+        self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None
+    ) -> Tensor:
+        asked = Pattern(self.pattern, self.sparsity)
+        factor = factorize(gram, damping=self.damping, act_order=self.act_order, unit=asked.unit)
+        middle = torch.zeros_like(scale) if zero is None else zero
+        share = by_share([asked], [len(weight)], weight.shape[1], "row")
+        return solve_columns(
+            weight,
+            factor,
+            levels=Levels(scale, middle, grid.lowest, grid.highest),
+            choose=share if self.pattern == "unstructured" else None,
+            pattern=asked.groups,
+            block_size=self.block_size,
+        )
+
+    def config(
+        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
+        return integer_config(grids, targets=targets, skipped=skipped)
