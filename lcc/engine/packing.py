@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
+from lcc.parts.checkpoint import write_streamed
+from lcc.parts.tensor_files import TensorFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from lcc.engine.grids import Grid
     from lcc.parts.model import Bundle
 
-Replaced = dict[str, dict[str, "Tensor"]]  # layer name → what is stored instead of its weight
+Replaced = Mapping[str, dict[str, "Tensor"]]  # layer name → what is stored instead of its weight
 # One scale per token, found as it runs: compressed-tensors' W8A8.
 TOKEN_INPUTS: dict[str, Any] = {
     "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True,
@@ -121,7 +123,12 @@ def _weights(grid: Grid) -> dict[str, Any]:
 def write_packed(
     bundle: Bundle, folder: Path, *, replaced: Replaced, quantization_config: dict[str, Any]
 ) -> None:
-    """Weights and config into `folder`; the module in memory stays dense."""
+    """Weights and config into `folder`; the module in memory stays as it is."""
+    if bundle.streamed is not None:
+        assert isinstance(replaced, TensorFolder), "a streamed model's layers live in files"
+        entries = {name: replaced.entries(name) for name in replaced}
+        write_streamed(bundle, folder, replaced=entries, quantization_config=quantization_config)
+        return
     module = bundle.load(device=None, dtype=None)
     state = packed_state(module, replaced, dtype=bundle.card.dtype)
     module.save_pretrained(folder, state_dict=state)
@@ -150,7 +157,7 @@ def packed_state(module: Any, replaced: Replaced, *, dtype: str) -> dict[str, Te
     return state
 
 
-def part_table(model: Any, replaced: Replaced, *, dtype: str) -> list[dict[str, Any]]:
+def part_table(model: Any, packed_bytes: Mapping[str, int], *, dtype: str) -> list[dict[str, Any]]:
     """Bytes of blocks' layers, embedding, head and the rest, stored dense and now."""
     width = torch.finfo(getattr(torch, dtype)).bits // 8
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -160,10 +167,9 @@ def part_table(model: Any, replaced: Replaced, *, dtype: str) -> list[dict[str, 
         names[head.weight] = "head"
     rows: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        packed = replaced.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        part = names.get(parameter, "other" if packed is None else "quantized layers")
+        packed = packed_bytes.get(name.removesuffix(".weight"), 0) if name[-6:] == "weight" else 0
+        part = names.get(parameter, "quantized layers" if packed else "other")
         row = rows.setdefault(part, {"part": part, "before": 0, "after": 0})
-        plain = parameter.numel() * width
-        row["before"] += plain
-        row["after"] += sum(t.nbytes for t in packed.values()) if packed else plain
+        row["before"] += parameter.numel() * width
+        row["after"] += packed or parameter.numel() * width
     return list(rows.values())

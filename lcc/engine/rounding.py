@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
 from lcc.engine.calibration import InputGroup
 from lcc.engine.grids import Grid, output_error, search_scales
+from lcc.engine.keeping import Facts
 from lcc.engine.packing import GroupGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass
 class Rounding:
-    """What became of every layer so far; `quantizer` is a card of that shelf."""
+    """Rounds with `quantizer`, a card of that shelf, and notes what became of every layer.
 
-    quantizer: Any
-    grids: Mapping[str, Grid]
-    quantized: dict[str, Any] = field(default_factory=dict)  # name → methods.quantizers.Quantized
-    weight_errors: dict[str, float] = field(default_factory=dict)  # ‖W − Q‖² / ‖W‖²
-    output_errors: dict[str, float] = field(default_factory=dict)  # the same of the outputs
+    `facts` gets the errors and bytes of a layer, `packed` what is stored instead of its weight.
+    """
+
+    def __init__(
+        self,
+        quantizer: Any,
+        grids: Mapping[str, Grid],
+        *,
+        facts: Facts,
+        packed: MutableMapping[str, dict[str, Tensor]],
+    ) -> None:
+        self.quantizer, self.grids, self.facts, self.packed = quantizer, grids, facts, packed
 
     def add(self, group: InputGroup) -> None:
         """Quantize the layers of one input, in place."""
@@ -34,29 +40,32 @@ class Rounding:
             quantized = self.quantizer.quantize(weight, part.stats, grid)
             sizes = [layer.out_features for layer in part.layers.values()]
             for (name, layer), own in zip(part.layers.items(), quantized.split(sizes), strict=True):
-                self._put(name, layer, own, gram=None if part.stats is None else part.stats.gram)
+                self.put(name, layer, own, gram=None if part.stats is None else part.stats.gram)
 
     def add_alone(self, name: str, layer: Any) -> None:
         """Quantize an embedding or a head, at whose inputs nobody looked, in place."""
         grid, weight = self.grids[name], layer.weight.detach()
         _require_finite(InputGroup({name: layer}, None), weight)
         if self.quantizer.needs is None:
-            self._put(name, layer, self.quantizer.quantize(weight, None, grid), gram=None)
+            self.put(name, layer, self.quantizer.quantize(weight, None, grid))
             return
         scale, zero = search_scales(weight, grid, None)
-        codes = grid.encode(weight, scale, zero)
-        self._put(name, layer, GroupGrid(codes, scale, grid.bits, zero), gram=None)
+        self.put(name, layer, GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero))
 
-    def _put(self, name: str, layer: Any, quantized: Any, *, gram: Tensor | None) -> None:
+    def put(self, name: str, layer: Any, quantized: Any, *, gram: Tensor | None = None) -> None:
+        """Set a layer to its grid values, in place, and note what that changed."""
         before = layer.weight.detach().float()
         layer.weight.data = quantized.dense().to(layer.weight.dtype)
         change = before - layer.weight.detach().float()
-        self.quantized[name] = quantized
-        self.weight_errors[name] = _share(change.square().sum(), before.square().sum())
+        tensors = quantized.tensors()
+        fact = {
+            "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            "weight_error": _share(change.square().sum(), before.square().sum()),
+        }
         if gram is not None:
-            self.output_errors[name] = _share(
-                output_error(change, gram).sum(), output_error(before, gram).sum()
-            )
+            lost, whole = output_error(change, gram).sum(), output_error(before, gram).sum()
+            fact["output_error"] = _share(lost, whole)
+        self.facts[name], self.packed[name] = fact, tensors
 
 
 def by_grid(group: InputGroup, grids: Mapping[str, Grid]) -> Iterator[tuple[InputGroup, Grid]]:

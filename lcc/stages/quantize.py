@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,12 +15,13 @@ from lcc.core.lazy import torch
 from lcc.engine.blocks import block_linears
 from lcc.engine.calibration import Calibration
 from lcc.engine.grids import Grid
-from lcc.engine.packing import Replaced, input_rounding, part_table, write_packed
+from lcc.engine.mixing import mixed_grids, note_changes
+from lcc.engine.packing import input_rounding, part_table, write_packed
 from lcc.engine.rounding import Rounding
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.packed import round_inputs
 from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, input_groups, reads
+from lcc.stages._calibrated import Needs, input_groups, opened, reads
 from lcc.stages._grids import common_group_size, is_damaging, layer_bits, refuse
 
 if TYPE_CHECKING:
@@ -97,23 +99,45 @@ class Quantize:
         refuse(self, config)
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
-        model = bundle.load(device=context.device)
+        model = self._open(bundle, context)
         self.check(model.config.to_dict())
         layers, others = self._targets(model)
         size = common_group_size(self, {**layers, **others})
+        grid = Grid(self.bits, size, bundle.card.dtype, self.symmetric)
         bits = layer_bits(self, {**layers, **others})
-        grids = {n: Grid(b, size, bundle.card.dtype, self.symmetric) for n, b in bits.items()}
-        rounding = Rounding(self.quantizer, grids)
+        grids = {name: replace(grid, bits=number) for name, number in bits.items()}
+        if self.average_bits is not None:
+            grids |= self._mixed(bundle, context, layers, grid)
+        groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
+        rounding = Rounding(self.quantizer, grids, facts=groups.facts, packed=groups.packed)
         with context.progress.track("quantize", len(grids), "layer") as bar:
-            for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
-                rounding.add(group)
-                bar.advance(len(group.layers))
-            for name, layer in others.items():
+            for name, layer in others.items():  # First, so that the blocks see it where they can.
                 rounding.add_alone(name, layer)
                 bar.advance()
-        replaced = {name: found.tensors() for name, found in rounding.quantized.items()}
-        self._seal(bundle, model, replaced, grids)
-        return self._outcome(bundle, rounding, part_table(model, replaced, dtype=bundle.card.dtype))
+            for group in groups:
+                rounding.add(group)
+                bar.advance(len(group.layers))
+        self._seal(bundle, model, rounding)
+        return self._outcome(bundle, rounding)
+
+    def _open(self, bundle: Bundle, context: Context) -> Any:
+        if self.include_embeddings or self.include_head:
+            return bundle.load(device=context.device)  # A streamed model has them in files only.
+        return opened(bundle, context, needs=self.needs)
+
+    def _mixed(
+        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grid: Grid
+    ) -> dict[str, Grid]:
+        assert self.average_bits is not None
+        if "stats" not in context.inputs:
+            raise RecipeError(
+                "quantize.average_bits: weighing all layers against each other needs statistics on"
+                " disk; set calibration.mode=dense, or take bits_for."
+            )
+        groups = input_groups(bundle, context, layers, self.calibration, needs="gram")
+        offered = self.offered_bits()
+        note_changes(groups, grid, offered=offered)
+        return mixed_grids(groups.facts, grid, offered=offered, average=self.average_bits)
 
     def _targets(self, model: Any) -> tuple[dict[str, Linear], dict[str, Any]]:
         """The linear layers of the blocks, and embedding and head where asked."""
@@ -132,43 +156,46 @@ class Quantize:
         outside = [module for module in (embedding, head) if module is not None]
         return layers, {n: m for n, m in model.named_modules() if any(m is o for o in outside)}
 
-    def _seal(self, bundle: Bundle, model: Any, replaced: Replaced, grids: dict[str, Grid]) -> None:
+    def _seal(self, bundle: Bundle, model: Any, rounding: Rounding) -> None:
         """From here on the bundle writes itself packed."""
-        kinds = {type(model.get_submodule(name)) for name in replaced}
+        grids = rounding.grids
+        kinds = {type(model.get_submodule(name)) for name in grids}
         embeds = any(issubclass(kind, torch.nn.Embedding) for kind in kinds)
         stored = (torch.nn.Linear, torch.nn.Embedding) if embeds else (torch.nn.Linear,)
-        dense = {n for n, m in model.named_modules() if isinstance(m, stored)} - set(replaced)
+        dense = {n for n, m in model.named_modules() if isinstance(m, stored)} - set(grids)
         targets = [kind.__name__ for kind in stored]
         config = self.quantizer.config(grids, targets=targets, skipped=sorted(dense))
-        for name in replaced:
+        for name in grids:
             if activations := input_rounding(config):
                 round_inputs(model.get_submodule(name), activations)
         bundle.module = model
-        bundle.write = partial(write_packed, replaced=replaced, quantization_config=config)
+        bundle.write = partial(write_packed, replaced=rounding.packed, quantization_config=config)
         kind = self.quantizer.format
         bundle.with_card(form="packed", format=kind, requires=(kind,))
 
-    def _outcome(self, bundle: Bundle, rounding: Rounding, table: list[dict[str, Any]]) -> Outcome:
-        errors, outputs = rounding.weight_errors, rounding.output_errors
-        bits = [grid.bits for grid in rounding.grids.values()]
+    def _outcome(self, bundle: Bundle, rounding: Rounding) -> Outcome:
+        facts = {name: rounding.facts[name] for name in rounding.grids}
+        errors = [fact["weight_error"] for fact in facts.values()]
+        outputs = [f["output_error"] for f in facts.values() if "output_error" in f]
+        packed_bytes = {name: fact["bytes"] for name, fact in facts.items()}
+        table = part_table(bundle.module, packed_bytes, dtype=bundle.card.dtype)
         measures = {
             "num_quantized_layers": Measure(len(errors), "count"),
-            "weight_error": Measure(sum(errors.values()) / len(errors), "share"),
+            "weight_error": Measure(sum(errors) / len(errors), "share"),
             "bytes_before": Measure(sum(row["before"] for row in table), "bytes"),
             "bytes_after": Measure(sum(row["after"] for row in table), "bytes"),
         }
         if outputs:
-            measures["output_error"] = Measure(sum(outputs.values()) / len(outputs), "share")
-        tables = {"bytes": table}
-        if len(set(bits)) > 1:
-            tables["bits"] = _bits_table(rounding)
+            measures["output_error"] = Measure(sum(outputs) / len(outputs), "share")
+        bits = {grid.bits for grid in rounding.grids.values()}
+        tables = {"bytes": table, **({"bits": bits_table(rounding)} if len(bits) > 1 else {})}
         notes = [NO_GAIN, *([FEW_READERS] if min(bits) < 4 else [])]
         return Outcome(bundle=bundle, measures=measures, tables=tables, notes=notes)
 
 
-def _bits_table(rounding: Rounding) -> list[dict[str, Any]]:
+def bits_table(rounding: Rounding) -> list[dict[str, Any]]:
+    """One row per layer: its bits, and what they cost."""
     return [
-        {"layer": name, "bits": rounding.grids[name].bits, "weight_error": error}
-        | ({"output_error": rounding.output_errors[name]} if rounding.output_errors else {})
-        for name, error in rounding.weight_errors.items()
+        {"layer": name, "bits": grid.bits, **rounding.facts[name]}
+        for name, grid in rounding.grids.items()
     ]

@@ -150,8 +150,8 @@ WORDS = {
                                        " stages.finetune.epochs: expected a number, got true."),
     "plan.width.ratio=1.5": (2, "command line 'plan.width.ratio=1.5': plan.width.ratio:"
                                 " input should be less than 1, got 1.5."),
-    "plan.quantize.bits=3": (2, "command line 'plan.quantize.bits=3': plan.quantize.bits:"
-                                " 3 is not one of 4 or 8."),
+    "plan.quantize.bits=5": (2, "command line 'plan.quantize.bits=5': plan.quantize.bits:"
+                                " 5 is not one of 2, 3, 4 or 8."),
     "plan.quantize.group_size=7": (2, "command line 'plan.quantize.group_size=7':"
         " plan.quantize.group_size: input should be greater than or equal to 8, got 7."
         " Or: 7 is not one of 'auto' or 'channel'."),

@@ -13,7 +13,7 @@ import transformers
 from safetensors import safe_open
 
 from lcc.core.decode import decode
-from lcc.core.errors import RecipeError
+from lcc.core.errors import GateError, RecipeError
 from lcc.engine.blocks import block_linears
 from lcc.engine.packing import GroupGrid
 from lcc.methods.quantizers import Grid
@@ -21,6 +21,7 @@ from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.checkpoint import save
 from lcc.parts.gate import reload_gate
 from lcc.parts.model import open_bundle
+from lcc.stages.calibrate import Calibrate
 from lcc.stages.quantize import Quantize
 
 # bitsandbytes' CPU kernel takes inputs that are multiples of 64.
@@ -46,9 +47,17 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def quantized(model: Any, folder: Path, **options: Any) -> Any:
+def calibrated(model: Any, folder: Path) -> Path:
     bundle = tiny.bundle(model, dtype="bfloat16")
-    outcome = decode(Quantize, options).run(bundle, tiny.context(folder))
+    decode(Calibrate, {"gram": True}).run(bundle, tiny.context(folder / "stats"))
+    return folder / "stats"
+
+
+def quantized(model: Any, folder: Path, inputs: Any = None, **options: Any) -> Any:
+    bundle = tiny.bundle(model, dtype="bfloat16")
+    context = tiny.context(folder)
+    context.inputs |= inputs or {}
+    outcome = decode(Quantize, options).run(bundle, context)
     save(bundle, folder / "model")
     return bundle, outcome
 
@@ -92,6 +101,14 @@ def test_an_untied_head_is_quantized_only_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"bits": 2}, "2 bits with nearest usually ruin a model"),
+        ({"bits": 3}, "3 bits with nearest usually ruin a model"),
+        ({"bits_for": {"*.down_proj": 2}}, r"quantize.bits_for.\*.down_proj: 2 bits"),
+        ({"bits_for": {"*.dwn_proj": 4}}, r"no layer matches .* Did you mean 'down_proj'"),
+        ({"average_bits": 3.5}, "nearest mixes 4 to 8 bits, got 3.5"),
+        ({"average_bits": 5, "calibration": {"mode": "sequential"}}, "calibration.mode=dense"),
+        ({"average_bits": 5, "symmetric": False}, "cannot keep zero points so"),
+        ({"bits_for": {"*.0.*": 4}, "include_embeddings": True}, "cannot keep embeddings so"),
         ({"include_head": True}, "quantize.include_head: the head is tied"),
         ({"quantizer": "nf4"}, "quantize.bits: nf4 stores 4 bits, not 8"),
         ({"quantizer": "nf4", "bits": 4, "group_size": 64}, "nf4 has blocks of its own"),
@@ -178,3 +195,43 @@ def test_eight_bits_err_less_than_four_and_small_groups_less_than_channels(tmp_p
 
     assert error(bits=8) < 0.01 * error(bits=4)
     assert error(bits=4, group_size=8) < error(bits=4, group_size="channel")
+
+
+def test_bits_under_a_budget_go_where_the_error_is(tmp_path: Path) -> None:
+    stats = calibrated(tiny.llama(), tmp_path)
+    options = {"average_bits": 4.5, "quantizer": "scale_search"}
+    _, outcome = quantized(tiny.llama(), tmp_path, inputs={"stats": stats}, **options)
+    table = {row["layer"]: row["bits"] for row in outcome.tables["bits"]}
+    model = tiny.llama()
+    sizes = {name: model.get_submodule(name).weight.numel() for name in table}
+    spent = sum(sizes[name] * bits for name, bits in table.items()) / sum(sizes.values())
+    assert 4 < spent <= 4.5 and set(table.values()) <= {3, 4, 8}
+    assert table["model.layers.0.self_attn.q_proj"] == table["model.layers.0.self_attn.v_proj"]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"].values()
+    assert {g["weights"]["num_bits"] for g in groups} == set(table.values())
+
+
+def test_a_pattern_gives_its_layers_their_own_bits(tmp_path: Path) -> None:
+    _, outcome = quantized(tiny.llama(), tmp_path, bits=4, bits_for={"*.down_proj": 8})
+    table = {row["layer"]: row["bits"] for row in outcome.tables["bits"]}
+    assert all((bits == 8) == name.endswith("down_proj") for name, bits in table.items())
+
+
+def test_a_tied_embedding_is_stored_packed_once_and_both_load_from_it(tmp_path: Path) -> None:
+    _, outcome = quantized(tiny.llama(), tmp_path, include_embeddings=True)
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert "model.embed_tokens.weight_packed" in file.keys()  # noqa: SIM118
+        assert not any("lm_head" in name for name in file.keys())  # noqa: SIM118
+    parts = {row["part"]: row for row in outcome.tables["bytes"]}
+    row = parts["embedding and tied head"]
+    assert row["after"] < 0.6 * row["before"]
+    native = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert native.lm_head.weight is native.model.embed_tokens.weight
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    model = tiny.llama()
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(GateError, match=r"layer 'model\.layers\.1\.mlp\.up_proj' holds numbers"):
+        quantized(model, tmp_path)
