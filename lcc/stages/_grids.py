@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.catalog import name_of
 from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
+from lcc.methods.quantizers import Smoother
 
 if TYPE_CHECKING:
     from torch.nn import Linear
@@ -36,6 +37,11 @@ def refuse(stage: Quantize, config: dict[str, Any]) -> None:
                 " accept_damage=true."
             )
     _refuse_budget(stage, word)
+    if isinstance(stage.quantizer, Smoother) and "sequential" in stage.calibration.mode:
+        raise RecipeError(
+            f"quantize.quantizer: {word} moves scales between layers before the first is rounded;"
+            " set calibration.mode=dense."
+        )
     if stage.quantizer.format == "bitsandbytes":
         _refuse_for_bitsandbytes(stage, word)
     if getattr(stage.quantizer, "rounds_inputs", False):

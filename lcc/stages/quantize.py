@@ -13,11 +13,13 @@ from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import block_linears
-from lcc.engine.calibration import Calibration
+from lcc.engine.calibration import Calibration, InputGroup
 from lcc.engine.grids import Grid
 from lcc.engine.mixing import mixed_grids, note_changes
 from lcc.engine.packing import input_rounding, part_table, write_packed
 from lcc.engine.rounding import Rounding
+from lcc.engine.smoothing import smooth, smoothed
+from lcc.methods.quantizers import Smoother
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.packed import round_inputs
 from lcc.stage import Measure, Outcome
@@ -27,6 +29,7 @@ from lcc.stages._grids import common_group_size, is_damaging, layer_bits, refuse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import Tensor
     from torch.nn import Linear
 
     from lcc.parts.checkpoint import Form
@@ -108,6 +111,7 @@ class Quantize:
         grids = {name: replace(grid, bits=number) for name, number in bits.items()}
         if self.average_bits is not None:
             grids |= self._mixed(bundle, context, layers, grid)
+        moved = self._smooth(bundle, context, layers, grids)
         groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
         rounding = Rounding(self.quantizer, grids, facts=groups.facts, packed=groups.packed)
         with context.progress.track("quantize", len(grids), "layer") as bar:
@@ -115,14 +119,39 @@ class Quantize:
                 rounding.add_alone(name, layer)
                 bar.advance()
             for group in groups:
-                rounding.add(group)
+                rounding.add(_after(group, moved))
                 bar.advance(len(group.layers))
         self._seal(bundle, model, rounding)
-        return self._outcome(bundle, rounding)
+        outcome = self._outcome(bundle, rounding)
+        if isinstance(self.quantizer, Smoother):
+            outcome.measures["num_smoothed_inputs"] = Measure(len(moved), "count")
+        return outcome
+
+    def _smooth(
+        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grids: dict[str, Grid]
+    ) -> dict[str, Tensor]:
+        """What was moved into the weights, by the first layer of each input."""
+        if not isinstance(self.quantizer, Smoother):
+            return {}
+        if "stats" not in context.inputs:
+            raise RecipeError(
+                f"quantize.quantizer: {name_of(self.quantizer)} moves scales between layers before"
+                " the first is rounded, and needs statistics on disk; set calibration.mode=dense."
+            )
+        groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
+
+        def choose(group: InputGroup) -> Tensor:
+            assert group.stats is not None
+            grid = min((grids[name] for name in group.layers), key=lambda grid: grid.bits)
+            scale: Tensor = self.quantizer.smoothing(group.weight().float(), group.stats, grid)
+            return scale
+
+        return smooth(bundle.module, groups, choose, dtype=bundle.card.dtype)
 
     def _open(self, bundle: Bundle, context: Context) -> Any:
-        if self.include_embeddings or self.include_head:
-            return bundle.load(device=context.device)  # A streamed model has them in files only.
+        whole = self.include_embeddings or self.include_head or isinstance(self.quantizer, Smoother)
+        if whole:
+            return bundle.load(device=context.device)  # Of a streamed model, only blocks are there.
         return opened(bundle, context, needs=self.needs)
 
     def _mixed(
@@ -191,6 +220,14 @@ class Quantize:
         tables = {"bytes": table, **({"bits": bits_table(rounding)} if len(bits) > 1 else {})}
         notes = [NO_GAIN, *([FEW_READERS] if min(bits) < 4 else [])]
         return Outcome(bundle=bundle, measures=measures, tables=tables, notes=notes)
+
+
+def _after(group: InputGroup, moved: Mapping[str, Tensor]) -> InputGroup:
+    """The group as it is after smoothing."""
+    scale = moved.get(next(iter(group.layers)))
+    if scale is None or group.stats is None:
+        return group
+    return InputGroup(group.layers, smoothed(group.stats, scale))
 
 
 def bits_table(rounding: Rounding) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from lcc.engine.grids import Grid as Grid
 
@@ -51,4 +51,13 @@ class Quantizer(Protocol):
         self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
     ) -> dict[str, Any]:
         """config.json's `quantization_config`: layers by name, all `targets` but the `skipped`."""
+        ...
+
+
+@runtime_checkable
+class Smoother(Protocol):
+    """A quantizer that first moves scales from the inputs into the weights."""
+
+    def smoothing(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+        """Factors (in,) of the inputs' weights; the inputs are divided by them."""
         ...
