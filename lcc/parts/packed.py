@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lcc.parts.folder import read_json
+from lcc.parts.tensor_files import Entry, StoredTensors
 
 STORED = ("weight_scale", "weight_zero_point", "weight_shape")
 
@@ -36,6 +38,42 @@ def unpacked(module: Any) -> Any:
     del module.hf_quantizer, module.config.quantization_config
     module.is_quantized = False
     return module
+
+
+def unpacked_tensors(folder: Path) -> StoredTensors:
+    """The tensors of a folder; those that are packed stand there as the weights they mean."""
+    stored = StoredTensors(folder)
+    config = read_json(folder / "config.json").get("quantization_config", {})
+    for name in [name for name in stored.entries if name.endswith(".weight_scale")]:
+        layer = name.removesuffix(".weight_scale")
+        found = {e.name.removeprefix(f"{layer}."): e for e in _of_layer(stored, layer)}
+        shape = (
+            [int(size) for size in found["weight_shape"].read()]
+            if "weight_shape" in found
+            else found["weight"].shape
+        )
+        stored.entries[f"{layer}.weight"] = Entry(
+            f"{layer}.weight", found["weight_scale"].dtype, tuple(shape),
+            partial(_unpacked, found, config, layer),
+        )  # fmt: skip
+    return stored
+
+
+def _of_layer(stored: StoredTensors, layer: str) -> list[Entry]:
+    names = (f"{layer}.{leaf}" for leaf in ("weight", "weight_packed", *STORED))
+    return [stored.entries[name] for name in names if name in stored.entries]
+
+
+def _unpacked(found: dict[str, Entry], config: dict[str, Any], layer: str) -> Any:
+    from compressed_tensors.compressors.base import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    groups = config["config_groups"].values()
+    group = next((g for g in groups if layer in g["targets"]), None) or next(iter(groups))
+    scheme = QuantizationScheme(targets=group["targets"], weights=group["weights"])
+    compressor = BaseCompressor.get_value_from_registry(config["format"])
+    tensors = {leaf: entry.read() for leaf, entry in found.items()}
+    return compressor.decompress(tensors, scheme)["weight"]
 
 
 def round_inputs(layer: Any, activations: dict[str, Any]) -> None:

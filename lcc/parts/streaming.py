@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.lazy import torch, transformers
 from lcc.parts.checkpoint import hush
 from lcc.parts.model import Bundle, auto_class
-from lcc.parts.tensor_files import Entry, StoredTensors, write_model
+from lcc.parts.packed import unpacked_tensors
+from lcc.parts.tensor_files import Entry, StoredTensors, return_memory, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +63,13 @@ class Streamed:
             self._here[name] = self._place(name, values)
 
     def drop(self, prefix: str) -> None:
-        """Give the memory of every parameter below the module `prefix` back."""
+        """Give the memory of every parameter below the module `prefix` back, to the system."""
         for name in self._below(prefix):
             if self.source[name] is None:
                 continue
             for place in self._here.pop(name, []):
                 place.module._parameters[place.leaf] = place.empty
+        return_memory()
 
     def settle(self, blocks: Iterable[str]) -> list[str]:
         """Bring in what is small outside the `blocks` for good; returns the large modules there."""
@@ -175,6 +177,44 @@ def stream(bundle: Bundle, *, device: str = "cpu", dtype: str = "float32") -> An
     return bundle.module
 
 
+def offloaded(bundle: Bundle) -> Any:
+    """The bundle's module in float32; whatever runs in it has its weights just then."""
+    from accelerate.hooks import (  # type: ignore[import-untyped]
+        attach_align_device_hook,
+    )
+
+    assert bundle.path is not None
+    streamed = Streamed(skeleton(bundle), unpacked_tensors(bundle.path))
+    assert not streamed.missing(), streamed.missing()
+    weights = _Weights(streamed)
+    attach_align_device_hook(
+        streamed.module, execution_device=torch.device("cpu"), offload=True, weights_map=weights
+    )
+    return streamed.module
+
+
+class _Weights(Mapping[str, "Tensor"]):
+    """The parameters of a streamed model by each of their names, read when asked for."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        self.streamed = streamed
+        self.first = {name: n for n, names in streamed.sharing.items() for name in names}
+        computed = [name for name, source in streamed.source.items() if source is None]
+        self.computed = {name: streamed._parameter(name).detach() for name in computed}
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self.streamed.source[self.first[name]]
+        if source is None:
+            return self.computed[self.first[name]]
+        return self.streamed.stored.read(source, dtype=self.streamed.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.first)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
 def skeleton(bundle: Bundle, dtype: str = "float32") -> Any:
     """The module with buffers but no weights."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -182,6 +222,8 @@ def skeleton(bundle: Bundle, dtype: str = "float32") -> Any:
     hush()
     assert bundle.path is not None
     config = transformers.AutoConfig.from_pretrained(bundle.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # Its layers are plain ones here.
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         module = auto_class(bundle.card).from_config(config, dtype=getattr(torch, dtype))
     module.tie_weights()  # Going to the meta device one by one has separated them.
