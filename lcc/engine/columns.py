@@ -65,27 +65,35 @@ def factorize(
         units = energy.argsort(descending=True, stable=True)
         order = order.view(-1, unit)[units].flatten()
     # Solved in float64: the last columns' U_kk are small differences of large sums.
-    backwards = order.flip(0)
-    flipped = gram[backwards][:, backwards].double()
-    lower, damping = _cholesky(flipped, damping)
-    upper = lower.flip(0, 1)  # U, with H = U Uᵀ
-    spread = upper.diagonal()
-    feedback = (upper / spread).T.float().contiguous()
+    lower, damping = _cholesky(gram, order.flip(0), damping)
+    spread = lower.diagonal().flip(0)  # of U, with H = U Uᵀ
+    feedback = torch.empty_like(gram, dtype=torch.float32)
+    for here in _strips(len(gram)):  # A Gram of 11,008 inputs has a gigabyte in float64.
+        columns = slice(len(gram) - here.stop, len(gram) - here.start)
+        feedback[here] = (lower[:, columns].flip(0, 1) / spread[here]).T
     return Factor(order, feedback, spread.float(), damping)
 
 
-def _cholesky(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Of the matrix with its diagonal raised, in place; ten times more until it succeeds."""
-    mean = matrix.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    added = 0.0
+def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Of the Gram in this order, its diagonal raised: ten times more until it succeeds."""
+    # Transposed: LAPACK then works in place, where it else copies.
+    matrix = torch.empty(gram.shape, dtype=torch.float64, device=gram.device).T
+    failed = torch.empty((), dtype=torch.int32, device=gram.device)
+    mean = gram.diagonal()[order].double().mean().clamp(min=torch.finfo(torch.float32).tiny)
     while True:
-        matrix.diagonal().add_((damping - added) * mean)
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        for here in _strips(len(gram)):
+            matrix[here] = gram[order[here]][:, order].double()
+        matrix.diagonal().add_(damping * mean)
+        torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
         if not int(failed):
-            return lower, damping
+            return matrix, damping
         if damping >= MAX_DAMPING:
             raise GateError(f"a Gram is not positive definite even with damping {damping:g}.")
-        added, damping = damping, min(max(10 * damping, 1e-4), MAX_DAMPING)
+        damping = min(max(10 * damping, 1e-4), MAX_DAMPING)
+
+
+def _strips(size: int, width: int = 512) -> Iterator[slice]:
+    return (slice(first, min(first + width, size)) for first in range(0, size, width))
 
 
 def solve_columns(
