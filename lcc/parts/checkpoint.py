@@ -26,6 +26,7 @@ Form = Literal["dense", "packed", "adapter"]
 Head = Literal["causal", "seq2seq", "classify", "embed"]
 
 CARD_FILE = "lcc_card.json"
+ADAPTER = "adapter"  # the folder of a model's own adapter, below its own
 SHARD_BYTES = "4GB"
 AUTO_CLASSES: dict[Head, str] = {
     "causal": "AutoModelForCausalLM",
@@ -46,7 +47,9 @@ class Card:
     """What a stranger must know to load a checkpoint; `model/lcc_card.json`.
 
     `dtype` is that of the stored weights; `sparse` names the zero pattern; `headless` says that
-    the head is missing or untrained; `requires` are packages beyond transformers.
+    the head is missing or untrained; `requires` are packages beyond transformers; `adapter` says
+    that a peft adapter in `adapter/` below the folder belongs to the model; `loads_with: lcc` that
+    plain transformers has no such layers.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Card:
     licence: str = ""
     origin: str = ""
     headless: bool = False
+    adapter: bool = False
+    loads_with: Literal["transformers", "lcc"] = "transformers"
 
 
 def read_card(folder: Path) -> Card:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import DataError, IntegrityError, RecipeError
-from lcc.core.lazy import torch, transformers
-from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head, hush, read_card
+from lcc.core.lazy import peft, torch, transformers
+from lcc.parts.checkpoint import ADAPTER, AUTO_CLASSES, Card, Head, hush, read_card
+from lcc.parts.factors import read_factored
 from lcc.parts.folder import examine, read_json
 from lcc.parts.packed import is_one_scheme, unpacked
 
@@ -114,6 +115,10 @@ class Bundle:
     def _read(self, dtype: str, *, native: bool, placed: dict[str, Any]) -> Any:
         assert self.path is not None, "a bundle without a folder must carry its module"
         hush()
+        if self.card.loads_with == "lcc":
+            return read_factored(auto_class(self.card), self.path, dtype=dtype)
+        if self.card.adapter:
+            return self._read_adapted(dtype, native=native)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **placed}
         dequantize = self.card.form == "packed" and not native
         integers = dequantize and self.card.format == "compressed-tensors"
@@ -131,6 +136,14 @@ class Bundle:
             # bitsandbytes gives back the dtype it quantized from, whatever is asked.
             module = _with_parameters_in(module.dequantize(getattr(torch, dtype)), dtype)
         return _with_parameters_in(unpacked(module), dtype) if by_layer else module
+
+    def _read_adapted(self, dtype: str, *, native: bool) -> Any:
+        """The base with its own adapter on it, or merged into it."""
+        assert self.path is not None
+        base = Bundle(dataclasses.replace(self.card, adapter=False), self.path)
+        module = base._read(dtype, native=native, placed={})
+        adapted = peft.PeftModel.from_pretrained(module, self.path / ADAPTER).eval()
+        return adapted if native else adapted.merge_and_unload()
 
 
 def open_bundle(path: Path) -> Bundle:

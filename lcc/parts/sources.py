@@ -244,7 +244,7 @@ def _folder_digest(folder: Path) -> str:
     """One digest of everything that loading the folder reads."""
     examine(folder)
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+    for file in sorted(p for p in [*folder.iterdir(), *folder.glob("adapter/*")] if p.is_file()):
         if file.suffix in (".safetensors", ".json", ".jinja", ".txt", ".model", ".spm"):
             digest.update(f"{file.name}\0{_file_digest(file)}\n".encode())
     return f"folder:{digest.hexdigest()}"
