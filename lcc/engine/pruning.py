@@ -1,85 +1,35 @@
-"""Remove feed-forward channels and attention head groups, coupled layers together.
+"""Feed-forward channels that go as one, found through the dependency graph of torch-pruning.
 
-torch-pruning's dependency graph says what is coupled (DepGraph; Fang et al., 2023). Its graph
-skips heads behind q/k norms without a word, so heads are removed here only where the family's
-layout is known and its config can say the new shape.
+The graph says what is coupled (DepGraph; Fang et al., 2023). Heads and the hidden width are found
+by layout (`families`, `streams`): the graph skips heads behind q/k norms without a word, never
+cuts key-value heads, and unties embeddings where encoder and decoder share them.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.errors import GateError, RecipeError
 from lcc.core.lazy import torch, torch_pruning
 from lcc.engine.blocks import blocks
+from lcc.engine.units import Member, Unit
 
 if TYPE_CHECKING:
     from torch.nn import Linear, Module
 
-FFN_FIELDS = ("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
-              "n_inner", "hidden_dim")  # fmt: skip
-# Their config states the width of a head, so fewer heads load as a plain config.
-HEAD_FAMILIES = ("llama", "mistral", "qwen2", "gemma", "granite", "smollm3", "helium", "phi3")
 # Where the graph of the whole model cannot be built: GPT-2 splits one projection into q, k and v.
 TRACED_ALONE = {"gpt2": "mlp"}
-NORMED_FAMILIES = ("gemma3", "gemma3_text", "gemma3n", "gemma4", "qwen3", "qwen3_moe", "olmo2")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is cut as one: rows of the producers and columns of the one consumer.
-
-    `size` neighbouring consumer columns go together (1 channel, or the heads of one group);
-    each producer gives `rows[i]` rows for them.
-    """
-
-    name: str  # of the consumer
-    consumer: Linear
-    producers: tuple[Linear, ...]
-    rows: tuple[int, ...]
-    size: int = 1
-
-    @property
-    def width(self) -> int:
-        return int(self.consumer.in_features) // self.size
-
-    def keep(self, kept: list[int]) -> None:
-        """Keep these channels or groups, in this order, in place."""
-        for producer, rows in zip(self.producers, self.rows, strict=True):
-            _keep_outputs(producer, _spread(kept, rows))
-        _keep_inputs(self.consumer, self.columns(kept))
-
-    def columns(self, kept: list[int]) -> list[int]:
-        """The consumer's columns of these channels or groups."""
-        return _spread(kept, self.size)
-
-
-def _spread(kept: list[int], size: int) -> list[int]:
-    return [group * size + i for group in kept for i in range(size)]
-
-
-def _keep_outputs(layer: Linear, rows: list[int]) -> None:
-    gone = sorted(set(range(layer.out_features)) - set(rows))
-    torch_pruning.prune_linear_out_channels(layer, gone)
-
-
-def _keep_inputs(layer: Linear, columns: list[int]) -> None:
-    gone = sorted(set(range(layer.in_features)) - set(columns))
-    torch_pruning.prune_linear_in_channels(layer, gone)
 
 
 def feed_forwards(model: Any) -> list[Unit]:
-    """The feed-forward layers inside the blocks, found through the dependency graph.
+    """The feed-forward layers inside the blocks.
 
     A group of linear layers that touches nothing else and ends in one consumer is one: anything
     on the residual stream would drag norms and embeddings along.
     """
     names = {module: name for name, module in model.named_modules()}
     alone = TRACED_ALONE.get(model.config.model_type)
-    example = _example(model)
-    graph = None if alone else _graph(model, example_inputs=example)
+    graph = None if alone else _graph(model, example_inputs=example(model))
     units: dict[str, Unit] = {}
     for block_name, block in blocks(model).items():
         if alone:
@@ -94,11 +44,20 @@ def feed_forwards(model: Any) -> list[Unit]:
     return list(units.values())
 
 
-def _example(model: Any) -> dict[str, Any]:
-    """The shortest text that goes through the whole model."""
-    ids = torch.ones(1, 4, dtype=torch.long, device=model.device)
-    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**example, "decoder_input_ids": ids} if model.config.is_encoder_decoder else example
+def example(model: Any) -> dict[str, Any]:
+    """The least input that goes through the whole model: text, an image, or sound."""
+    config, device = model.config, model.device
+    ids = torch.ones(1, 4, dtype=torch.long, device=device)
+    if model.main_input_name == "pixel_values":
+        side = config.image_size
+        return {"pixel_values": torch.zeros(1, config.num_channels, side, side, device=device)}
+    if model.main_input_name == "input_features":
+        # Two convolutions halve the frames to as many as there are positions.
+        frames = 2 * config.max_source_positions
+        features = torch.zeros(1, config.num_mel_bins, frames, device=device)
+        return {"input_features": features, "decoder_input_ids": ids}
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**text, "decoder_input_ids": ids} if config.is_encoder_decoder else text
 
 
 def _graph(model: Any, *, example_inputs: Any) -> Any:
@@ -135,70 +94,6 @@ def _unit(graph: Any, layer: Linear, names: dict[Module, str]) -> Unit | None:
         (consumers if is_input else producers).append(module)
     if len(consumers) != 1 or consumers[0] not in names:
         return None
-    return Unit(names[consumers[0]], consumers[0], tuple(producers), (1,) * len(producers))
-
-
-def set_ffn_width(model: Any, before: int, after: int) -> list[str]:
-    """Write the new width into the config and the modules that repeat it; returns the fields.
-
-    Raises GateError for a family whose config does not say it.
-    """
-    config = model.config.get_text_config()
-    fields = [f for f in FFN_FIELDS if getattr(config, f, None) == before]
-    if not fields and hasattr(config, "n_inner") and config.n_inner is None:
-        fields = ["n_inner"]  # GPT-2: unset means four times the hidden width.
-    if not fields:
-        raise GateError(f"width: no field of {type(config).__name__} holds the width {before}.")
-    for field in fields:
-        setattr(config, field, after)
-    for module in model.modules():
-        if getattr(module, "intermediate_size", None) == before:
-            module.intermediate_size = after
-    return fields
-
-
-def refuse_heads(model_type: str) -> None:
-    """Raise RecipeError, in one sentence, where removing heads would be wrong or silent."""
-    if model_type in NORMED_FAMILIES:
-        raise RecipeError(
-            f"width.dims: heads of {model_type} stand behind q/k norms, which the dependency graph"
-            " skips without a word; use dims=ffn."
-        )
-    if model_type not in HEAD_FAMILIES:
-        raise RecipeError(
-            f"width.dims: a config of {model_type} cannot say that heads are gone; use dims=ffn"
-            f" (heads work for {', '.join(HEAD_FAMILIES)})."
-        )
-
-
-def head_groups(model: Any) -> list[Unit]:
-    """Each attention layer as groups: one key-value head with the query heads that share it."""
-    config = model.config
-    refuse_heads(config.model_type)
-    shared = config.num_attention_heads // config.num_key_value_heads
-    width = _head_dim(config)
-    units = []
-    for name, module in model.named_modules():
-        if not all(hasattr(module, f"{p}_proj") for p in "qkvo"):
-            continue
-        producers = (module.q_proj, module.k_proj, module.v_proj)
-        rows, consumer = (shared * width, width, width), module.o_proj
-        units.append(Unit(f"{name}.o_proj", consumer, producers, rows, size=shared * width))
-    return units
-
-
-def set_num_groups(model: Any, before: int, after: int) -> None:
-    """Write the new numbers of heads into the config; heads keep their width."""
-    config = model.config
-    shared = config.num_attention_heads // config.num_key_value_heads
-    assert config.num_key_value_heads == before, (config.num_key_value_heads, before)
-    config.head_dim = _head_dim(config)
-    config.num_key_value_heads, config.num_attention_heads = after, after * shared
-    for module in model.modules():
-        if hasattr(module, "num_heads") and hasattr(module, "q_proj"):
-            module.num_heads = after * shared
-
-
-def _head_dim(config: Any) -> int:
-    explicit = getattr(config, "head_dim", None)
-    return int(explicit or config.hidden_size // config.num_attention_heads)
+    members = [Member(names[producer], producer, "out") for producer in producers]
+    consumer = Member(names[consumers[0]], consumers[0], "in")
+    return Unit(consumer.name, consumers[0].in_features, (*members, consumer))

@@ -1,4 +1,4 @@
-"""Remove the feed-forward channels or head groups that matter least, the same number everywhere."""
+"""Remove the channels, heads or hidden dimensions that matter least, the same number everywhere."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from pydantic import Field
 
 from lcc.core.catalog import Choice
 from lcc.core.decode import card, decode_card
-from lcc.core.errors import GateError, RecipeError
-from lcc.core.lazy import torch
+from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear
 from lcc.engine.calibration import Calibration
-from lcc.engine.pruning import (
-    Unit,
-    feed_forwards,
-    head_groups,
+from lcc.engine.families import (
+    POSITION_BIASED,
+    key_value_groups,
+    query_heads,
+    refuse_bias,
     refuse_heads,
-    set_ffn_width,
-    set_num_groups,
+    refuse_hidden,
 )
-from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
+from lcc.engine.pruning import feed_forwards
+from lcc.engine.ranking import globally_kept
+from lcc.engine.rescaling import keep_scales
+from lcc.engine.reshaping import Plan, rebuilt, restate
+from lcc.engine.streams import streams
+from lcc.methods.criteria import ByGradient
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, few_tokens, input_groups, reads
+from lcc.stages._calibrated import SEQUENTIAL, Needs, reads, text_batches
+from lcc.stages._narrowing import Narrowing, Refit
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lcc.engine.statistics import LayerStats
+    from lcc.engine.units import Unit
     from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
-
-# Widths that kernels and quantization groups like; `auto` takes the first that meets the ratio.
-STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02
+# Above these, one cut leaves hardly more than noise, whatever the criterion.
+MOST = {"ffn": 0.5, "heads": 0.5, "kv_groups": 0.5, "hidden": 0.3}
 
 
 def _wanda() -> Any:
@@ -44,23 +46,33 @@ def _wanda() -> Any:
 
 @card
 class Width:
-    """Narrow every layer alike by calibrated importance, and repair what reads the rest."""
+    """Narrow every layer alike by calibrated importance, and repair what reads the rest.
+
+    `ffn`: feed-forward channels. `heads`: query heads, as many of every key-value head (with keys
+    of their own, these go too). `kv_groups`: a key-value head with its query heads. `hidden`: the
+    residual stream with all that is on it; where a config ties heads to it, heads go along.
+    """
 
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    dims: Literal["ffn", "heads"] = "ffn"
+    dims: Literal["ffn", "heads", "kv_groups", "hidden"] = "ffn"
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
+    allocation: Literal["uniform", "global"] = "uniform"
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.25  # what a global ranking leaves at least
     repair: Literal["ridge", "bias", "none"] = "ridge"
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    accept_damage: bool = False
     calibration: Calibration = Field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+        needs_text = isinstance(self.criterion, ByGradient) or self._refits
+        nouns = SEQUENTIAL if needs_text else reads(self.needs, self.calibration)
+        object.__setattr__(self, "reads", nouns)
 
     @property
     def needs(self) -> Needs:
@@ -69,119 +81,134 @@ class Width:
         needs: Needs = self.criterion.needs
         return needs or ("diagonal" if self.repair == "bias" else None)
 
+    @property
+    def _refits(self) -> bool:
+        """Norms over fewer channels give other scales; what reads them is fitted to these."""
+        return self.dims == "hidden" and self.repair != "none"
+
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what the model's family (its config.json) does not allow."""
-        if self.dims == "heads":
-            refuse_heads(str(config.get("model_type")))
+        family = str(config.get("model_type"))
+        if self.dims == "hidden":
+            refuse_hidden(family)
+        elif self.dims != "ffn":
+            refuse_heads(family)
+        if self.repair == "bias":
+            refuse_bias(config, attention=self.dims in ("heads", "kv_groups"))
+        if self.ratio > MOST[self.dims] and not self.accept_damage:
+            raise RecipeError(
+                f"width.ratio: a cut of more than {MOST[self.dims]:g} in one step usually ruins a"
+                " model beyond what healing brings back; ask for less, cut in several steps with"
+                " healing between them, or set accept_damage=true."
+            )
+        if "sequential" in self.calibration.mode and self._looks_at_all(family):
+            raise RecipeError(
+                "width.calibration.mode: this cut ranks over all layers before it changes the"
+                " first, so no layer can see its narrowed predecessors; set mode=dense."
+            )
+
+    def _looks_at_all(self, family: str) -> bool:
+        """Whether layers have to be known before the first is cut."""
+        joined = self.dims in ("heads", "kv_groups") and family in POSITION_BIASED
+        whole = self.dims == "hidden" or self.allocation == "global"
+        return whole or joined or isinstance(self.criterion, ByGradient)
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         model = bundle.load(device=context.device)
         self.check(model.config.to_dict())
+        batches = text_batches(context, bundle, model, self.calibration) if self._refits else []
+        refit = Refit(model, batches)
         with as_linear(model):
-            found = head_groups(model) if self.dims == "heads" else feed_forwards(model)
-            units = {unit.name: unit for unit in found}
-            self._refuse(found, model)
-            plan = {width: self._target(width) for width in sorted({u.width for u in found})}
-            layers = {unit.name: unit.consumer for unit in found}
-            errors, warnings = [], list[str]()
-            with context.progress.track("width", len(units), "layer") as bar:
-                for group in input_groups(
-                    bundle, context, layers, self.calibration, needs=self.needs
-                ):
-                    for name in group.layers:
-                        unit = units[name]
-                        warnings = warnings or self._warnings(unit, group.stats)
-                        errors.append(self._cut(unit, group.stats, plan[unit.width]))
-                        bar.advance()
-        table = [self._settle(model, before, after) for before, after in plan.items()]
-        bundle.module = model
-        return Outcome(
-            bundle=bundle,
-            measures=self._measures(errors, table),
-            tables={"width": table},
-            warnings=[*warnings, *_unsparse(bundle, self.repair)],
-        )
+            units = self._units(model)
+            self._refuse(units, model)
+            plan = Plan(model.config, units, dims=self.dims)
+            job = Narrowing(bundle, context, units, self.criterion, self.repair, self.damping,
+                            self.calibration, self.needs)  # fmt: skip
+            kept = self._cut(job, plan, str(model.config.model_type))
+        restate(model.config, {field: after for field, (_, after) in plan.sizes.items()})
+        bundle.module = rebuilt(model)
+        if self.dims == "hidden":
+            keep_scales(bundle.module, *plan.sizes["hidden_size"])
+        if self._refits:
+            with as_linear(bundle.module):
+                refit.fit(bundle.module, job, kept)
+        return self._outcome(job, plan)
+
+    def _cut(self, job: Narrowing, plan: Plan, family: str) -> dict[str, list[int]]:
+        """Cut in place; what was kept of every unit, where that was known beforehand."""
+        if not self._looks_at_all(family):
+            plan.decide(self.ratio, self.round_to)
+            job.in_order(plan.num_kept)
+            return {}
+        importances = job.importances()
+        if self.allocation == "global":
+            by_loss = isinstance(self.criterion, ByGradient)  # comparable as they are
+            plan.wishes = globally_kept(
+                importances, ratio=self.ratio, floor=self.floor, standardize=not by_loss
+            )
+        plan.decide(self.ratio, self.round_to)
+        kept = {
+            unit.name: unit.best(importances[unit.name], plan.num_kept[unit.name])
+            for unit in job.units
+        }
+        job.at_once(kept)
+        return kept
+
+    def _units(self, model: Any) -> list[Unit]:
+        if self.dims == "hidden":
+            return streams(model)
+        if self.dims == "ffn":
+            return feed_forwards(model)
+        return query_heads(model) if self.dims == "heads" else key_value_groups(model)
 
     def _refuse(self, units: list[Unit], model: Any) -> None:
         kind = type(model).__name__
         if not units:
             raise RecipeError(f"width: found no {self.dims} to narrow in {kind}; leave it out.")
-        if self.repair == "bias" and any(unit.consumer.bias is None for unit in units):
+        consumers = [layer for unit in units for layer in unit.consumers.values()]
+        if self.repair == "bias" and any(layer.bias is None for layer in consumers):
             raise RecipeError(f"width.repair: {kind} has no biases to repair; use ridge or none.")
 
-    def _target(self, width: int) -> int:
-        """What stays of `width`: a multiple of `round_to` for channels, whole groups for heads."""
-        steps = STEPS if self.round_to == "auto" else (self.round_to,)
-        for step in steps if self.dims == "ffn" else (1,):
-            kept = max(1, round((1 - self.ratio) * width / step)) * step
-            is_near = abs(1 - kept / width - self.ratio) <= NEAR
-            if kept < width and (is_near or step == steps[-1] or self.dims == "heads"):
-                return kept
-        raise GateError(
-            f"width: a ratio of {self.ratio} takes nothing from {width} at multiples of"
-            f" {steps[-1]}; ask for a larger ratio or a smaller round_to."
+    def _outcome(self, job: Narrowing, plan: Plan) -> Outcome:
+        table = [
+            {
+                "dimension": " and ".join(fields),
+                "before": before,
+                "after": after,
+                "asked_ratio": self.ratio,
+                "achieved_ratio": 1 - after / before,
+            }
+            for (before, after), fields in plan.by_size().items()
+        ]
+        tables = {"width": table}
+        notes = []
+        if plan.wishes:
+            tables["global_ranking"] = plan.wished()
+            notes.append(plan.sentence())
+        if self._refits:
+            notes.append(
+                f"repair ({self.repair}) is approximate for hidden: every norm now divides by a mean"
+                " over fewer channels, so readers were repaired as if it did not and then weighed"
+                " by the scales that were measured; heal."
+            )
+        bundle = job.bundle
+        return Outcome(
+            bundle=bundle,
+            measures=self._measures(job, table),
+            tables=tables,
+            notes=notes,
+            warnings=[*job.warnings, *_unsparse(bundle, self.repair)],
         )
 
-    def _cut(self, unit: Unit, stats: LayerStats | None, num_kept: int) -> tuple[float, float]:
-        """Narrow one unit in place; its output's relative error without and with repair."""
-        weight = unit.consumer.weight.detach()
-        columns = self.criterion.score(weight, stats).float().square().sum(dim=0)  # (in,)
-        importance = columns.view(unit.width, unit.size).sum(dim=1)
-        kept = sorted(importance.topk(num_kept).indices.tolist())
-        chosen = torch.tensor(unit.columns(kept), device=weight.device)
-        plain = weight[:, chosen]
-        unit.keep(kept)
-        repaired = self._repaired(unit, weight, stats, chosen)
-        if stats is None or stats.gram is None:
-            return float("nan"), float("nan")
-        return (
-            relative_error(weight, plain, chosen, stats.gram),
-            relative_error(weight, repaired, chosen, stats.gram),
-        )
-
-    def _repaired(
-        self, unit: Unit, weight: Tensor, stats: LayerStats | None, kept: Tensor
-    ) -> Tensor:
-        new = unit.consumer.weight.detach()
-        if self.repair == "ridge":
-            assert stats is not None and stats.gram is not None
-            new = ridge_repair(weight, stats.gram, kept, damping=self.damping)
-            unit.consumer.weight.data.copy_(new)
-        elif self.repair == "bias":
-            assert stats is not None
-            unit.consumer.bias.data += bias_repair(weight, stats.mean, kept)
-        return new
-
-    def _settle(self, model: Any, before: int, after: int) -> dict[str, Any]:
-        """Config and one row of the report."""
-        if self.dims == "heads":
-            set_num_groups(model, before, after)
-            dimension = "num_key_value_heads"
-        else:
-            dimension = " and ".join(set_ffn_width(model, before, after))
-        return {
-            "dimension": dimension,
-            "before": before,
-            "after": after,
-            "asked_ratio": self.ratio,
-            "achieved_ratio": 1 - after / before,
-        }
-
-    def _measures(
-        self, errors: list[tuple[float, float]], table: list[dict[str, Any]]
-    ) -> dict[str, Measure]:
+    def _measures(self, job: Narrowing, table: list[dict[str, Any]]) -> dict[str, Measure]:
         achieved = min(row["achieved_ratio"] for row in table)
         found = {"achieved_ratio": Measure(achieved, "share")}
         if self.repair == "ridge":
+            errors = [fact["errors"] for fact in job.facts.values()]
             plain, repaired = (sum(column) / len(errors) for column in zip(*errors, strict=True))
             found["layer_error_unrepaired"] = Measure(plain, "share")
             found["layer_error"] = Measure(repaired, "share")
         return found
-
-    def _warnings(self, unit: Unit, stats: LayerStats | None) -> list[str]:
-        if self.repair != "ridge" or stats is None:
-            return []
-        return few_tokens(stats.num_tokens, unit.consumer.in_features, self.calibration)
 
 
 def _unsparse(bundle: Bundle, repair: str) -> list[str]:

@@ -147,6 +147,38 @@ def marian(width: int = 32) -> Any:
     return _seeded(transformers.MarianMTModel, config)
 
 
+def whisper(**changes: Any) -> Any:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 48}
+    sizes |= {"max_source_positions": 12, "max_target_positions": 32}
+    unsuppressed = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    config = transformers.WhisperConfig(
+        vocab_size=400, decoder_start_token_id=1, **{**sizes, **unsuppressed, **IDS, **changes}
+    )
+    return _seeded(transformers.WhisperForConditionalGeneration, config)
+
+
+def vit(**changes: Any) -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "image_size": 8, "patch_size": 4}
+    config = transformers.ViTConfig(**{**sizes, **changes})
+    return _seeded(transformers.ViTForImageClassification, config)
+
+
+def inputs(model: Any) -> dict[str, Any]:
+    """What any of these models can be asked: text, an image, or sound."""
+    draws = torch.Generator().manual_seed(3)
+    ids = torch.arange(5, 17).view(2, 6)
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(2, 3, 8, 8, generator=draws)}
+    if model.main_input_name == "input_features":
+        features = torch.randn(2, 8, 24, generator=draws)
+        return {"input_features": features, "decoder_input_ids": ids}
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**text, "decoder_input_ids": ids} if model.config.is_encoder_decoder else text
+
+
 def _seeded(cls: Any, config: Any) -> Any:
     torch.manual_seed(0)
     model = cls(config).eval()

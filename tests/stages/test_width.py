@@ -7,24 +7,14 @@ from typing import Any
 import compressing as tiny
 import pytest
 import torch
-import transformers
 
 from lcc.core.decode import Mistakes, decode
-from lcc.core.errors import GateError, RecipeError
+from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear
 from lcc.engine.calibration import Calibration
 from lcc.engine.pruning import feed_forwards
 from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
 from lcc.stages.width import Width
-
-
-def vit() -> Any:
-    config = transformers.ViTConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    return tiny._seeded(transformers.ViTForImageClassification, config)
-
 
 FAMILIES = {
     "llama": tiny.llama,
@@ -78,7 +68,7 @@ def test_removing_channels_that_carry_nothing_changes_nothing(family: str, tmp_p
     with as_linear(model), torch.no_grad():
         bundle = tiny.bundle(model)
         for unit in feed_forwards(model):
-            unit.consumer.weight[:, ::4] = 0
+            unit.members[-1].layer.weight[:, ::4] = 0
     expected = logits(model)
     context = tiny.context(tmp_path, task=task_for(model))
     Width(ratio=0.25, round_to=1, calibration=Calibration(samples=8), repair="none").run(
@@ -91,29 +81,85 @@ def test_every_feed_forward_is_found_once_and_no_attention() -> None:
     model = tiny.t5("gated-gelu")
     units = feed_forwards(model)
     assert [unit.name.split(".")[0] for unit in units] == ["encoder"] * 2 + ["decoder"] * 2
-    assert all(len(unit.producers) == 2 and unit.name.endswith("wo") for unit in units)
+    assert all(len(unit.members) == 3 and unit.name.endswith("wo") for unit in units)
 
 
-def test_head_groups_go_together_and_keep_their_width(tmp_path: Any) -> None:
-    bundle = tiny.bundle(tiny.llama(num_key_value_heads=2))
-    outcome = Width(ratio=0.5, dims="heads", calibration=Calibration(samples=16)).run(
-        bundle, tiny.context(tmp_path)
-    )
-    config = bundle.module.config
-    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
-    assert outcome.tables["width"][0]["dimension"] == "num_key_value_heads"
-    bundle.module.save_pretrained(tmp_path)
-    for attention in ("sdpa", "eager"):
-        reloaded = transformers.LlamaForCausalLM.from_pretrained(
-            tmp_path, attn_implementation=attention
-        )
-        assert torch.allclose(logits(reloaded.eval()), logits(bundle.module), atol=1e-6)
+SOME = {"ffn": "intermediate_size", "heads": "num_attention_heads",
+        "kv_groups": "num_key_value_heads", "hidden": "hidden_size"}  # fmt: skip
+WORKING = [
+    *[(dims, family) for dims in SOME for family in ("llama", "qwen3", "gemma3", "t5")],
+    *[(dims, family) for dims in ("ffn", "hidden") for family in ("gpt2", "bert")],
+    ("ffn", "marian"),
+]
 
 
-@pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3", "bert", "t5", "gpt2"])
-def test_heads_are_refused_with_a_sentence_before_any_work(model_type: str) -> None:
-    with pytest.raises(RecipeError, match=r"width.dims: .*; use dims=ffn"):
-        Width(dims="heads").check({"model_type": model_type})
+@pytest.mark.parametrize(("dims", "family"), WORKING)
+def test_30_percent_are_gone_and_the_reloaded_model_works(
+    dims: str, family: str, tmp_path: Any
+) -> None:
+    model = FAMILIES[family]()
+    before = sum(p.numel() for p in model.parameters())
+    stage = decode(Width, {"dims": dims, "ratio": 0.3, "calibration": {"samples": 16}})
+    bundle = tiny.bundle(model)
+    outcome = stage.run(bundle, tiny.context(tmp_path, task=task_for(model)))
+    model = bundle.module
+    row = outcome.tables["width"][0]
+    assert row["after"] < row["before"]
+    assert outcome.measures["achieved_ratio"].value >= 0.25
+    assert sum(p.numel() for p in model.parameters()) < before
+    for field in row["dimension"].split(" and "):
+        assert getattr(model.config, field) == row["after"]
+    model.save_pretrained(tmp_path / "model")
+    for attention in ("eager", "sdpa"):
+        reloaded = type(model).from_pretrained(tmp_path / "model", attn_implementation=attention)
+        assert torch.allclose(logits(reloaded.eval()), logits(model), atol=1e-5)
+    if reloaded.can_generate():
+        ids = torch.arange(5, 9).view(1, 4)
+        cached = reloaded.generate(ids, max_new_tokens=4, do_sample=False)
+        again = reloaded.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
+        assert torch.equal(cached, again)
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    if family in ("llama", "gemma3", "gpt2", "t5", "marian"):
+        assert tied[0].weight is tied[1].weight, "tied weights stay tied"
+
+
+@pytest.mark.parametrize("dims", ["heads", "kv_groups"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "marian", "whisper"])
+def test_heads_that_no_config_can_state_are_refused(model_type: str, dims: Any) -> None:
+    with pytest.raises(RecipeError, match=r"width.dims: a config of .*use dims="):
+        Width(dims=dims).check({"model_type": model_type})
+
+
+def test_a_hidden_width_that_loads_as_another_model_is_refused() -> None:
+    with pytest.raises(RecipeError, match="marian are sinusoids"):
+        Width(dims="hidden").check({"model_type": "marian"})
+    with pytest.raises(RecipeError, match="hidden width of mamba enters is not known"):
+        Width(dims="hidden").check({"model_type": "mamba"})
+
+
+def test_a_ratio_that_ruins_models_wants_to_be_accepted() -> None:
+    with pytest.raises(RecipeError, match="accept_damage=true"):
+        Width(ratio=0.6).check({"model_type": "llama"})
+    Width(ratio=0.6, accept_damage=True).check({"model_type": "llama"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"dims": "hidden"}, {"allocation": "global"}, {"criterion": "taylor"}]
+)
+def test_what_ranks_over_all_layers_is_refused_in_sequence(options: dict[str, Any]) -> None:
+    stage = decode(Width, {**options, "calibration": {"mode": "sequential"}})
+    with pytest.raises(RecipeError, match="set mode=dense"):
+        stage.check({"model_type": "llama"})
+
+
+def test_in_sequence_a_killed_cut_goes_on_where_it_was(tmp_path: Any) -> None:
+    options = {"calibration": {"samples": 16, "mode": "sequential"}, "dims": "kv_groups"}
+    made = []
+    for _ in range(2):  # The second run finds all blocks finished.
+        bundle = tiny.bundle(tiny.llama(num_key_value_heads=4))
+        outcome = decode(Width, options).run(bundle, tiny.context(tmp_path))
+        made.append((logits(bundle.module), outcome.measures["layer_error"].value))
+    assert torch.equal(made[0][0], made[1][0]) and made[0][1] == made[1][1]
 
 
 def test_ridge_repair_equals_least_squares() -> None:
@@ -153,11 +199,9 @@ def test_bias_repair_keeps_the_mean_output() -> None:
     assert torch.allclose(after, (x @ weight.T).mean(0), atol=1e-5)
 
 
-def test_bias_repair_without_biases_is_refused(tmp_path: Any) -> None:
-    with pytest.raises(RecipeError, match="has no biases to repair"):
-        Width(repair="bias", calibration=Calibration(samples=4)).run(
-            tiny.bundle(tiny.llama()), tiny.context(tmp_path)
-        )
+def test_bias_repair_without_biases_is_refused() -> None:
+    with pytest.raises(RecipeError, match="llama has no biases to repair"):
+        Width(repair="bias").check({"model_type": "llama", "mlp_bias": False})
 
 
 def test_bias_repair_runs_where_there_are_biases(tmp_path: Any) -> None:
@@ -168,7 +212,7 @@ def test_bias_repair_runs_where_there_are_biases(tmp_path: Any) -> None:
 
 
 def test_a_ratio_that_rounding_swallows_is_an_error(tmp_path: Any) -> None:
-    with pytest.raises(GateError, match="takes nothing from 64 at multiples of 32"):
+    with pytest.raises(RecipeError, match="takes nothing from 64 at multiples of 32"):
         Width(ratio=0.05, round_to=32, calibration=Calibration(samples=4)).run(
             tiny.bundle(tiny.llama()), tiny.context(tmp_path)
         )

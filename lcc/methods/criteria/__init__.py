@@ -41,3 +41,21 @@ class Pruner(Protocol):
         Each layer has a pattern (of one kind) and a number of rows.
         """
         ...
+
+
+@runtime_checkable
+class ByChannel(Protocol):
+    """A criterion with a word of its own for whole channels."""
+
+    def channels(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
+        """(in,) importance of the channels that an (out, in) weight reads."""
+        ...
+
+
+@runtime_checkable
+class ByGradient(Protocol):
+    """A criterion that asks the task's loss."""
+
+    def score_by_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Scores of any weight whose gradient on one batch is `gradient`, in its shape."""
+        ...

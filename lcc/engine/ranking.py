@@ -1,0 +1,117 @@
+"""Which channels or heads matter, how many stay in every layer, and at which useful widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lcc.core.errors import RecipeError
+from lcc.core.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lcc.engine.statistics import LayerStats
+    from lcc.engine.units import Unit
+
+# Widths that kernels and quantization groups like; `auto` takes the first that meets the ratio.
+STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02
+
+
+def column_importance(criterion: Any, unit: Unit, name: str, stats: LayerStats | None) -> Tensor:
+    """What a consumer says of each channel or head that it reads: (num,).
+
+    Where the criterion has no word for channels, the squared norm of a column of its scores.
+    """
+    member = unit.consumer(name)
+    weight: Any = member.layer.weight
+    weight = weight.detach()
+    if hasattr(criterion, "channels"):
+        columns = criterion.channels(weight, stats)
+    else:
+        columns = criterion.score(weight, stats).float().square().sum(dim=0)
+    return member.totals(columns, 0)
+
+
+def size_importance(unit: Unit) -> Tensor:
+    """Where no statistics are: the product of what writes a channel and what reads it, squared."""
+    found: Any = 1.0
+    for member in unit.members:
+        parameter, dim = member.parameters()[0]
+        found = found * member.totals(parameter.detach().float().square(), dim)
+    assert torch.is_tensor(found), unit.name
+    return found
+
+
+def combined(votes: Sequence[Tensor]) -> Tensor:
+    """One importance out of several consumers', each with the same say."""
+    if len(votes) == 1:
+        return votes[0]
+    tiny = torch.finfo(torch.float32).tiny
+    return torch.stack([vote / vote.sum().clamp(min=tiny) for vote in votes]).sum(dim=0)
+
+
+def globally_kept(
+    importance: Mapping[str, Tensor], *, ratio: float, floor: float, standardize: bool
+) -> dict[str, int]:
+    """How many of each unit a ranking over all of them keeps, at least `floor` of each.
+
+    Unless they are comparable as they are, importances count in standard deviations from their
+    layer's mean, as in FLAP (arXiv 2312.11983).
+    """
+    if standardize:
+        importance = {name: _standardized(values) for name, values in importance.items()}
+    least = {name: max(1, round(floor * len(values))) for name, values in importance.items()}
+    ranked = [
+        (float(value), name, place >= least[name])
+        for name, values in importance.items()
+        for place, value in enumerate(values.sort(descending=True).values)
+    ]
+    wanted = round((1 - ratio) * len(ranked)) - sum(least.values())
+    free = sorted((entry for entry in ranked if entry[2]), reverse=True)[: max(wanted, 0)]
+    kept = dict(least)
+    for _, name, _ in free:
+        kept[name] += 1
+    return kept
+
+
+def _standardized(values: Tensor) -> Tensor:
+    tiny = torch.finfo(torch.float32).tiny
+    return (values - values.mean()) / values.std(correction=0).clamp(min=tiny)
+
+
+def rounded(num: int, ratio: float, *, round_to: int | Literal["auto"]) -> int:
+    """What stays of `num` channels: a multiple of `round_to`.
+
+    Raises RecipeError when nothing would go.
+    """
+    steps = STEPS if round_to == "auto" else (round_to,)
+    for step in steps:
+        kept = max(1, round((1 - ratio) * num / step)) * step
+        is_near = abs(1 - kept / num - ratio) <= NEAR
+        if kept < num and (is_near or step == steps[-1]):
+            return kept
+    raise RecipeError(
+        f"width: a ratio of {ratio:g} takes nothing from {num} at multiples of {steps[-1]}; ask for"
+        " a larger ratio or a smaller round_to."
+    )
+
+
+def nearest(num: int, ratio: float, *, allowed: Sequence[int]) -> int:
+    """What stays of `num` where only some sizes are `allowed`: the one nearest to the ratio.
+
+    Of those that are near enough, the one with the largest power of two. Raises RecipeError when
+    nothing would go.
+    """
+    smaller = [size for size in allowed if 0 < size < num]
+    wanted = (1 - ratio) * num
+    if not smaller or abs(num - wanted) < min(abs(size - wanted) for size in smaller):
+        sizes = ", ".join(map(str, smaller[-4:])) or "nothing"
+        raise RecipeError(
+            f"width: a ratio of {ratio:g} takes nothing from {num}: what could stay is {sizes}; ask"
+            " for a larger ratio or other dims."
+        )
+    near = [size for size in smaller if abs(size - wanted) <= NEAR * num]
+    if near:
+        return max(near, key=lambda size: (size & -size, -abs(size - wanted)))
+    return min(smaller, key=lambda size: abs(size - wanted))
