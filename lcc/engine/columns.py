@@ -9,7 +9,7 @@ costs to lose, w² / [H⁻¹]_kk given what is still free, is (w U_kk)².
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
