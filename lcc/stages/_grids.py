@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.catalog import name_of
 from lcc.core.errors import RecipeError
+from lcc.core.lazy import torch, transformers
 from lcc.core.nearest import did_you_mean
 from lcc.methods.quantizers import Smoother
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from lcc.stages.quantize import Quantize
 
 GROUPS = (128, 64, 32, 16, 8)
-BITSANDBYTES_BLOCK = 64  # its CPU kernel reads whole blocks per row
 # transformers initialises them by their dense weights, so it cannot keep them packed.
 UNREADABLE = ("t5", "mt5", "umt5", "longt5")
 
@@ -48,6 +48,8 @@ def refuse(stage: Quantize, config: dict[str, Any]) -> None:
         _refuse_for_inputs(stage, word, config)
     if stage.is_mixed:
         _refuse_mixture(stage, config)
+    if stage.bits_for and config.get("architectures"):
+        refuse_patterns(stage, linear_names(config))
     width = config.get("hidden_size") or config.get("d_model") or config.get("n_embd")
     if isinstance(stage.group_size, int) and width and width % stage.group_size:
         raise RecipeError(_indivisible(stage.group_size, width, common=width))
@@ -137,32 +139,42 @@ def _refuse_unreadable(config: dict[str, Any], what: str, way_out: str) -> None:
         )
 
 
-def layer_bits(stage: Quantize, layers: Mapping[str, Any]) -> dict[str, int]:
-    """The bits of each layer; of the patterns in `bits_for`, the first that matches.
-
-    Raises RecipeError for a pattern that matches none.
-    """
-    for pattern in stage.bits_for:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            stem = pattern.strip("*").strip(".")
-            leaves = {name.rpartition(".")[2] for name in layers}
-            hint = did_you_mean(stem.rpartition(".")[2], leaves)
-            raise RecipeError(f"quantize.bits_for: no layer matches {pattern!r}{hint}")
+def layer_bits(stage: Quantize, layers: Iterable[str]) -> dict[str, int]:
+    """The bits of each layer; of the patterns in `bits_for`, the first that matches."""
+    refuse_patterns(stage, layers)
     return {
         name: next((b for p, b in stage.bits_for.items() if fnmatchcase(name, p)), stage.bits)
         for name in layers
     }
 
 
+def refuse_patterns(stage: Quantize, layers: Iterable[str]) -> None:
+    """Raise RecipeError for a pattern that matches none of these names."""
+    for pattern in stage.bits_for:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            stem = pattern.strip("*").strip(".").rpartition(".")[2]
+            hint = did_you_mean(stem, {name.rpartition(".")[2] for name in layers})
+            raise RecipeError(f"quantize.bits_for: no layer matches {pattern!r}{hint}")
+
+
+def linear_names(config: dict[str, Any]) -> list[str]:
+    """The linear layers that a model of this config has, read off a skeleton without weights."""
+    known = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = getattr(transformers, config["architectures"][0])._from_config(known)
+    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+
+
 def common_group_size(stage: Quantize, layers: Mapping[str, Linear]) -> int | None:
     """Inputs that share a scale, in every layer; None for one scale per output channel."""
     widths = sorted({_width(layer) for layer in layers.values()})
     if stage.quantizer.format == "bitsandbytes":
-        odd = next((width for width in widths if width % BITSANDBYTES_BLOCK), None)
+        block = getattr(stage.quantizer, "block", 1)
+        odd = next((width for width in widths if width % block), None)
         if odd is not None:
             raise RecipeError(
                 f"quantize.quantizer: {name_of(stage.quantizer)} takes inputs that are multiples"
-                f" of {BITSANDBYTES_BLOCK}, not {odd}; use quantizer=scale_search."
+                f" of {block}, not {odd}; use quantizer=scale_search."
             )
         return None
     if stage.group_size == "channel" or getattr(stage.quantizer, "rounds_inputs", False):

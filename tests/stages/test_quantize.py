@@ -62,7 +62,10 @@ def quantized(model: Any, folder: Path, inputs: Any = None, **options: Any) -> A
     return bundle, outcome
 
 
-@pytest.mark.parametrize("options", [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}])
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_stranger_loads_is_what_was_in_memory(
     family: str, options: Any, tmp_path: Path
@@ -135,6 +138,7 @@ SETTINGS = {
     "2 bits by channel": {"bits": 2, "accept_damage": True, "group_size": "channel"},
     "zero points, 3 bits": {"bits": 3, "symmetric": False, "accept_damage": True},
     "several bits": {"bits": 4, "bits_for": {"*.0.*": 8}},
+    "int8 by bitsandbytes": {"quantizer": "bnb_int8"},
 }
 
 
@@ -235,3 +239,46 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(GateError, match=r"layer 'model\.layers\.1\.mlp\.up_proj' holds numbers"):
         quantized(model, tmp_path)
+
+
+@pytest.mark.parametrize("quantizer", ["awq", "smoothquant"])
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_a_smoothed_model_reloads_as_it_was_in_memory_or_is_refused(
+    family: str, quantizer: str, tmp_path: Path
+) -> None:
+    options = {"quantizer": quantizer, "bits": 4 if quantizer == "awq" else 8}
+    inputs = {"stats": calibrated(EVERY_FAMILY[family](), tmp_path)}
+    try:
+        bundle, outcome = quantized(EVERY_FAMILY[family](), tmp_path, inputs=inputs, **options)
+    except RecipeError as error:
+        assert family == "t5" and "transformers cannot keep a t5 packed" in str(error)
+        return
+    assert outcome.measures["num_smoothed_inputs"].value > 0
+    measures = reload_gate(bundle, tmp_path / "model", parent=None)
+    assert measures["reload_max_logit_difference"].value < 1e-3
+
+
+def test_w8a8_rounds_its_inputs_in_memory_and_from_disk_alike(tmp_path: Path) -> None:
+    inputs = {"stats": calibrated(tiny.llama(), tmp_path)}
+    bundle, _ = quantized(tiny.llama(), tmp_path, inputs=inputs, quantizer="smoothquant")
+    disk = open_bundle(tmp_path / "model").load()
+    assert torch.allclose(logits(disk), logits(bundle.module), atol=1e-2)
+    for model in (disk, bundle.module):
+        layer = model.model.layers[0].mlp.up_proj
+        x = torch.randn(1, 3, 32)
+        plain = torch.nn.functional.linear(x, layer.weight)
+        assert 0 < float((layer(x) - plain).abs().max()) < 0.05 * float(plain.abs().max())
+
+
+def test_scales_are_moved_only_where_statistics_lie_on_disk(tmp_path: Path) -> None:
+    for mode, sentence in (("sequential", "set calibration.mode=dense"), ("auto", "on disk; set")):
+        with pytest.raises(RecipeError, match=sentence):
+            quantized(tiny.llama(), tmp_path, quantizer="awq", bits=4, calibration={"mode": mode})
+
+
+def test_a_pattern_without_a_layer_is_refused_before_any_work() -> None:
+    config = {**tiny.llama().config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    decode(Quantize, {"bits_for": {"*.down_proj": 8}, "bits": 4}).check(config)
+    stage = decode(Quantize, {"bits_for": {"*.fc2": 8}, "bits": 4})
+    with pytest.raises(RecipeError, match=r"no layer matches '\*\.fc2'"):
+        stage.check(config)

@@ -45,6 +45,7 @@ class Nf4:
     needs: ClassVar[Needs | None] = None
     bits: ClassVar[tuple[int, ...]] = (4,)
     format: ClassVar[Format] = "bitsandbytes"
+    block: ClassVar[int] = BLOCK  # its CPU kernel reads whole blocks per row
 
     def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
         codes, state = bitsandbytes.functional.quantize_4bit(
