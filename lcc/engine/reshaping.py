@@ -1,4 +1,4 @@
-"""The config of a narrower model, and the model that this config builds with the narrower weights."""
+"""The config of a narrower model, and the model it builds with the narrower weights."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Plan:
         least, most = rows[0], rows[-1]
         return (
             f"ranked over all layers, {least['layer']} would have lost {least['ratio']:.0%} and"
-            f" {most['layer']} {most['ratio']:.0%} (table global_ranking); a config states one width"
-            " for all, so every layer of a kind lost the same."
+            f" {most['layer']} {most['ratio']:.0%} (table global_ranking); a config states one"
+            " width for all, so every layer of a kind lost the same."
         )
 
     def _field(self, unit: Unit) -> str:

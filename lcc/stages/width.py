@@ -187,9 +187,9 @@ class Width:
             notes.append(plan.sentence())
         if self._refits:
             notes.append(
-                f"repair ({self.repair}) is approximate for hidden: every norm now divides by a mean"
-                " over fewer channels, so readers were repaired as if it did not and then weighed"
-                " by the scales that were measured; heal."
+                f"repair ({self.repair}) is approximate for hidden: every norm now divides by a"
+                " mean over fewer channels, so readers were repaired as if it did not and then"
+                " weighed by the scales that were measured; heal."
             )
         bundle = job.bundle
         return Outcome(
