@@ -20,6 +20,9 @@ from lcc.parts.dist import Distributed
 from lcc.parts.sources import ModelSpec
 from lcc.parts.task import Task
 
+# Verbs that are their own only stage in a recipe without stages.
+OWN_STAGE = ("finetune", "compress", "eval", "bench", "sensitivity")
+
 
 @card
 class Launcher:
@@ -80,7 +83,7 @@ def load_recipe(overrides: list[str], verb: str = "run") -> Recipe:
 def load_composed(composed: Composed, verb: str = "run") -> Recipe:
     """Decode composed values; without stages of its own a verb is its own only stage."""
     values = {key: value for key, value in composed.values.items() if value is not None}
-    if not values.get("stages") and verb in ("finetune", "compress", "eval", "bench"):
+    if not values.get("stages") and verb in OWN_STAGE:
         values["stages"] = {verb: {}}
     if composed.recipe is not None:
         values.setdefault("name", composed.recipe)

@@ -51,6 +51,8 @@ def _planned(words: list[str], verb: str, *, judged: bool = False) -> Pipeline:
     recipe = load_composed(composed, verb)
     if judged:
         recipe = _judged(recipe)
+    if verb == "sensitivity":
+        recipe = _probed(recipe)
     try:
         return plan_steps(recipe)
     except Mistakes as mistakes:
@@ -104,6 +106,17 @@ def _judged(recipe: Recipe) -> Recipe:
         return recipe
     wanted = {"checkpoints": ["base", list(recipe.plan)[-1]]}
     return replace(recipe, stages={**recipe.stages, "eval": wanted})
+
+
+def _probed(recipe: Recipe) -> Recipe:
+    """The recipe up to what its plan is given, and the sensitivity of that."""
+    if any((node or {}).get("kind", n) == "sensitivity" for n, node in recipe.stages.items()):
+        return recipe
+    names = list(recipe.stages)
+    before = names[: names.index("compress")] if "compress" in names else names
+    kinds = {n: (recipe.stages[n] or {}).get("kind", n) for n in before}
+    kept = {n: recipe.stages[n] for n in before if kinds[n] not in ("eval", "bench")}
+    return replace(recipe, stages={**kept, "sensitivity": {}})
 
 
 def _untimed(pipeline: Pipeline) -> Pipeline:

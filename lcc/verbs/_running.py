@@ -47,7 +47,7 @@ def _run_one(verb: str, words: list[str], *, as_json: bool) -> int:
     from lcc.sweep import refuse_sweep, run_words
 
     refuse_sweep(words)
-    _check_installed(words)
+    check_installed(words)
     run = run_words(words, verb=verb)
     from lcc import views
 
@@ -89,7 +89,7 @@ def _worst(errors: list[LccError]) -> int:
     return errors[0].exit_code if errors else 0
 
 
-def _check_installed(words: list[str]) -> None:
+def check_installed(words: list[str]) -> None:
     """Say in one line which fetch is missing, before anything starts."""
     from lcc.parts import data, sources
     from lcc.recipe import load_recipe

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_reports(run_folder: Path) -> list[Path]:
@@ -45,3 +46,10 @@ def print_sweep(run_folder: Path) -> None:
     from lcc.views import terminal
 
     terminal.print_sweep(run_folder)
+
+
+def print_sensitivity(rows: Sequence[dict[str, Any]], notes: Sequence[str], folder: Path) -> None:
+    """What a sensitivity step found, on the terminal."""
+    from lcc.views import terminal
+
+    terminal.print_sensitivity(rows, notes, folder)

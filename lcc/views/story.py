@@ -21,6 +21,7 @@ from lcc.views.document import (
 )
 from lcc.views.headline import headline
 from lcc.views.results import Delta
+from lcc.views.sensitivity import sensitivity_table
 from lcc.views.tables import change, results_table, speed_table
 
 NUM_SAMPLES = 8
@@ -28,7 +29,8 @@ NUM_SAMPLES = 8
 
 def story(run: Run) -> Document:
     """The whole report of `run`."""
-    parts = [("Results", _results(run)), ("Notes", remarks(run)), ("Training", _training(run)),
+    parts = [("Results", _results(run)), ("Sensitivity", _sensitivity(run)),
+             ("Notes", remarks(run)), ("Training", _training(run)),
              ("Samples", _samples(run)), ("Lineage", lineage(run)), ("Steps", steps(run)),
              ("Settings", settings(run)), ("Reproduce", reproduction(run)),
              ("Machine and versions", machines(run))]  # fmt: skip
@@ -115,6 +117,12 @@ def _machine_speed(run: Run) -> Iterator[Block]:
                  for name, m in bench.report.measures.items() if m.value is not None]  # fmt: skip
         if facts:
             yield Prose(units.clean(f"The machine itself: {', '.join(facts)}."))
+
+
+def _sensitivity(run: Run) -> Iterator[Block]:
+    for step in run.of_kind("sensitivity"):
+        assert step.report is not None, step.name
+        yield sensitivity_table(step.report.tables.get("sensitivity", []))
 
 
 def _training(run: Run) -> Iterator[Block]:

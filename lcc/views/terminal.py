@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -15,6 +16,7 @@ from lcc.core.report import Run, read_run
 from lcc.views import pareto, results, units
 from lcc.views.document import Cell, Column, Table
 from lcc.views.headline import headline
+from lcc.views.sensitivity import sensitivity_table
 from lcc.views.tables import compare_table, results_table
 
 MAX_METRICS = 4  # the report files show all
@@ -53,6 +55,22 @@ def print_sweep(folder: Path, console: Console | None = None) -> None:
         console.print(Text(line), soft_wrap=True)
     if metric is None:
         console.print(Text("No quality was measured; add task=NAME dataset=NAME.", style="yellow"))
+    console.print(Text(str(folder / "report.html")), soft_wrap=True)
+
+
+def print_sensitivity(
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    folder: Path,
+    console: Console | None = None,
+) -> None:
+    """Parts down, actions across; then what hurts most, and where the report lies."""
+    console = console or _console()
+    shown = sensitivity_table(rows)
+    console.print(Text(shown.caption, style="dim"))
+    console.print(_grid(shown))
+    for note in notes:
+        console.print(Text(units.clean(note)))
     console.print(Text(str(folder / "report.html")), soft_wrap=True)
 
 
