@@ -1,0 +1,197 @@
+"""Time lcc's compression against llm-compressor's, at equal quality first.
+
+    python benchmarks/compress.py --text wikitext2.test.txt
+    python benchmarks/compress.py --text wikitext2.test.txt --tokens 131072 --methods gptq
+    python benchmarks/compress.py --text wikitext2.test.txt --sweep
+
+Both tools get the same weights, token ids, threads and mode, in turns; a run that is not as good
+(perplexity within 0.5 %) is marked. Times leave imports out; "solver" is the methods' own
+arithmetic within the same runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import material
+import running
+from floors import Floors, floors
+
+WITHIN = 0.005  # of perplexity: as good
+GOALS = {"solver": 5.0, "sequential": 1.5, "dense": 2.0}
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, theirs
+    "gptq": (
+        {"quantize": {"quantizer": "gptq", "bits": 4, "group_size": 64}},
+        {"name": "gptq", "bits": 4, "group_size": 64},
+    ),
+    "sparsegpt50": (
+        {"sparsify": {"criterion": "sparsegpt", "sparsity": 0.5}},
+        {"name": "sparsegpt", "sparsity": 0.5},
+    ),
+    "sparsegpt24": (
+        {"sparsify": {"criterion": "sparsegpt", "pattern": "2:4"}},
+        {"name": "sparsegpt", "sparsity": 0.5, "pattern": "2:4"},
+    ),
+    "wanda50": (
+        {"sparsify": {"criterion": "wanda", "sparsity": 0.5}},
+        {"name": "wanda", "sparsity": 0.5},
+    ),
+}
+SWEEP = ("w8", "w4", "w4_gptq", "sparse50_wanda", "sparse50_sparsegpt", "sparse24_sparsegpt",
+         "sparse24_w4", "lowrank_compensated_w4")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one comparison is about, and where it works."""
+
+    options: argparse.Namespace
+    model: Path
+    text: material.Text
+    data: Path
+    work: Path
+
+    def ids(self) -> Path:
+        """The calibration tokens that lcc would take, written for the peer."""
+        path = self.work / f"ids-{self.options.tokens}-{self.options.seed}.json"
+        if not path.is_file():
+            rows = running.ours({**self.job({}), "out": str(self.work / "ids"), "only": "ids"},
+                                self.work)  # fmt: skip
+            path.write_text(json.dumps(rows), encoding="utf-8")
+        return path
+
+    def job(self, steps: dict[str, Any]) -> dict[str, Any]:
+        options = self.options
+        return {"model": str(self.model), "data": str(self.data), "steps": steps,
+                "tokens": options.tokens, "seed": options.seed,
+                "threads": options.threads}  # fmt: skip
+
+    def perplexity(self, folder: Path) -> float:
+        scored = self.work / "scored.txt"
+        scored.write_text(self.text.scored, encoding="utf-8")
+        found = running.score(folder, parent=self.model, text=scored,
+                              tokens=self.options.score_tokens, threads=self.options.threads,
+                              work=self.work)  # fmt: skip
+        return float(found["perplexity"])
+
+
+def compare(setting: Setting, method: str, mode: str) -> dict[str, Any]:
+    """Both tools in turns; the best time of each, and how good their last results are."""
+    steps, words = METHODS[method]
+    python = running.environment("llm_compressor", Path(setting.options.environments))
+    out = {tool: setting.work / f"{tool}-{method}-{mode}" for tool in ("lcc", "peer")}
+    times: dict[str, list[dict[str, Any]]] = {"lcc": [], "peer": []}
+    ids = setting.ids()
+    for _ in range(setting.options.rounds):
+        mine = {**setting.job(steps), "mode": mode, "out": str(out["lcc"])}
+        theirs = {"model": str(setting.model), "ids": str(ids), "method": words, "mode": mode,
+                  "threads": setting.options.threads, "out": str(out["peer"])}  # fmt: skip
+        times["lcc"].append(running.ours(mine, setting.work))
+        times["peer"].append(running.run(python, "peers/llm_compressor.py", theirs, setting.work))
+    best = {tool: {key: min(one[key] for one in found) for key in found[0] if "seconds" in key
+                   and key in found[0]} for tool, found in times.items()}  # fmt: skip
+    good = {tool: setting.perplexity(folder / "model") for tool, folder in out.items()}
+    for folder in out.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"method": method, "mode": mode, "best": best, "perplexity": good}
+
+
+def row(found: dict[str, Any], floor: Floors) -> list[str]:
+    best, good = found["best"], found["perplexity"]
+    mine, theirs = best["lcc"], best["peer"]
+    is_good = good["lcc"] <= good["peer"] * (1 + WITHIN)
+    whole, solver = (theirs[k] / max(mine[k], 1e-9) for k in ("cpu_seconds", "solver_cpu_seconds"))
+    return [
+        found["method"], found["mode"], f"{good['lcc']:.2f}", f"{good['peer']:.2f}",
+        "yes" if is_good else "**no**",
+        f"{mine['seconds']:.1f}", f"{theirs['seconds']:.1f}",
+        f"{mine['cpu_seconds']:.1f}", f"{theirs['cpu_seconds']:.1f}", f"{whole:.2f}×",
+        f"{floor.whole(found['method'], found['mode']):.1f}",
+        f"{mine['solver_cpu_seconds']:.2f}", f"{theirs['solver_cpu_seconds']:.2f}",
+        f"{solver:.1f}×", f"{floor.solver(found['method']):.2f}",
+    ]  # fmt: skip
+
+
+TITLES = ["method", "mode", "perplexity lcc", "peer", "as good", "wall s lcc", "peer", "CPU s lcc",
+          "peer", "ratio", "floor s", "solver CPU s lcc", "peer", "ratio", "floor s"]  # fmt: skip
+
+
+def sweep(setting: Setting) -> str:
+    """Eight plans by one sweep and by eight runs that share nothing, with the command itself."""
+    options = setting.options
+    base = [f"model={setting.model}", "task=generation", f"threads={options.threads}",
+            "dataset=local", "dataset.source.name=lines", "dataset.source.unit=paragraph",
+            f"dataset.source.path={setting.text.path}"]  # fmt: skip
+    plans = options.plans.split(",")
+    together = _command(setting, ["run", "-m", *base, f"plan={','.join(plans)}"], "sweep")
+    alone = sum(_command(setting, ["run", *base, f"plan={plan}"], plan) for plan in plans)
+    return (f"sweep of {len(plans)} plans: {together:.0f} s; as single runs: {alone:.0f} s; "
+            f"ratio {alone / together:.2f}×")  # fmt: skip
+
+
+def _command(setting: Setting, words: list[str], name: str) -> float:
+    folder = setting.work / "sweep" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started = time.perf_counter()
+    words = [*words, "+stages.compress={}"]
+    subprocess.run([sys.executable, "-m", "lcc", *words], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    seconds = time.perf_counter() - started
+    shutil.rmtree(folder, ignore_errors=True)
+    return seconds
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2_135m", help="a folder or a model card")
+    parser.add_argument("--text", help="WikiText-2 test as one file")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--modes", default="dense,sequential")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--score-tokens", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweep", action="store_true", help="time a sweep against single runs")
+    parser.add_argument("--plans", default=",".join(SWEEP), help="plans of the sweep")
+    parser.add_argument("--work", type=Path, default=material.default_work())
+    parser.add_argument("--environments", default=str(material.default_work() / "environments"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    text = material.text_of(options.text)
+    work = options.work / "compress"
+    model = material.model_folder(options.model, work)
+    setting = Setting(options, model, text, material.write_data(text, work / "data"), work)
+    if options.sweep:
+        print(sweep(setting))
+        return
+    machine = running.machine(options.threads, work)
+    print(f"{options.threads} thread(s): {machine['flops'] / 1e9:.0f} GFLOP/s float32, "
+          f"{machine['bandwidth'] / 1e9:.1f} GB/s; {options.tokens} tokens, best of "
+          f"{options.rounds} rounds in turns\n")  # fmt: skip
+    floor = floors(model, options.tokens, machine)
+    found = []
+    for method in options.methods.split(","):
+        for mode in options.modes.split(","):
+            found.append(row(compare(setting, method, mode), floor))
+            print(" ".join(found[-1]), file=sys.stderr, flush=True)
+    print(running.table(TITLES, found))
+    told = ", ".join(f"{name} ≥ {goal:g}×" for name, goal in GOALS.items())
+    print(f"\nGoals at equal quality: {told}. Ratios are of processor time, which other work on "
+          "the machine does not change.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

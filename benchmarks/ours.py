@@ -1,0 +1,178 @@
+"""One compression by lcc as a library, timed: `python ours.py JOB.json`, facts as JSON on stdout.
+
+The job: model, data, out (folders), steps (name → options, as in a plan), tokens, seed, threads,
+and mode (dense or sequential).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+METHODS = ("quantize", "prune", "score")  # of a method's card: where its arithmetic happens
+
+
+class Clock:
+    """Seconds, by the wall and of the processor, inside the outermost of the clocked calls."""
+
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds, self.depth = 0.0, 0.0, 0
+
+    def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            started, begun = time.perf_counter(), time.process_time()
+            self.depth += 1
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.depth -= 1
+                if self.depth == 0:
+                    self.seconds += time.perf_counter() - started
+                    self.cpu_seconds += time.process_time() - begun
+
+        return clocked
+
+
+@contextmanager
+def solving(stage: Any, clock: Clock) -> Iterator[None]:
+    """While open, the calls in which `stage`'s method solves are clocked."""
+    from lcc.engine.patterns import Pattern
+
+    method = getattr(stage, "quantizer", None) or getattr(stage, "criterion", None)
+    places: list[tuple[Any, str]] = [
+        (type(method), name) for name in METHODS if method is not None and hasattr(method, name)
+    ]
+    places.append((Pattern, "mask"))
+    before = [(owner, name, getattr(owner, name)) for owner, name in places]
+    for owner, name, work in before:
+        setattr(owner, name, clock.around(work))
+    try:
+        yield
+    finally:
+        for owner, name, work in before:
+            setattr(owner, name, work)
+
+
+def stages(steps: dict[str, dict[str, Any]], *, tokens: int, mode: str) -> list[tuple[str, Any]]:
+    """The decoded stages of a plan, each calibrated on `tokens` tokens in rows of 512."""
+    from lcc.core.catalog import STAGES, card
+    from lcc.core.decode import decode
+
+    found = []
+    for name, node in steps.items():
+        options = {k: v for k, v in node.items() if k != "kind"}
+        cls = card(STAGES, str(node.get("kind", name)))
+        if "calibration" in cls.__dataclass_fields__:
+            looks = {"samples": 100_000, "max_tokens": tokens, "mode": mode}
+            options["calibration"] = {**looks, **options.get("calibration", {})}
+        found.append((name, decode(cls, options, name)))
+    return found
+
+
+def context(folder: Path, job: dict[str, Any], inputs: dict[str, Path]) -> Any:
+    """What the stages get beside the model."""
+    from lcc.core.progress import Progress
+    from lcc.methods.trackers.none import NoneTracker
+    from lcc.parts.dist import SINGLE
+    from lcc.recipe import load_recipe
+    from lcc.stage import Context
+
+    folder.mkdir(parents=True, exist_ok=True)
+    task = load_recipe([f"task={job.get('task', 'generation')}"]).task
+    return Context(folder=folder, seed=job["seed"], device="cpu", dtype="float32", dist=SINGLE,
+                   progress=Progress(quiet=True), tracker=NoneTracker(), task=task,
+                   inputs={"data": Path(job["data"]), **inputs})  # fmt: skip
+
+
+def statistics(bundle: Any, job: dict[str, Any], stage: Any, folder: Path) -> Path:
+    """The calibration of a dense stage; one that lies in `folder` already serves again."""
+    from lcc.core.catalog import STAGES, card
+
+    gram = stage.needs == "gram"
+    target = folder / ("gram" if gram else "diagonal")
+    if not (target / "done").is_file():
+        shutil.rmtree(target, ignore_errors=True)
+        made = card(STAGES, "calibrate")(calibration=stage.calibration, gram=gram)
+        made.run(bundle, context(target, job, {}))
+        (target / "done").touch()
+    return target
+
+
+def _artifact(model: Path, work: Path) -> Path:
+    """A folder in which `model/` is the model, as stages expect their inputs."""
+    folder = work / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model").symlink_to(model)
+    return folder
+
+
+def compress(job: dict[str, Any]) -> dict[str, Any]:
+    """Load, calibrate, solve, save; seconds of each, imports left out."""
+    from lcc.parts import checkpoint
+    from lcc.parts.model import open_bundle
+
+    out = Path(job["out"])
+    shutil.rmtree(out, ignore_errors=True)
+    clock, calibrating = Clock(), 0.0
+    started, worked = time.perf_counter(), time.process_time()
+    bundle = open_bundle(Path(job["model"]))
+    bundle.load()
+    notes: list[str] = []
+    for name, stage in stages(job["steps"], tokens=job["tokens"], mode=job.get("mode", "dense")):
+        inputs: dict[str, Path] = {}
+        if getattr(stage, "needs", None) and stage.calibration.mode == "dense":
+            begun = time.perf_counter()
+            stats = Path(job["stats"]) if job.get("stats") else out / "work" / "stats"
+            inputs["stats"] = statistics(bundle, job, stage, stats)
+            calibrating += time.perf_counter() - begun
+        if getattr(stage, "teacher", None):
+            inputs["teacher"] = _artifact(Path(job.get("teacher", job["model"])), out / "work")
+        with solving(stage, clock):
+            outcome = stage.run(bundle, context(out / "work" / name, job, inputs))
+        bundle = outcome.bundle
+        notes += outcome.notes + outcome.warnings
+    checkpoint.save(bundle, out / "model")
+    seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+    shutil.rmtree(out / "work", ignore_errors=True)
+    return {"seconds": seconds, "cpu_seconds": cpu, "solver_seconds": clock.seconds,
+            "solver_cpu_seconds": clock.cpu_seconds, "calibration_seconds": calibrating,
+            "notes": notes}  # fmt: skip
+
+
+def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
+    """The very token ids that lcc calibrates on, row by row, for a peer to read."""
+    from lcc.core.decode import decode
+    from lcc.engine.calibration import Calibration
+    from lcc.parts.model import open_bundle
+    from lcc.stages._calibrated import text_batches
+
+    bundle = open_bundle(Path(job["model"]))
+    looks = decode(Calibration, {"samples": 100_000, "max_tokens": job["tokens"]}, "calibration")
+    batches = text_batches(context(Path(job["out"]), job, {}), bundle, bundle.load(), looks)
+    pairs = (pair for batch in batches
+             for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True))  # fmt: skip
+    return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+
+def main() -> None:
+    import torch
+
+    from lcc.parts.checkpoint import hush
+
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    hush()
+    facts = calibration_ids(job) if job.get("only") == "ids" else compress(job)
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""What every method keeps of a model, beside other tools on the same weights and tokens.
+
+    python benchmarks/quality.py --text wikitext2.test.txt
+    python benchmarks/quality.py --text wikitext2.test.txt --only w4_gptq_g64,peer_gptq_g64
+    python benchmarks/quality.py --model minilm_l6                       (accuracy; no text needed)
+
+Perplexity on the first half of the text, calibration on the second; KL divergence and flips (share
+of positions whose likeliest token changes) against the model before compression. Rows that were
+measured are kept in the work folder; the table goes into docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import material
+import running
+from results import write_section
+
+SEEDED = ("w4_gptq_g64", "sparse50_sparsegpt", "width25")  # measured with three seeds
+HEAL = {"kind": "finetune", "method": {"name": "full"}, "epochs": 1, "batch_tokens": 1024,
+        "max_length": 512, "lr": 3e-5}  # fmt: skip
+
+
+def quantized(quantizer: Any, bits: int, group: Any, **more: Any) -> dict[str, Any]:
+    return {"quantize": {"quantizer": quantizer, "bits": bits, "group_size": group, **more}}
+
+
+def sparse(criterion: Any, pattern: str = "unstructured", **more: Any) -> dict[str, Any]:
+    return {"sparsify": {"criterion": criterion, "pattern": pattern, **more}}
+
+
+def narrow(criterion: str, **more: Any) -> dict[str, Any]:
+    return {"width": {"criterion": criterion, "ratio": 0.25, "repair": "ridge", **more}}
+
+
+# No group of 32: the weights were stored on such a grid, and rounding to it again loses nothing.
+OURS: dict[str, dict[str, Any]] = {
+    "w8_nearest": quantized("nearest", 8, 64),
+    "w4_nearest_g64": quantized("nearest", 4, 64),
+    "w4_scale_search_g64": quantized("scale_search", 4, 64),
+    "w4_gptq_g64": quantized("gptq", 4, 64),
+    "w4_awq_g64": quantized("awq", 4, 64),
+    "w4_gptq_g64_asymmetric": quantized("gptq", 4, 64, symmetric=False),
+    "w4_gptq_channel": quantized("gptq", 4, "channel"),
+    "w3_gptq_g64": quantized("gptq", 3, 64),
+    "w4_mixed": quantized("scale_search", 4, 64, average_bits=4.5),
+    "w8a8_smoothquant": quantized("smoothquant", 8, "channel"),
+    "nf4": {"quantize": {"quantizer": "nf4", "bits": 4}},
+    "sparse50_magnitude": sparse("magnitude"),
+    "sparse50_wanda": sparse("wanda"),
+    "sparse50_ria": sparse("ria"),
+    "sparse50_sparsegpt": sparse("sparsegpt"),
+    "sparse50_wanda_owl": sparse("wanda", allocation="owl"),
+    "sparse50_wanda_atp": sparse("wanda", allocation="atp"),
+    "sparse24_wanda": sparse("wanda", "2:4"),
+    "sparse24_sparsegpt": sparse("sparsegpt", "2:4"),
+    "sparse48_sparsegpt": sparse("sparsegpt", "4:8"),
+    "sparse24_w4": quantized({"name": "gptq", "pattern": "2:4"}, 4, 64),
+    "width25": narrow("wanda"),
+    "width25_magnitude": narrow("magnitude"),
+    "width25_flap": narrow("flap"),
+    "width25_unrepaired": narrow("wanda", repair="none"),
+    "depth20": {"depth": {"ratio": 0.2}},
+    "lowrank_compensated_w4": {"compensate": {"quantizer": "scale_search", "bits": 4,
+                                              "group_size": 64, "rank": 32}},
+    "factorize20": {"factorize": {"ratio": 0.2, "allow_lcc_loader": True}},
+}  # fmt: skip
+LLMC = "llm_compressor"
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "peer_nearest_g64": (LLMC, {"name": "nearest", "bits": 4, "group_size": 64}),
+    "peer_gptq_g64": (LLMC, {"name": "gptq", "bits": 4, "group_size": 64}),
+    "peer_wanda50": (LLMC, {"name": "wanda", "sparsity": 0.5}),
+    "peer_sparsegpt50": (LLMC, {"name": "sparsegpt", "sparsity": 0.5}),
+    "peer_sparsegpt24": (LLMC, {"name": "sparsegpt", "sparsity": 0.5, "pattern": "2:4"}),
+    "peer_auto_round_g64": ("auto_round", {"bits": 4, "group_size": 64}),
+    "peer_torch_pruning25": ("torch_pruning", {"ratio": 0.25}),
+}
+HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"), "peer_torch_pruning25_healed": {}}
+NAMES = {LLMC: "llm-compressor 0.14.0.1", "auto_round": "auto-round 0.16.1",
+         "torch_pruning": "torch-pruning", "lcc": "lcc"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model, one text, and a folder that remembers what was measured."""
+
+    options: argparse.Namespace
+    model: Path
+    text: material.Text
+    work: Path
+
+    @property
+    def data(self) -> Path:
+        return material.write_data(self.text, self.work / "data")
+
+    def job(self, out: Path, seed: int) -> dict[str, Any]:
+        o = self.options
+        return {"model": str(self.model), "data": str(self.data), "out": str(out), "seed": seed,
+                "tokens": o.tokens, "threads": o.threads, "mode": o.mode}  # fmt: skip
+
+    def ids(self, seed: int) -> Path:
+        path = self.work / f"ids-{self.options.tokens}-{seed}.json"
+        if not path.is_file():
+            job = {**self.job(self.work / "ids", seed), "steps": {}, "only": "ids"}
+            path.write_text(json.dumps(running.ours(job, self.work)), encoding="utf-8")
+        return path
+
+    def make(self, name: str, out: Path, seed: int) -> None:
+        """The model of one row below `out`."""
+        if name in OURS or name in HEALED:
+            self._ours(name, out, seed)
+            return
+        tool, words = PEERS[name]
+        job = {**self.job(out, seed), "ids": str(self.ids(seed))}
+        if tool == "torch_pruning":
+            running.run(sys.executable, "peers/torch_pruner.py", {**job, **words}, self.work)
+            return
+        python = running.environment(tool, Path(self.options.environments))
+        if tool == "auto_round":
+            words = {**words, "iters": self.options.iters}
+            running.run(python, "peers/auto_rounder.py", {**job, **words}, self.work)
+            return
+        mode = "data_free" if words["name"] == "nearest" else self.options.mode
+        running.run(python, "peers/llm_compressor.py", {**job, "method": words, "mode": mode},
+                    self.work)  # fmt: skip
+
+    def _ours(self, name: str, out: Path, seed: int) -> None:
+        steps = OURS.get(name) or HEALED[name]
+        job = {**self.job(out, seed), "stats": str(self.work / f"stats-{seed}")}
+        if name in HEALED:
+            heal = {**HEAL, "max_steps": self.options.heal_steps}
+            if name != "dense_tuned":
+                heal["teacher"] = "plan_input"
+            if name.startswith("peer"):
+                pruned = self.work / "pruned"
+                self.make("peer_torch_pruning25", pruned, seed)
+                job["model"], job["teacher"] = str(pruned / "model"), str(self.model)
+            steps = {**steps, "heal": heal}
+        running.ours({**job, "steps": steps}, self.work)
+
+    def row(self, name: str, seed: int) -> dict[str, Any]:
+        out = self.work / f"{name}-{seed}"
+        if name == "parent":
+            model = self.model
+        else:
+            self.make(name, out, seed)
+            model = out / "model" if (out / "model" / "config.json").is_file() else out / "dense"
+        scored = self.work / "scored.txt"
+        scored.write_text(self.text.scored, encoding="utf-8")
+        o = self.options
+        job = {"model": str(model), "parent": str(self.model), "text": str(scored),
+               "tokens": o.score_tokens, "threads": o.threads,
+               "kept": str(self.work / "parent")}  # fmt: skip
+        found = running.run(sys.executable, "scorer.py", job, self.work)
+        size = sum(f.stat().st_size for f in model.parent.rglob("*.safetensors")
+                   if "work" not in f.parts)  # fmt: skip
+        size = size if name != "parent" else sum(f.stat().st_size for f in model.glob("*.safe*"))
+        shutil.rmtree(out, ignore_errors=True)
+        return {"name": name, "seed": seed, "bytes": size, **found}
+
+
+class Kept:
+    """Rows measured with the same options, one JSON line each."""
+
+    def __init__(self, path: Path, options: argparse.Namespace) -> None:
+        self.path = path
+        self.same = {"tokens": options.tokens, "score_tokens": options.score_tokens,
+                     "mode": options.mode, "heal_steps": options.heal_steps,
+                     "iters": options.iters}  # fmt: skip
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        self.rows = [r for r in rows if r["options"] == self.same]
+
+    def find(self, name: str, seed: int) -> dict[str, Any] | None:
+        return next((r for r in self.rows if (r["name"], r["seed"]) == (name, seed)), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append({**row, "options": self.same})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1]) + "\n")
+
+
+def text_of_rows(kept: Kept, options: argparse.Namespace) -> str:
+    """The section for docs/results.md."""
+    names = list(dict.fromkeys(r["name"] for r in kept.rows))
+    order = ["parent", *OURS, *PEERS, *HEALED]
+    lines = []
+    for name in sorted(names, key=order.index):
+        rows = [r for r in kept.rows if r["name"] == name]
+        tool = PEERS[name][0] if name in PEERS else "lcc"
+        label = "dequantized Q4_1 (before)" if name == "parent" else name
+        lines.append([label, NAMES[tool], f"{rows[0]['bytes'] / 1e6:.0f} MB",
+                      *(_figure(rows, key, form) for key, form in FIGURES)])  # fmt: skip
+    titles = ["setting", "by", "on disk", "perplexity", "KLD mean", "KLD p99", "flips"]
+    command = f"python benchmarks/quality.py --text wikitext2.test.txt --model {options.model}"
+    command += f" --tokens {options.tokens} --score-tokens {options.score_tokens}"
+    facts = (
+        f"WikiText-2 test, first half of the articles: {options.score_tokens} tokens in windows of"
+        f" 512. Calibration: {options.tokens} tokens of the second half, {options.mode}. KLD in"
+        " nats to the model before. Rows with ± are mean and standard deviation of three"
+        f" calibration seeds. auto-round: {options.iters} iterations (its default is 200)."
+        f" Healed rows: {options.heal_steps} steps of 1,024 tokens, learning from the model before"
+        " (the dense one: from the text)."
+    )
+    return f"## {options.model}\n\n    {command}\n\n{facts}\n\n{running.table(titles, lines)}"
+
+
+FIGURES = (("perplexity", "{:.2f}"), ("kld_mean", "{:.4f}"), ("kld_p99", "{:.3f}"),
+           ("flips", "{:.1%}"))  # fmt: skip
+
+
+def _figure(rows: list[dict[str, Any]], key: str, form: str) -> str:
+    values = [row[key] for row in rows]
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return form.format(mean)
+    spread = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+    return f"{form.format(mean)} ± {form.format(spread)}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2_135m", help="a folder or a model card")
+    parser.add_argument("--text", help="WikiText-2 test as one file")
+    parser.add_argument("--only", help="rows to measure, by name; all without it")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--score-tokens", type=int, default=8192)
+    parser.add_argument("--seeds", type=int, default=3, help="of the headline rows")
+    parser.add_argument("--iters", type=int, default=200, help="of auto-round")
+    parser.add_argument("--heal-steps", type=int, default=40)
+    parser.add_argument("--mode", choices=("dense", "sequential"), default="dense")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=material.default_work())
+    parser.add_argument("--environments", default=str(material.default_work() / "environments"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    text = material.text_of(options.text)
+    work = options.work / f"quality-{Path(options.model).name}"
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options, material.model_folder(options.model, work), text, work)
+    kept = Kept(work / "rows.jsonl", options)
+    wanted = options.only.split(",") if options.only else ["parent", *OURS, *PEERS, *HEALED]
+    for name in wanted:
+        for seed in range(options.seeds if name in SEEDED else 1):
+            if kept.find(name, seed) is None:
+                try:
+                    kept.add(bench.row(name, seed))
+                except RuntimeError as error:
+                    print(f"{name}: {error}", file=sys.stderr, flush=True)
+                    continue
+                found = kept.rows[-1]
+                print(name, seed, *(f"{k}={found[k]:.4g}" for k, _ in FIGURES), flush=True)
+                write_section(options.out, f"quality of {options.model}",
+                              text_of_rows(kept, options))  # fmt: skip
+    write_section(options.out, f"quality of {options.model}", text_of_rows(kept, options))
+
+
+if __name__ == "__main__":
+    main()
