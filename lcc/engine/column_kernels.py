@@ -31,15 +31,16 @@ class Block:
     weight: Tensor  # (out, in), as it was
     columns: Tensor  # (columns,) int64: which, in the order of solving
     moved: Tensor  # (columns, out): by how much the errors of earlier blocks move their targets
-    feedback: Tensor  # (columns, columns) unit lower
+    feedback: Tensor  # (columns, columns) lower
     spread: Tensor  # (columns,)
+    looks_ahead: bool  # whether an error is counted from the target or from the weight
     keep: Tensor  # (columns, out) float32 of zeros and ones, or empty: everything is kept
     pattern: tuple[int, int]  # N of M that are kept, or (0, 0)
     scale: Tensor  # (groups, out), or empty: no grid
     zero: Tensor  # (groups, out)
     group: Tensor  # (columns,) int64
     limits: tuple[int, int]  # lowest and highest code
-    errors: Tensor  # (columns, out): to be filled with weight − what became of it
+    errors: Tensor  # (columns, out): to be filled with weight (or target) − what became of it
     solved: Tensor  # (out, in): filled at `columns`; int8 codes, or float32 without a grid
 
 
@@ -53,7 +54,7 @@ def solve(block: Block) -> None:
     arrays = (block.weight, block.columns, block.moved, block.feedback, block.spread, block.keep,
               block.scale, block.zero, block.group, block.errors, block.solved)  # fmt: skip
     compiled: Any = _solve
-    compiled(*(a.numpy() for a in arrays), *block.pattern, *block.limits)
+    compiled(*(a.numpy() for a in arrays), *block.pattern, *block.limits, block.looks_ahead)
 
 
 def solve_in_torch(block: Block) -> None:
@@ -75,7 +76,7 @@ def solve_in_torch(block: Block) -> None:
         else:
             value = solved = target[i] * mask
         block.solved[:, block.columns[i]] = solved.to(block.solved.dtype)
-        block.errors[i] = weight[i] - value
+        block.errors[i] = (target if block.looks_ahead else weight)[i] - value
         target[i + 1 :].addr_(block.feedback[i + 1 :, i], block.errors[i])
 
 
@@ -165,6 +166,7 @@ def _put_back(solved: Any, columns: Any, rows: Any, tile: Any) -> None:
 def _solve(
     weight: Any, columns: Any, moved: Any, feedback: Any, spread: Any, keep: Any, scale: Any,
     zero: Any, group: Any, errors: Any, solved: Any, kept: int, of: int, lowest: int, highest: int,
+    looks_ahead: bool,
 ) -> None:  # fmt: skip
     num_columns, num_rows = moved.shape
     low, high = np.float32(lowest), np.float32(highest)
@@ -184,13 +186,14 @@ def _solve(
             if keep.size:
                 mask[:] = keep[i, rows]
             mine, target = error[i % STRIDE], t[i]
+            mine[:] = target if looks_ahead else w[i]
             if scale.size:
                 g = group[i]
                 _quantize(target, mask, value, scale[g, rows], zero[g, rows], low, high)
             else:
                 target *= mask
                 value[:] = target
-            mine[:] = w[i] - value
+            mine -= value
             errors[i, rows] = mine
             start = i - i % STRIDE
             _hand_on_within(t, mine, feedback, i, min(start + STRIDE, num_columns))

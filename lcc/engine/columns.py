@@ -2,9 +2,11 @@
 
 For a layer with Gram H the error of a change E = W − Q is tr(E H Eᵀ). With H = U Uᵀ, U upper, the
 k-th column of E U holds the errors of columns up to k, so column k is free to cancel what those
-before it left: its target is w_k + Σ_{j<k} e_j U_jk / U_kk. This is GPTQ (arXiv 2210.17323) and
-SparseGPT (arXiv 2301.00774) without an inverse: their factor of H⁻¹ is U⁻¹, and what a column
-costs to lose, w² / [H⁻¹]_kk given what is still free, is (w U_kk)².
+before it left: its target is w_k + Σ_{j<k} e_j U_jk / U_kk. This is GPTQ (arXiv 2210.17323)
+without an inverse. SparseGPT (arXiv 2301.00774) chooses among columns still to come, so it needs to
+know where they would stand by now: with L = (U D⁻¹)ᵀ, D the diagonal of U, a column off its target
+by e moves all later ones by −L⁻¹ e. What column k costs to lose while all later ones are free is
+(w U_kk)².
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ class Factor:
     """What a pass needs to know of a Gram; columns in the order in which they are solved."""
 
     order: Tensor  # (in,) int64: the i-th column solved is order[i]
-    feedback: Tensor  # (in, in) float32 unit lower: U_jk / U_kk at [k, j]
+    feedback: Tensor  # (in, in) float32 lower: how an error of column j moves a later k, at [k, j]
     spread: Tensor  # (in,) float32: U_kk
     damping: float  # as used: more than was asked where the Gram needed it
+    looks_ahead: bool  # errors are off the target, and later columns stand where they would by now
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,16 @@ class Levels:
 
 
 def factorize(
-    gram: Tensor, *, damping: float = 0.01, act_order: bool = False, unit: int = 1
+    gram: Tensor,
+    *,
+    damping: float = 0.01,
+    act_order: bool = False,
+    unit: int = 1,
+    looks_ahead: bool = False,
 ) -> Factor:
     """Factorize H + λI with λ = `damping` · mean(diag H), more where that is not enough.
+
+    A pass that prunes `looks_ahead`, which costs a triangular inverse; rounding comes out the same.
 
     `act_order` solves the inputs with most energy first, while most columns can still make up for
     them; `unit` neighbours stay together (N:M groups). A dead input is left with λ alone: it
@@ -71,7 +81,10 @@ def factorize(
     for here in _strips(len(gram)):  # A Gram of 11,008 inputs has a gigabyte in float64.
         columns = slice(len(gram) - here.stop, len(gram) - here.start)
         feedback[here] = (lower[:, columns].flip(0, 1) / spread[here]).T
-    return Factor(order, feedback, spread.float(), damping)
+    if looks_ahead:
+        _invert(feedback)
+        feedback.neg_()
+    return Factor(order, feedback, spread.float(), damping, looks_ahead)
 
 
 def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -90,6 +103,19 @@ def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, floa
         if damping >= MAX_DAMPING:
             raise GateError(f"a Gram is not positive definite even with damping {damping:g}.")
         damping = min(max(10 * damping, 1e-4), MAX_DAMPING)
+
+
+def _invert(lower: Tensor) -> None:
+    """A unit lower triangular matrix, in place, by halves."""
+    size = len(lower)
+    if size <= BLOCK:
+        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True))
+        return
+    half = size // 2
+    _invert(lower[:half, :half])
+    _invert(lower[half:, half:])
+    lower[half:, :half] = (lower[half:, half:] @ -lower[half:, :half]) @ lower[:half, :half]
 
 
 def _strips(size: int, width: int = 512) -> Iterator[slice]:
@@ -114,6 +140,7 @@ def solve_columns(
     num_rows, num_columns = weight.shape
     _, of = pattern
     assert not of or block_size % of == 0, (block_size, of)
+    assert factor.looks_ahead or (choose is None and not of), "choosing needs to look ahead"
     weight = weight.float().contiguous()
     solved = torch.empty_like(weight, dtype=torch.float32 if levels is None else torch.int8)
     errors = weight.new_empty(num_columns, num_rows)
@@ -136,6 +163,7 @@ def solve_columns(
                 feedback=factor.feedback[here, here].contiguous(),
                 spread=factor.spread[here],
                 keep=keep,
+                looks_ahead=factor.looks_ahead,
                 pattern=pattern,
                 scale=scale,
                 zero=zero,

@@ -81,6 +81,11 @@ class Sparsify:
     def check(self, config: dict[str, Any]) -> None:
         """Refuse, before any work, what is known to ruin models, or cannot be done in one pass."""
         word = name_of(self.criterion)
+        if hasattr(self.criterion, "score_by_gradient"):
+            raise RecipeError(
+                f"sparsify.criterion: {word} reads gradients, which only width takes; use sparsegpt"
+                " or wanda."
+            )
         most = MOST_BY_SIZE if word == "magnitude" else MOST_IN_ONE_SHOT
         if self.sparsity > most and not self.accept_damage:
             raise RecipeError(

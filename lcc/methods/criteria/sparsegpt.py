@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.core.lazy import torch
 from lcc.engine.columns import BLOCK, by_share, factorize, solve_columns
 from lcc.engine.patterns import Pattern
 from lcc.methods.criteria import Needs
@@ -38,11 +37,9 @@ class Sparsegpt:
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
         """What each weight costs to lose, given that all others may make up for it."""
         assert stats is not None and stats.gram is not None, "sparsegpt reads Grams"
-        factor = factorize(stats.gram, damping=self.damping)
-        # Column k of U⁻¹, with H = U Uᵀ, has the squared norm [H⁻¹]_kk.
-        upper = (factor.feedback.double() * factor.spread.double()[:, None]).T
-        eye = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-        inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
+        factor = factorize(stats.gram, damping=self.damping, looks_ahead=True)
+        # U⁻¹ = D⁻¹ L⁻ᵀ, with H = U Uᵀ; [H⁻¹]_kk is the squared norm of its column k.
+        inverse = factor.feedback.neg().T / factor.spread[:, None]
         cost: Tensor = weight.abs() / inverse.square().sum(dim=0).sqrt().to(weight.dtype)
         return cost
 
@@ -51,7 +48,11 @@ class Sparsegpt:
     ) -> Tensor:
         assert stats.gram is not None, "sparsegpt reads Grams"
         factor = factorize(
-            stats.gram, damping=self.damping, act_order=self.act_order, unit=patterns[0].unit
+            stats.gram,
+            damping=self.damping,
+            act_order=self.act_order,
+            unit=patterns[0].unit,
+            looks_ahead=True,
         )
         groups = patterns[0].groups
         choose = None if groups[1] else by_share(patterns, sizes, weight.shape[1], self.scope)

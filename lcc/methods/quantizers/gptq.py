@@ -58,7 +58,13 @@ class Gptq:
         self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None
     ) -> Tensor:
         asked = Pattern(self.pattern, self.sparsity)
-        factor = factorize(gram, damping=self.damping, act_order=self.act_order, unit=asked.unit)
+        factor = factorize(
+            gram,
+            damping=self.damping,
+            act_order=self.act_order,
+            unit=asked.unit,
+            looks_ahead=self.pattern != "dense",
+        )
         middle = torch.zeros_like(scale) if zero is None else zero
         share = by_share([asked], [len(weight)], weight.shape[1], "row")
         return solve_columns(
