@@ -45,8 +45,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, theirs
         {"name": "wanda", "sparsity": 0.5},
     ),
 }
-SWEEP = ("w8", "w4", "w4_gptq", "sparse50_wanda", "sparse50_sparsegpt", "sparse24_sparsegpt",
-         "sparse24_w4", "lowrank_compensated_w4")  # fmt: skip
+SWEEP = ("w8", "w4", "w4_gptq", "w4_awq", "sparse50_wanda", "sparse50_sparsegpt",
+         "sparse24_sparsegpt", "sparse24_w4")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,13 @@ TITLES = ["method", "mode", "perplexity lcc", "peer", "as good", "wall s lcc", "
 def sweep(setting: Setting) -> str:
     """Eight plans by one sweep and by eight runs that share nothing, with the command itself."""
     options = setting.options
-    base = [f"model={setting.model}", "task=generation", f"threads={options.threads}",
-            "dataset=local", "dataset.source.name=lines", "dataset.source.unit=paragraph",
-            f"dataset.source.path={setting.text.path}"]  # fmt: skip
+    rows = setting.work / "rows.jsonl"
+    lines = (json.dumps(row, ensure_ascii=False) for row in setting.text.rows())
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    base = [
+        f"model={setting.model}", "task=generation", f"threads={options.threads}", "dataset=local",
+        f"dataset.source.path={rows}", "dataset.cleaning.max_words=2000", "stages.compress={}",
+    ]  # fmt: skip
     plans = options.plans.split(",")
     together = _command(setting, ["run", "-m", *base, f"plan={','.join(plans)}"], "sweep")
     alone = sum(_command(setting, ["run", *base, f"plan={plan}"], plan) for plan in plans)
@@ -142,9 +146,8 @@ def _command(setting: Setting, words: list[str], name: str) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.perf_counter()
-    words = [*words, "+stages.compress={}"]
     subprocess.run([sys.executable, "-m", "lcc", *words], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     seconds = time.perf_counter() - started
     shutil.rmtree(folder, ignore_errors=True)
     return seconds
