@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TQDM_DISABLE", "1")
 # OpenMP's idle threads spin by default: beside a busy neighbour a tiny forward took 270 ms, not 2.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# On OpenMP, numba's first parallel loop would reset how many threads torch has.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 if TYPE_CHECKING:
     import bitsandbytes as bitsandbytes
