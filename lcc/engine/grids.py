@@ -15,6 +15,7 @@ from lcc.core.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+Options = list[tuple["Tensor", "Tensor | None"]]  # scales and zero points to choose from
 SHRINKS = tuple(1 - i / 50 for i in range(36))  # of the widest range: 1.00, 0.98, … 0.30
 
 
@@ -70,9 +71,17 @@ def widest_scales(
     `shrink` below 1 spans that share of the range and cuts off what lies outside. A group of zeros
     gets a scale above zero, and stays zeros. The zero points of a symmetric grid are None.
     """
-    groups = grid.groups(weight)
+    return _spanning(*_ends(grid.groups(weight)), grid, shrink=shrink)
+
+
+def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
     # Zero must be a point of the grid: a pruned weight stays pruned.
-    low, high = groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+    return groups.amin(dim=-1).clamp(max=0), groups.amax(dim=-1).clamp(min=0)
+
+
+def _spanning(
+    low: Tensor, high: Tensor, grid: Grid, *, shrink: float
+) -> tuple[Tensor, Tensor | None]:
     num_steps = grid.highest - grid.lowest
     span = 2 * torch.maximum(-low, high) if grid.symmetric else high - low
     scale = _stored(shrink * span / num_steps, grid)
@@ -80,6 +89,12 @@ def widest_scales(
         return scale, None
     zero = (grid.lowest - shrink * low / scale.float()).round()
     return scale, zero.clamp(grid.lowest, grid.highest).to(torch.int8)
+
+
+def shrunk_scales(groups: Tensor, grid: Grid) -> Options:
+    """The widest scales and zero points times every share of SHRINKS."""
+    ends = _ends(groups)
+    return [_spanning(*ends, grid, shrink=shrink) for shrink in SHRINKS]
 
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:
@@ -99,18 +114,39 @@ def search_scales(
     if importance is not None and importance.dim() == 2:
         return _descend(weight, grid, importance)
     groups = grid.groups(weight)
-    weighing = torch.ones_like(groups[:1]) if importance is None else grid.groups(importance[None])
-    best_scale, best_zero = widest_scales(weight, grid)
-    least = groups.new_full(best_scale.shape, torch.inf)
-    for shrink in SHRINKS:
-        scale, zero = widest_scales(weight, grid, shrink=shrink)
+    ones = torch.ones(weight.shape[1], device=weight.device)
+    weighing = grid.groups((ones if importance is None else importance)[None])
+    options = shrunk_scales(groups, grid)
+    best = _best_options(groups, weighing[0], options, grid)[None]
+    scale = torch.stack([scale for scale, _ in options]).gather(0, best)[0]
+    if grid.symmetric:
+        return scale, None
+    zeros = torch.stack([zero for _, zero in options if zero is not None])
+    return scale, zeros.gather(0, best)[0]
+
+
+def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
+    """Which option errs least in every group, (out, groups) int64; of equals the first."""
+    if groups.device.type != "cpu":
+        return best_options_in_torch(groups, weighing, options, grid)
+    from lcc.engine.grid_kernels import best_options
+
+    scales = torch.stack([scale.float() for scale, _ in options])
+    zeros = [torch.zeros_like(scales[0]) if zero is None else zero.float() for _, zero in options]
+    limits = (grid.lowest, grid.highest)
+    return best_options(groups, weighing, scales, torch.stack(zeros), limits=limits)
+
+
+def best_options_in_torch(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
+    """The same on any device."""
+    best = torch.zeros(groups.shape[:2], dtype=torch.int64, device=groups.device)
+    least = groups.new_full(best.shape, torch.inf)
+    for option, (scale, zero) in enumerate(options):
         error = grid._rounded(groups, scale, zero).sub_(groups).square_().mul_(weighing).sum(dim=-1)
         better = error < least
         least = torch.where(better, error, least)
-        best_scale = torch.where(better, scale, best_scale)
-        if zero is not None and best_zero is not None:
-            best_zero = torch.where(better, zero, best_zero)
-    return best_scale, best_zero
+        best.masked_fill_(better, option)
+    return best
 
 
 def _descend(weight: Tensor, grid: Grid, gram: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -119,9 +155,8 @@ def _descend(weight: Tensor, grid: Grid, gram: Tensor) -> tuple[Tensor, Tensor |
     It starts from `widest_scales`, whose error it therefore never exceeds.
     """
     scale, zero = widest_scales(weight, grid)
-    options = [widest_scales(weight, grid, shrink=shrink) for shrink in SHRINKS]
     groups = grid.groups(weight)
-    size = groups.shape[-1]
+    options, size = shrunk_scales(groups, grid), groups.shape[-1]
     error = grid.round(weight, scale, zero) - weight.float()  # (out, in)
     gram = gram.float()
     for index in range(groups.shape[1]):

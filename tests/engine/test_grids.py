@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from lcc.core.errors import RecipeError
-from lcc.engine.grids import SHRINKS, Grid, output_error, search_scales, widest_scales
+from lcc.engine.grids import (
+    SHRINKS,
+    Grid,
+    _best_options,
+    best_options_in_torch,
+    output_error,
+    search_scales,
+    widest_scales,
+)
 from lcc.engine.mixing import cheapest
 from lcc.engine.packing import GroupGrid
 
@@ -165,3 +173,36 @@ def test_odd_sizes_still_keep_the_budget() -> None:
 def test_a_budget_below_the_least_bits_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"average_bits: 2\.5 is less than the layers"):
         cheapest([[1.0, 0.5]], [8], (3, 4), average=2.5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shape", [(64, 256), (7, 24), (1, 8)])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_compiled_search_finds_what_plain_torch_finds(
+    bits: int, shape: tuple[int, int], symmetric: bool
+) -> None:
+    torch.manual_seed(0)
+    weight, grid = torch.randn(shape), Grid(bits, 8, "bfloat16", symmetric)
+    groups, weighing = grid.groups(weight), torch.rand(shape[1]).view(-1, 8)
+    options = [widest_scales(weight, grid, shrink=shrink) for shrink in SHRINKS]
+    compiled = _best_options(groups, weighing, options, grid)
+    plain = best_options_in_torch(groups, weighing, options, grid)
+    assert float((compiled == plain).float().mean()) > 0.99  # sums in another order may tie
+
+    def error(best: torch.Tensor) -> torch.Tensor:
+        errors = [
+            ((grid._rounded(groups, s, z) - groups).square() * weighing).sum(-1) for s, z in options
+        ]
+        return torch.stack(errors).gather(0, best[None])[0]
+
+    assert torch.allclose(error(compiled), error(plain), rtol=1e-4)
+
+
+def test_compiled_loops_leave_torchs_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        search_scales(torch.randn(64, 64), Grid(4, 8, "float32"), None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
