@@ -69,7 +69,7 @@ def scores(folder: Path, parent: Path, ids: list[int], kept: Path) -> dict[str, 
         teachers, log_probabilities(module(folder), ids), strict=True
     ):
         nats.append(-words.gather(1, targets[:, None])[:, 0].double())
-        theirs = teacher.float()
+        theirs = teacher.float().log_softmax(-1)  # rounding to half lost the norm
         divergences.append((theirs.exp() * (theirs - words)).sum(-1).clamp(min=0))
         flips.append(theirs.argmax(-1) != words.argmax(-1))
     divergence = torch.cat(divergences)
