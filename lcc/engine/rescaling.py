@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def keep_scales(model: Any, before: int, after: int) -> None:
     """Undo, in place, what the model makes of its hidden width, so that the old scales stay.
 
-    Gemma (and Whisper, when told to) multiplies embeddings by √width; a T5 whose head is tied
-    divides by it. A tied head is evened out in the last norm, whose gain nothing else reads.
+    Gemma multiplies embeddings by √width; a T5 whose head is tied divides by it. A tied head is
+    evened out in the last norm, whose gain nothing else reads.
     """
     config, gain = model.config, 1.0
-    if config.model_type.startswith("gemma") or getattr(config, "scale_embedding", False):
+    if config.model_type.startswith("gemma"):
         factor = (before / after) ** 0.5
         embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         embeddings.data *= factor

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch_pruning
+import transformers
 
+from lcc.core.errors import GateError, RecipeError
 from lcc.engine.blocks import as_linear
-from lcc.engine.families import key_value_groups, query_heads
-from lcc.engine.pruning import feed_forwards
+from lcc.engine.families import key_value_groups, query_heads, refuse_heads, refuse_hidden
+from lcc.engine.pruning import example, feed_forwards
 from lcc.engine.rescaling import keep_scales
 from lcc.engine.reshaping import Plan, rebuilt, restate
 from lcc.engine.streams import STREAMS, streams
@@ -37,7 +40,8 @@ CASES = [(d, f) for d in FIND for f in FAMILIES if (d, f) not in REFUSED]
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(**tiny.inputs(model)).logits
+        output = model.eval()(**tiny.inputs(model))
+        found: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
     return found
 
 
@@ -125,3 +129,87 @@ def test_a_cut_is_exact_and_loads_the_same(dims: str, family: str, tmp_path: Pat
         reloaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
         assert sum(p.numel() for p in reloaded.parameters()) == size
         assert torch.allclose(logits(reloaded), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dims", "family"), sorted(REFUSED))
+def test_what_a_config_cannot_say_is_refused_in_a_sentence(dims: str, family: str) -> None:
+    refuse = refuse_hidden if dims == "hidden" else refuse_heads
+    with pytest.raises(RecipeError, match=r"^width.dims: [^.]+use dims=[^.]+\.$"):
+        refuse(FAMILIES[family]().config.model_type)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "bert"])
+def test_the_stream_is_what_torch_prunings_graph_finds_where_that_is_right(family: str) -> None:
+    model = FAMILIES[family]()
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        model, example_inputs=example(model), output_transform=lambda output: output[0]
+    )
+    names = {module: name for name, module in model.named_modules()}
+    group = graph.get_pruning_group(
+        model.get_input_embeddings(), torch_pruning.prune_embedding_out_channels, list(range(32))
+    )
+    found = {
+        (names[item.dep.target.module], graph.is_in_channel_pruning_fn(item.dep.handler))
+        for item in group
+        if isinstance(item.dep.target.module, torch.nn.Linear)
+    }
+    stream = {
+        (m.name, m.axis == "in")
+        for m in streams(model)[0].members
+        if isinstance(m.layer, torch.nn.Linear)
+    }
+    assert stream == found
+
+
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "untied llama": lambda: tiny.llama(tie_word_embeddings=False),
+    "llama with biases": lambda: tiny.llama(attention_bias=True, mlp_bias=True),
+    "llama without groups": lambda: tiny.llama(num_key_value_heads=4),
+    "untied gemma3": lambda: tiny.gemma3(tie_word_embeddings=False),
+    "gated t5": lambda: tiny.t5("gated-gelu"),
+    "untied t5": lambda: tiny.t5(tie_word_embeddings=False),
+    "whisper that scales": lambda: tiny.whisper(scale_embedding=True),
+    "masked-language bert": lambda: tiny.bert(transformers.BertForMaskedLM),
+    "bare bert": lambda: tiny.bert(transformers.BertModel),
+    "mistral": lambda: tiny._seeded(
+        transformers.MistralForCausalLM, transformers.MistralConfig(**tiny.DECODER)
+    ),
+    "qwen2": lambda: tiny._seeded(
+        transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**tiny.DECODER)
+    ),
+}
+EXPRESSIBLE = [
+    (d, v) for d in FIND for v in VARIANTS
+    if d in ("ffn", "hidden") or not any(f in v for f in ("bert", "whisper"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dims", "variant"), EXPRESSIBLE)
+def test_variants_of_the_families_are_cut_exactly_too(
+    dims: str, variant: str, tmp_path: Path
+) -> None:
+    make = VARIANTS[variant]
+    model, kept = narrowed(make(), dims)
+    expected = logits(masked(make(), dims, kept))
+    assert expected.std() > 1e-4
+    found = logits(model)
+    if variant == "bare bert" and dims == "hidden":
+        expected = expected[..., kept["hidden"]]
+    assert torch.allclose(found, expected, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    reloaded = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+    assert torch.allclose(logits(reloaded), found, atol=1e-5)
+
+
+def test_config_and_weights_that_disagree_are_an_error() -> None:
+    model = tiny.llama()
+    model.config.intermediate_size = 60
+    with pytest.raises(GateError, match="config and weights disagree"):
+        rebuilt(model)
+
+
+def test_a_width_that_no_config_field_holds_is_an_error() -> None:
+    model = tiny.llama()
+    model.config.intermediate_size = 60
+    with pytest.raises(GateError, match="no field of LlamaConfig holds the width 64"):
+        Plan(model.config, feed_forwards(model), dims="ffn")
