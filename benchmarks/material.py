@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import sys
 from collections.abc import Iterator
@@ -78,7 +77,7 @@ def model_folder(model: str, work: Path) -> Path:
     from lcc.recipe import load_recipe
     from lcc.runner import run_pipeline
 
-    with _inside(work):
+    with inside(work):
         recipe = load_recipe([f"model={model}"])
         assert recipe.model is not None
         absent = sources.missing(recipe.model)
@@ -89,7 +88,8 @@ def model_folder(model: str, work: Path) -> Path:
 
 
 @contextmanager
-def _inside(folder: Path) -> Iterator[None]:
+def inside(folder: Path) -> Iterator[None]:
+    """While open, the working folder: lcc keeps its runs there."""
     folder.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)
@@ -102,9 +102,3 @@ def _inside(folder: Path) -> Iterator[None]:
 def default_work() -> Path:
     """Where environments and results of benchmarks are kept unless told otherwise."""
     return cache_root() / "benchmarks"
-
-
-def shuffled(rows: list[list[int]], seed: int) -> list[list[int]]:
-    found = list(rows)
-    random.Random(seed).shuffle(found)
-    return found

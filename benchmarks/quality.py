@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --text wikitext2.test.txt
     python benchmarks/quality.py --text wikitext2.test.txt --only w4_gptq_g64,peer_gptq_g64
-    python benchmarks/quality.py --model minilm_l6                       (accuracy; no text needed)
+    python benchmarks/quality.py --model minilm_l6        accuracy of a classifier, without a text
 
 Perplexity on the first half of the text, calibration on the second; KL divergence and flips (share
 of positions whose likeliest token changes) against the model before compression. Rows that were
@@ -22,6 +22,7 @@ from typing import Any
 import material
 import running
 from results import write_section
+from subjects import TRAINED_ON, Subject, subject
 
 SEEDED = ("w4_gptq_g64", "sparse50_sparsegpt", "width25")  # measured with three seeds
 HEAL = {"kind": "finetune", "method": {"name": "full"}, "epochs": 1, "batch_tokens": 1024,
@@ -83,6 +84,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "peer_torch_pruning25": ("torch_pruning", {"ratio": 0.25}),
 }
 HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"), "peer_torch_pruning25_healed": {}}
+# Healing and auto-round learn from text; the others' pages say that they want a decoder.
+NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant")
 NAMES = {LLMC: "llm-compressor 0.14.0.1", "auto_round": "auto-round 0.16.1",
          "torch_pruning": "torch-pruning", "lcc": "lcc"}  # fmt: skip
 
@@ -92,18 +95,18 @@ class Bench:
     """One model, one text, and a folder that remembers what was measured."""
 
     options: argparse.Namespace
-    model: Path
-    text: material.Text
+    subject: Subject
     work: Path
 
     @property
-    def data(self) -> Path:
-        return material.write_data(self.text, self.work / "data")
+    def model(self) -> Path:
+        return self.subject.model
 
     def job(self, out: Path, seed: int) -> dict[str, Any]:
-        o = self.options
-        return {"model": str(self.model), "data": str(self.data), "out": str(out), "seed": seed,
-                "tokens": o.tokens, "threads": o.threads, "mode": o.mode}  # fmt: skip
+        o, data = self.options, self.subject.data
+        return {"model": str(self.model), "data": str(data), "out": str(out), "seed": seed,
+                "tokens": o.tokens, "threads": o.threads, "mode": o.mode,
+                "task": self.subject.task, "auto_class": self.subject.auto_class}  # fmt: skip
 
     def ids(self, seed: int) -> Path:
         path = self.work / f"ids-{self.options.tokens}-{seed}.json"
@@ -128,6 +131,7 @@ class Bench:
             running.run(python, "peers/auto_rounder.py", {**job, **words}, self.work)
             return
         mode = "data_free" if words["name"] == "nearest" else self.options.mode
+        words = {**words, "ignore": list(self.subject.ignore)}
         running.run(python, "peers/llm_compressor.py", {**job, "method": words, "mode": mode},
                     self.work)  # fmt: skip
 
@@ -152,12 +156,8 @@ class Bench:
         else:
             self.make(name, out, seed)
             model = out / "model" if (out / "model" / "config.json").is_file() else out / "dense"
-        scored = self.work / "scored.txt"
-        scored.write_text(self.text.scored, encoding="utf-8")
-        o = self.options
-        job = {"model": str(model), "parent": str(self.model), "text": str(scored),
-               "tokens": o.score_tokens, "threads": o.threads,
-               "kept": str(self.work / "parent")}  # fmt: skip
+        job = {"model": str(model), "parent": str(self.model), "threads": self.options.threads,
+               "kept": str(self.work / "parent"), **self.subject.scoring}  # fmt: skip
         found = running.run(sys.executable, "scorer.py", job, self.work)
         size = sum(f.stat().st_size for f in model.parent.rglob("*.safetensors")
                    if "work" not in f.parts)  # fmt: skip
@@ -173,7 +173,7 @@ class Kept:
         self.path = path
         self.same = {"tokens": options.tokens, "score_tokens": options.score_tokens,
                      "mode": options.mode, "heal_steps": options.heal_steps,
-                     "iters": options.iters}  # fmt: skip
+                     "iters": options.iters, "score_rows": options.score_rows}  # fmt: skip
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         rows = [json.loads(line) for line in lines]
         self.rows = [r for r in rows if r["options"] == self.same]
@@ -191,25 +191,42 @@ def text_of_rows(kept: Kept, options: argparse.Namespace) -> str:
     """The section for docs/results.md."""
     names = list(dict.fromkeys(r["name"] for r in kept.rows))
     order = ["parent", *OURS, *PEERS, *HEALED]
+    is_classifier = any("accuracy" in r for r in kept.rows)
+    figures = (("accuracy", "{:.1%}"), *FIGURES[1:]) if is_classifier else FIGURES
     lines = []
     for name in sorted(names, key=order.index):
         rows = [r for r in kept.rows if r["name"] == name]
         tool = PEERS[name][0] if name in PEERS else "lcc"
-        label = "dequantized Q4_1 (before)" if name == "parent" else name
-        lines.append([label, NAMES[tool], f"{rows[0]['bytes'] / 1e6:.0f} MB",
-                      *(_figure(rows, key, form) for key, form in FIGURES)])  # fmt: skip
-    titles = ["setting", "by", "on disk", "perplexity", "KLD mean", "KLD p99", "flips"]
-    command = f"python benchmarks/quality.py --text wikitext2.test.txt --model {options.model}"
-    command += f" --tokens {options.tokens} --score-tokens {options.score_tokens}"
-    facts = (
+        before = "before" if is_classifier else "dequantized Q4_1 (before)"
+        lines.append([before if name == "parent" else name, NAMES[tool],
+                      f"{rows[0]['bytes'] / 1e6:.0f} MB",
+                      *(_figure(rows, key, form) for key, form in figures)])  # fmt: skip
+    titles = ["setting", "by", "on disk", *(key.replace("_", " ") for key, _ in figures)]
+    told = _about_classifier(options) if is_classifier else _about_language(options)
+    return f"## {options.model}\n\n{told}\n\n{running.table(titles, lines)}"
+
+
+def _about_language(options: argparse.Namespace) -> str:
+    return (
+        f"    python benchmarks/quality.py --text wikitext2.test.txt --model {options.model}"
+        f" --tokens {options.tokens} --score-tokens {options.score_tokens}\n\n"
         f"WikiText-2 test, first half of the articles: {options.score_tokens} tokens in windows of"
         f" 512. Calibration: {options.tokens} tokens of the second half, {options.mode}. KLD in"
         " nats to the model before. Rows with ± are mean and standard deviation of three"
-        f" calibration seeds. auto-round: {options.iters} iterations (its default is 200)."
-        f" Healed rows: {options.heal_steps} steps of 1,024 tokens, learning from the model before"
-        " (the dense one: from the text)."
+        f" calibration seeds. auto-round: {options.iters} iterations (its default is 200). Healed"
+        f" rows: {options.heal_steps} steps of 1,024 tokens, learning from the model before (the"
+        " dense one: from the text)."
     )
-    return f"## {options.model}\n\n    {command}\n\n{facts}\n\n{running.table(titles, lines)}"
+
+
+def _about_classifier(options: argparse.Namespace) -> str:
+    return (
+        f"    python benchmarks/quality.py --model {options.model} --tokens {options.tokens}"
+        f" --score-rows {options.score_rows}\n\n"
+        f"Trained on {TRAINED_ON} movie reviews by recipe sentiment_en (all weights); judged on"
+        f" {options.score_rows} test rows. Calibration: {options.tokens} tokens of the training"
+        f" split, {options.mode}. KLD in nats to the model before."
+    )
 
 
 FIGURES = (("perplexity", "{:.2f}"), ("kld_mean", "{:.4f}"), ("kld_p99", "{:.3f}"),
@@ -232,6 +249,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="rows to measure, by name; all without it")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--score-tokens", type=int, default=8192)
+    parser.add_argument("--score-rows", type=int, default=1000, help="of a classifier")
     parser.add_argument("--seeds", type=int, default=3, help="of the headline rows")
     parser.add_argument("--iters", type=int, default=200, help="of auto-round")
     parser.add_argument("--heal-steps", type=int, default=40)
@@ -245,12 +263,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    text = material.text_of(options.text)
     work = options.work / f"quality-{Path(options.model).name}"
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options, material.model_folder(options.model, work), text, work)
+    bench = Bench(options, subject(options, work), work)
     kept = Kept(work / "rows.jsonl", options)
     wanted = options.only.split(",") if options.only else ["parent", *OURS, *PEERS, *HEALED]
+    if bench.subject.is_classifier and not options.only:
+        wanted = [name for name in wanted if name not in NOT_FOR_CLASSIFIERS]
     for name in wanted:
         for seed in range(options.seeds if name in SEEDED else 1):
             if kept.find(name, seed) is None:
@@ -260,7 +279,8 @@ def main() -> None:
                     print(f"{name}: {error}", file=sys.stderr, flush=True)
                     continue
                 found = kept.rows[-1]
-                print(name, seed, *(f"{k}={found[k]:.4g}" for k, _ in FIGURES), flush=True)
+                told = [f"{k}={v:.4g}" for k, v in found.items() if isinstance(v, float)]
+                print(name, seed, *told, flush=True)
                 write_section(options.out, f"quality of {options.model}",
                               text_of_rows(kept, options))  # fmt: skip
     write_section(options.out, f"quality of {options.model}", text_of_rows(kept, options))

@@ -1,6 +1,7 @@
-"""One scorer for everybody's results: perplexity, KL divergence to the parent, flips.
+"""One scorer for everybody's results: perplexity or accuracy, KL divergence to the parent, flips.
 
-`python scorer.py JOB.json`: the job holds model, parent (folders), text (file), tokens, threads.
+`python scorer.py JOB.json`: the job holds model, parent (folders), threads, and either text (file)
+with tokens, or data (prepared) with rows for a classifier.
 """
 
 from __future__ import annotations
@@ -82,6 +83,43 @@ def scores(folder: Path, parent: Path, ids: list[int], kept: Path) -> dict[str, 
     }
 
 
+def class_words(folder: Path, examples: list[tuple[list[int], int]]) -> Any:
+    """(rows, classes) log-probabilities."""
+    import torch
+
+    model = module(folder)
+    with torch.inference_mode():
+        found = [model(input_ids=torch.tensor([ids])).logits[0] for ids, _ in examples]
+    return torch.stack(found).float().log_softmax(-1)
+
+
+def class_scores(folder: Path, parent: Path, data: Path, num_rows: int) -> dict[str, float]:
+    """Accuracy on the test split, and what changed beside the parent, row by row."""
+    import torch
+
+    from lcc.parts.data import PreparedData
+    from lcc.parts.model import open_bundle
+    from lcc.recipe import load_recipe
+
+    prepared, tokenizer = PreparedData.open(data / "data"), open_bundle(parent).tokenizer
+    task = load_recipe(["task=sentiment"]).task
+    assert task is not None
+    task = task.for_data(prepared)
+    encoded = [task.encode(row, tokenizer, max_length=256)
+               for row in prepared.rows("test")[:num_rows]]  # fmt: skip
+    examples = [(one.input_ids, int(one.labels)) for one in encoded]  # type: ignore[arg-type]
+    theirs, words = class_words(parent, examples), class_words(folder, examples)
+    labels = torch.tensor([label for _, label in examples])
+    divergence = (theirs.exp() * (theirs - words)).sum(-1)
+    return {
+        "accuracy": float((words.argmax(-1) == labels).float().mean()),
+        "kld_mean": float(divergence.mean()),
+        "kld_p99": float(divergence.quantile(0.99)),
+        "flips": float((theirs.argmax(-1) != words.argmax(-1)).float().mean()),
+        "num_rows": len(examples),
+    }
+
+
 def main() -> None:
     import torch
 
@@ -91,6 +129,9 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     hush()
     parent = Path(job["parent"])
+    if "data" in job:
+        print(json.dumps(class_scores(Path(job["model"]), parent, Path(job["data"]), job["rows"])))
+        return
     ids = token_ids(parent, Path(job["text"]).read_text(encoding="utf-8"), job["tokens"])
     kept = Path(job["kept"]) / f"parent-{job['tokens']}.safetensors"
     print(json.dumps(scores(Path(job["model"]), parent, ids, kept)))
