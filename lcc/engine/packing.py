@@ -161,8 +161,9 @@ def part_table(model: Any, packed_bytes: Mapping[str, int], *, dtype: str) -> li
     """Bytes of blocks' layers, embedding, head and the rest, stored dense and now."""
     width = torch.finfo(getattr(torch, dtype)).bits // 8
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and head.weight is embedding.weight
-    names = {embedding.weight: "embedding and tied head" if tied else "embedding"}
+    rows_of = getattr(embedding, "weight", None)  # a vision model's has patches, not rows
+    tied = head is not None and head.weight is rows_of
+    names = {rows_of: "embedding and tied head" if tied else "embedding"}
     if head is not None and not tied:
         names[head.weight] = "head"
     rows: dict[str, dict[str, Any]] = {}

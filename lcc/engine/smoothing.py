@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import blocks
-from lcc.parts.gate import probe_ids, probe_logits
+from lcc.parts.gate import probe_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class Folds:
     """Finds what makes an input; blocks of one type are alike, so each kind is tried once."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.ids = model, probe_ids(model.config)
+        self.model = model
         self.blocks = blocks(model)
         self.known: dict[tuple[Any, ...], Fold | None] = {}
 
@@ -78,7 +78,7 @@ class Folds:
         return None
 
     def _logits(self) -> Tensor:
-        return probe_logits(self.model, self.ids)
+        return probe_logits(self.model)
 
 
 def _candidates(block: Module, group: InputGroup, width: int) -> Iterator[Fold]:

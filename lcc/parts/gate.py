@@ -41,11 +41,10 @@ def reload_gate(bundle: Bundle, folder: Path, *, parent: Path | None) -> dict[st
     card = read_card(folder)
     disk = Bundle(card=card, path=folder).load(dtype=card.dtype)
     _check_tensors(disk, folder, parent, emptied=bundle.emptied)
-    ids = probe_ids(disk.config)
-    got, dtypes = probe_logits(disk, ids), {n: t.dtype for n, t in disk.state_dict().items()}
-    exact = probe_logits(disk.float(), ids) if card.form == "packed" else got
+    got, dtypes = probe_logits(disk), {n: t.dtype for n, t in disk.state_dict().items()}
+    exact = probe_logits(disk.float()) if card.form == "packed" else got
     del disk  # The copy of the model in memory takes its place.
-    expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes), ids)
+    expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes))
     measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
     if card.form == "packed" and card.loads_with == "transformers":
         measures |= _native_check(folder, exact, noise=float((got - exact).abs().max()))
@@ -65,7 +64,7 @@ def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[st
     assert aside is not None and aside.output is not None, "a streamed model's probe did not run"
     _check_stored(folder, parent, bundle.module.base_model_prefix)
     reread = offloaded(Bundle(card=card, path=folder))
-    exact = probe_logits(reread, probe_ids(reread.config))
+    exact = probe_logits(reread)
     difference = _compare(_logits(aside.output), exact, folder, card.form)
     measures = {"reload_max_logit_difference": difference}
     if sum(file.stat().st_size for file in weight_files(folder)) < WHOLE_BYTES:
@@ -74,7 +73,7 @@ def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[st
         with tempfile.TemporaryDirectory(prefix="reload-", dir=folder.parent) as place:
             options: dict[str, Any] = {"device_map": {"": "disk"}, "offload_folder": place}
             disk = Bundle(card=card, path=folder).load(dtype=card.dtype, device=None, **options)
-            got = probe_logits(disk, probe_ids(disk.config))
+            got = probe_logits(disk)
         noise = ROUNDED * float(exact.abs().max())
         _compare(exact, got, folder, card.form, noise=0.0 if card.dtype == "float32" else noise)
     return measures
@@ -82,38 +81,50 @@ def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[st
 
 def _as_a_stranger(card: Card, folder: Path, exact: Tensor) -> dict[str, Measure]:
     disk = Bundle(card=card, path=folder).load(dtype="float32")
-    ids = probe_ids(disk.config)
-    whole = probe_logits(disk, ids)
+    whole = probe_logits(disk)
     if card.form == "dense":
         _compare(exact, whole, folder, "dense")
         return {}
     # Where the format rounds inputs too, `exact` does not; the difference is the native check's.
-    rounded = probe_logits(disk.to(getattr(torch, card.dtype)), ids)
+    rounded = probe_logits(disk.to(getattr(torch, card.dtype)))
     return _native_check(folder, whole, noise=float((rounded - whole).abs().max()))
 
 
-def probe_ids(config: Any) -> Tensor:
-    """Fixed token ids, (1, PROBE_TOKENS), the same for every model with this vocabulary."""
-    size = config.get_text_config().vocab_size
-    draws = torch.Generator().manual_seed(0)
-    return torch.randint(0, size, (1, PROBE_TOKENS), generator=draws)
+def probe_inputs(module: Any, device: Any = None) -> dict[str, Tensor]:
+    """What a model is asked: fixed tokens, or fixed noise where it sees images or hears sounds."""
+    config, draws = module.config, torch.Generator().manual_seed(0)
+    asked: dict[str, Tensor] = {}
+    if module.main_input_name == "pixel_values":
+        size = config.image_size
+        shape = (1, config.num_channels, *(size if isinstance(size, list | tuple) else [size] * 2))
+        asked["pixel_values"] = torch.randn(shape, generator=draws)
+    elif module.main_input_name == "input_features":
+        # Whisper's encoder halves the number of frames.
+        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+        asked["input_features"] = torch.randn(shape, generator=draws)
+    else:
+        asked["input_ids"] = _tokens(config, PROBE_TOKENS, draws)
+        asked["attention_mask"] = torch.ones_like(asked["input_ids"])
+    if getattr(config, "is_encoder_decoder", False):
+        ids = asked.get("input_ids")
+        ids = _tokens(config, PROBE_TOKENS, draws) if ids is None else ids
+        asked["decoder_input_ids"] = ids[:, : PROBE_TOKENS // 2]
+    return {name: tensor.to(device or "cpu") for name, tensor in asked.items()}
 
 
-def probe_batch(module: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What the module is asked with the probe's ids."""
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if module.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[:, : PROBE_TOKENS // 2]
-    return inputs
+def _tokens(config: Any, num: int, draws: Any) -> Tensor:
+    return torch.randint(0, config.get_text_config().vocab_size, (1, num), generator=draws)
 
 
-def probe_logits(module: Any, ids: Tensor) -> Tensor:
+def probe_logits(module: Any) -> Tensor:
     """Logits (or hidden states of a headless encoder) on the probe, float32 on the CPU."""
     was_training = module.training
     module.eval()
     device = "cpu" if module.device.type == "meta" else module.device  # offloaded to disk
+    inputs = {name: t.to(module.dtype) if t.is_floating_point() else t
+              for name, t in probe_inputs(module, device).items()}  # fmt: skip
     with torch.no_grad():
-        output = module(**probe_batch(module, ids.to(device)))
+        output = module(**inputs)
     module.train(was_training)
     return _logits(output)
 
@@ -218,6 +229,6 @@ def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Mea
     """
     card = read_card(folder)
     module = Bundle(card=card, path=folder).load(dtype=card.dtype, native=True)
-    native = probe_logits(module, probe_ids(module.config))
+    native = probe_logits(module)
     found = _compare(exact, native, folder, "packed", noise=noise)
     return {"native_max_logit_difference": found}

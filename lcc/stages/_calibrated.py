@@ -18,7 +18,7 @@ from lcc.engine.calibration import (
 from lcc.engine.keeping import Facts, Kept
 from lcc.engine.statistics import StoredStats
 from lcc.engine.walking import Aside, Memory
-from lcc.parts.gate import probe_batch, probe_ids
+from lcc.parts.gate import probe_inputs
 from lcc.parts.streaming import stream
 from lcc.parts.tensor_files import TensorFolder
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Needs = Literal["gram", "diagonal"] | None
 """What a stage reads of calibration: whole Grams, vectors only, or nothing."""
-LEAST_ROOM = 1 << 27
+LEAST_ROOM = 1 << 26
 SEQUENTIAL: tuple[Noun, ...] = ("task", "data", "seed")
 """What a stage reads when no artifact holds the statistics for it."""
 
@@ -114,17 +114,16 @@ def _own(batches: list[Batch], dist: Dist) -> list[Batch]:
 
 
 def _room(model: Any) -> int:
-    """What waiting batches may hold in memory: as much as a sixteenth of the model in bfloat16."""
+    """What waiting batches may hold in memory: as much as 1/32 of the model in bfloat16."""
     num_parameters = sum(int(p.numel()) for p in model.parameters())
-    return max(LEAST_ROOM, num_parameters // 8)
+    return max(LEAST_ROOM, num_parameters // 16)
 
 
 def _aside(bundle: Bundle, context: Context) -> Aside | None:
     """A streamed model is never whole in memory: its logits on the probe come from the walk."""
     if bundle.streamed is None or not context.dist.is_main:
         return None
-    ids = probe_ids(bundle.module.config).to(context.device)
-    return Aside(bundle.module, probe_batch(bundle.module, ids))
+    return Aside(bundle.module, probe_inputs(bundle.module, context.device))
 
 
 def text_batches(

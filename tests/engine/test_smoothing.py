@@ -20,7 +20,7 @@ from lcc.engine.statistics import StoredStats, Sums
 from lcc.methods.quantizers.awq import Awq
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.methods.quantizers.smoothquant import SmoothQuant
-from lcc.parts.gate import probe_ids, probe_logits
+from lcc.parts.gate import probe_logits
 from lcc.stages.calibrate import Calibrate
 
 MHA = {"num_key_value_heads": 4}
@@ -62,15 +62,14 @@ def test_the_float_model_says_the_same_after_smoothing(
     tied = model.get_output_embeddings() is not None and (
         model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
-    ids = probe_ids(model.config)
-    before = probe_logits(model, ids)
+    before = probe_logits(model)
     weights = {name: layer.weight.clone() for name, layer in block_linears(model).items()}
 
     def choose(group: InputGroup) -> torch.Tensor:
         return quantizer.smoothing(group.weight(), group.stats, Grid(4, None, "bfloat16"))
 
     moved = smooth(model, groups_of(model, tmp_path), choose, dtype="bfloat16")
-    after = probe_logits(model, ids)
+    after = probe_logits(model)
     assert torch.allclose(after, before, atol=1e-5 * float(before.abs().max()))
     assert len(moved) == expected
     assert any(not torch.equal(layer.weight, weights[name])
