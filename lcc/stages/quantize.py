@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 Bits = Literal[2, 3, 4, 8]
 NO_GAIN = "Fewer bytes, no faster: this format has no fast kernel here; it is read dequantized."
-FEW_READERS = "2 and 3 bits are read by transformers; vLLM's kernels take 4 and 8."
+INTEGERS = "Inputs are rounded to 8 bits too; GPU engines multiply in integers, this one in floats."
+FEW_READERS = (
+    "transformers reads this; vLLM's kernels take symmetric grids of 4 and 8 bits, and no packed"
+    " embeddings."
+)
 
 
 def _nearest() -> Any:
@@ -218,8 +222,25 @@ class Quantize:
             measures["output_error"] = Measure(sum(outputs) / len(outputs), "share")
         bits = {grid.bits for grid in rounding.grids.values()}
         tables = {"bytes": table, **({"bits": bits_table(rounding)} if len(bits) > 1 else {})}
-        notes = [NO_GAIN, *([FEW_READERS] if min(bits) < 4 else [])]
+        notes = [INTEGERS if getattr(self.quantizer, "rounds_inputs", False) else NO_GAIN]
+        if min(bits) < 4 or not self.symmetric or self.include_embeddings:
+            notes.append(FEW_READERS)
+        if self.quantizer.format == "compressed-tensors":
+            share = self.bits / torch.finfo(getattr(torch, bundle.card.dtype)).bits
+            notes += kept_parts(table, f"{share:.0%}")
         return Outcome(bundle=bundle, measures=measures, tables=tables, notes=notes)
+
+
+def kept_parts(table: list[dict[str, Any]], share: str) -> list[str]:
+    """What embedding and head cost as they are, and would cost in the bits of the layers."""
+    whole = sum(row["after"] for row in table)
+    return [
+        f"The {row['part']} stays as it is, {row['after'] / whole:.0%} of all bytes;"
+        f" {'include_head' if row['part'] == 'head' else 'include_embeddings'}=true would store it"
+        f" in about {share} of its own."
+        for row in table
+        if row["part"] not in ("quantized layers", "other") and row["after"] == row["before"]
+    ]
 
 
 def _after(group: InputGroup, moved: Mapping[str, Tensor]) -> InputGroup:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from lcc.engine.statistics import LayerStats
 
+MAX_ROWS = 512  # that judge a power: the scales are one for all rows
+
 
 @card
 class Awq:
@@ -36,6 +38,7 @@ class Awq:
     def smoothing(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
         """Factors (in,) of the inputs' weights; ones, should no power be better."""
         assert stats.gram is not None, "awq reads the Gram"
+        weight = weight[:: -(-len(weight) // MAX_ROWS)]
         best = torch.ones_like(stats.mean_abs)
         least = float("inf")
         for step in range(self.num_ratios):
