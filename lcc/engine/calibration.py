@@ -17,6 +17,8 @@ from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
 from lcc.engine.blocks import blocks
+from lcc.engine.calibration_text import MAX_POSITIONS
+from lcc.engine.calibration_text import encoded_batches as encoded_batches
 from lcc.engine.dealing import Shared, dealt, solving_cost
 from lcc.engine.keeping import Facts, Kept
 from lcc.engine.statistics import LayerStats, StoredStats
@@ -27,11 +29,6 @@ from lcc.parts.dist import SINGLE, Dist
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear, Module
-    from transformers import PreTrainedTokenizerBase
-
-    from lcc.parts.task import Task
-
-MAX_POSITIONS = 512
 
 
 @card
@@ -60,6 +57,10 @@ class InputGroup:
     def weight(self) -> Tensor:
         """All their weights, one below the other: (sum of out, in)."""
         return torch.cat([layer.weight.detach() for layer in self.layers.values()])
+
+    def let_go(self) -> None:
+        """Forget the statistics: whoever still holds a solved group would hold its Gram."""
+        object.__setattr__(self, "stats", None)
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:
         """What belongs to each layer of a tensor whose first dimension is that of `weight`."""
@@ -198,7 +199,9 @@ def _each_changed(
         mine = dealt(groups, costs, around.dist)
         groups.clear()
         while mine:
-            yield mine.pop(0)  # Let go of, so that its Gram goes when its solver is done.
+            group = mine.pop(0)
+            yield group
+            group.let_go()
         shared.settle()
     for found in around.dist.gather({n: f for n, f in facts.items() if n not in before}):
         facts |= found
@@ -246,56 +249,3 @@ def _grouped(layers: Mapping[str, Linear], stats: Mapping[str, LayerStats]) -> l
     for name, layer in layers.items():
         groups.setdefault(stats[name].source, {})[name] = layer
     return [InputGroup(group, stats[next(iter(group))]) for group in groups.values()]
-
-
-def encoded_batches(
-    rows: list[dict[str, Any]],
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    model: Any,
-    batch_tokens: int = 2048,
-    max_length: int = MAX_POSITIONS,
-    device: str | None = None,
-    max_tokens: int | None = None,
-) -> list[Batch]:
-    """Rows of like length together, at most `batch_tokens` tokens with their padding.
-
-    Of `rows`, those count whose tokens are `max_tokens` together, the last one cut to fit.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
-    longest = min(max_length, positions)
-    examples: list[Any] = []
-    left = max_tokens or len(rows) * longest
-    for row in rows:
-        if left > 0:
-            examples.append(task.encode(row, tokenizer, max_length=min(longest, left)))
-            left -= len(examples[-1].input_ids)
-    examples.sort(key=lambda example: len(example.input_ids))
-    pad = tokenizer.pad_token_id or 0
-    batches: list[list[Any]] = []
-    for example in examples:
-        longest = len(example.input_ids)  # Sorted: the newest is the longest of its batch.
-        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
-            batches.append([])
-        batches[-1].append(example)
-    return [_batch(group, model, pad=pad, device=device or model.device) for group in batches]
-
-
-def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
-    ids, mask = _padded([example.input_ids for example in examples], pad, device)
-    batch = {"input_ids": ids, "attention_mask": mask}
-    if model.config.is_encoder_decoder:
-        labels, seen = _padded([example.labels for example in examples], -100, device)
-        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
-        batch["decoder_attention_mask"] = seen
-    return batch
-
-
-def _padded(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
-    )
-    return ids, mask

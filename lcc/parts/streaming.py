@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch, transformers
+from lcc.parts.allocator import return_freed, return_large_blocks
 from lcc.parts.checkpoint import hush
 from lcc.parts.model import Bundle, auto_class
 from lcc.parts.packed import unpacked_tensors
-from lcc.parts.tensor_files import Entry, StoredTensors, return_memory, write_model
+from lcc.parts.tensor_files import Entry, StoredTensors, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,7 @@ class Streamed:
                 continue
             for place in self._here.pop(name, []):
                 place.module._parameters[place.leaf] = place.empty
-        return_memory()
+        return_freed()
 
     def settle(self, blocks: Iterable[str]) -> list[str]:
         """Bring in what is small outside the `blocks` for good; returns the large modules there."""
@@ -173,6 +174,7 @@ def stream(bundle: Bundle, *, device: str = "cpu", dtype: str = "float32") -> An
                         dtype=dtype)  # fmt: skip
     if streamed.missing():
         return None  # Stored under other names, which from_pretrained knows to convert.
+    return_large_blocks()
     bundle.module, bundle.streamed = streamed.module, streamed
     return bundle.module
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,10 +212,3 @@ class TensorFolder(MutableMapping[str, dict[str, "Tensor"]]):
         if name not in self:
             raise KeyError(name)
         return self._file(name)
-
-
-def return_memory() -> None:
-    """Give freed memory back to the system: what malloc keeps for later counts as ours (Linux)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+sys.path.insert(0, str(Path(__file__).parent))
+import calibration_cases as cases
 import compressing as tiny
 
 from lcc.core.errors import DataError
@@ -18,6 +22,8 @@ from lcc.engine.calibration import calibrated, encoded_batches
 from lcc.engine.calibration import collect as collect_by_block
 from lcc.engine.statistics import LayerStats, StoredStats, Sums, write_stats
 from lcc.engine.walking import Batch, walk
+from lcc.parts.checkpoint import save
+from lcc.parts.dist import SINGLE, Distributed, launch
 
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -160,3 +166,94 @@ def test_walking_leaves_the_model_as_it_was() -> None:
     with torch.no_grad():
         assert torch.equal(model(**batches[0]).logits, before)
     assert torch.is_grad_enabled()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, build in cases.BUILDS.items():
+        save(tiny.bundle(build(), dtype="bfloat16"), folder / name)
+        save(tiny.bundle(build(), dtype="float32"), folder / f"{name} exact")
+    return {path.name: str(path) for path in folder.iterdir()}
+
+
+def killed(*words: str) -> None:
+    done = subprocess.run([sys.executable, cases.__file__, *words], stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "die_at", "place"),
+    [
+        ("llama", "sequential", "model.layers.1.mlp.down_proj", "streamed"),
+        ("t5", "true_sequential", "decoder.block.1.layer.2.DenseReluDense.wi", "whole"),
+        ("gpt2", "sequential", "transformer.h.1.attn.c_attn", "streamed"),
+    ],
+)
+def test_a_killed_calibration_goes_on_at_its_last_finished_block(
+    name: str, mode: str, die_at: str, place: str, source: dict[str, str], tmp_path: Path
+) -> None:
+    again, once = tmp_path / "again", tmp_path / "once"
+    killed("shrink", source[name], str(again), place, mode, die_at)
+    finished = {file.name for file in (again / "state" / "blocks").iterdir()}
+    assert len(finished) == (3 if name == "t5" else 1)
+    found = [
+        cases.shrink(SINGLE, source[name], str(folder), place == "whole", mode)
+        for folder in (again, once)
+    ]
+    assert found[0] == found[1]
+    one, other = cases.tensors(again / "model"), cases.tensors(once / "model")
+    assert set(one) == set(other) and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_killed_statistics_are_looked_at_again_from_the_last_finished_block(
+    source: dict[str, str], tmp_path: Path
+) -> None:
+    again, once = tmp_path / "again", tmp_path / "once"
+    killed("look", source["t5"], str(again), "3")
+    assert cases.look(SINGLE, source["t5"], str(again))["written"] == 1
+    cases.look(SINGLE, source["t5"], str(once))
+    one, other = StoredStats(again / "stats"), StoredStats(once / "stats")
+    assert list(one) == list(other)
+    for name in one:
+        a, b = one[name], other[name]
+        assert torch.equal(a.gram, b.gram) and torch.equal(a.max_abs, b.max_abs)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "place"),
+    [("llama exact", "sequential", "streamed"), ("t5 exact", "true_sequential", "whole")],
+)
+def test_two_processes_equal_one(
+    name: str, mode: str, place: str, source: dict[str, str], tmp_path: Path
+) -> None:
+    given = (source[name], str(tmp_path / "two"), place == "whole", mode)
+    two = launch(cases.shrink, Distributed(world_size=2), *given)
+    one = cases.shrink(SINGLE, source[name], str(tmp_path / "one"), place == "whole", mode)
+    assert set(two["facts"]) == set(one["facts"]) and set(two["packed"]) == set(one["packed"])
+    for layer, fact in one["facts"].items():
+        assert two["facts"][layer]["energy"] == pytest.approx(fact["energy"], rel=1e-4)
+    a, b = cases.tensors(tmp_path / "one" / "model"), cases.tensors(tmp_path / "two" / "model")
+    assert set(a) == set(b)
+    assert all(torch.allclose(a[n].float(), b[n].float(), rtol=1e-4, atol=1e-6) for n in a)
+
+
+def test_two_processes_store_the_statistics_of_one(source: dict[str, str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    cases.look(SINGLE, source["t5"], str(one))
+    launch(cases.look, Distributed(world_size=2), source["t5"], str(two))
+    a, b = StoredStats(one / "stats"), StoredStats(two / "stats")
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].num_tokens == b[name].num_tokens
+        scale = float(a[name].gram.abs().max())
+        assert float((a[name].gram - b[name].gram).abs().max()) < 1e-5 * scale, name
+        assert torch.allclose(a[name].mean, b[name].mean, atol=1e-5), name
+        assert torch.equal(a[name].max_abs, b[name].max_abs), name
+    given = [source["t5"], str(tmp_path / "dealt"), True, "dense", str(two)]
+    dealt = launch(cases.shrink, Distributed(world_size=2), *given)
+    given[1] = str(tmp_path / "alone")
+    alone = cases.shrink(SINGLE, *given)
+    assert dealt["facts"] == alone["facts"]
+    c, d = cases.tensors(tmp_path / "dealt" / "model"), cases.tensors(tmp_path / "alone" / "model")
+    assert all(torch.equal(c[name], d[name]) for name in d)
