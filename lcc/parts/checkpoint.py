@@ -124,6 +124,8 @@ def _copy_weights(bundle: Bundle, folder: Path) -> None:
     for file in [*(bundle.path / name for name in names), *weight_files(bundle.path)]:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+    if bundle.card.adapter:
+        shutil.copytree(bundle.path / ADAPTER, folder / ADAPTER)
 
 
 def write_streamed(
