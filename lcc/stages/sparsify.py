@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
-from lcc.core.errors import GateError, RecipeError
-from lcc.core.lazy import torch
+from lcc.core.errors import RecipeError
 from lcc.engine.allocation import Shares, by_depth, by_outliers, outlier_share, uniform
 from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration, InputGroup
-from lcc.engine.columns import layer_error
+from lcc.engine.calibration import Calibration, InputGroup, stored_groups
 from lcc.engine.patterns import Pattern
+from lcc.engine.statistics import StoredStats
 from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import Needs, few_tokens, input_groups, opened, reads
+from lcc.stages._zeros import block_of, facts, stacks, zipped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
-SAMPLE_BYTES = 1 << 22  # enough to measure how well zeros compress
 MOST_IN_ONE_SHOT, MOST_BY_SIZE = 0.7, 0.5
 
 
@@ -105,7 +104,7 @@ class Sparsify:
         with as_linear(model):
             layers = block_linears(model)
             self._refuse(layers, model)
-            patterns = self._patterns(bundle, context, layers)
+            patterns = self._patterns(context, layers)
             sample, warnings = next(iter(layers)), list[str]()
             groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
             for group in groups:
@@ -115,16 +114,14 @@ class Sparsify:
                 }
                 self._prune(group, patterns)
                 for name, layer in group.layers.items():
-                    groups.facts[name] = _facts(dense[name], layer, group.stats, patterns[name])
+                    groups.facts[name] = facts(dense[name], layer, group.stats, patterns[name])
                 if sample in dense:
-                    zipped = {"zipped": _zipped(group.layers[sample].weight, bundle.card.dtype),
-                              "dense": _zipped(dense[sample], bundle.card.dtype)}  # fmt: skip
-                    groups.facts[sample] |= zipped
+                    dtype = bundle.card.dtype
+                    groups.facts[sample] |= zipped(dense[sample], group.layers[sample], dtype=dtype)
         bundle.module = model
         bundle.with_card(sparse=self._word())
-        outcome = self._outcome({name: groups.facts[name] for name in layers}, warnings)
-        outcome.bundle = bundle
-        return outcome
+        found = {name: groups.facts[name] for name in layers}
+        return replace(self._outcome(found, warnings), bundle=bundle)
 
     def _refuse(self, layers: dict[str, Linear], model: Any) -> None:
         if not layers:
@@ -139,33 +136,31 @@ class Sparsify:
                 f" multiple of {unit}; use pattern=unstructured."
             )
 
-    def _patterns(
-        self, bundle: Bundle, context: Context, layers: Mapping[str, Linear]
-    ) -> dict[str, Pattern]:
+    def _patterns(self, context: Context, layers: Mapping[str, Linear]) -> dict[str, Pattern]:
         """What is asked of each layer: its block's share."""
-        owners = {name: _block_of(name) for name in layers}
+        owners = {name: block_of(name) for name in layers}
         sizes: dict[str, int] = {}
         for name, layer in layers.items():
             sizes[owners[name]] = sizes.get(owners[name], 0) + layer.weight.numel()
         if self.allocation == "owl":
-            found = self._outliers(bundle, context, layers, owners)
+            found = self._outliers(context, layers, owners)
             shares = by_outliers(found, sizes, self.sparsity, bound=self.owl_bound)
         elif self.allocation == "atp":
-            shares = by_depth(_stacks(sizes), sizes, self.sparsity, beta=self.atp_beta)
+            shares = by_depth(stacks(sizes), sizes, self.sparsity, beta=self.atp_beta)
         else:
             shares = uniform(sizes, self.sparsity)
         return {name: Pattern(self.pattern, shares[owners[name]]) for name in layers}
 
     def _outliers(
-        self, bundle: Bundle, context: Context, layers: Mapping[str, Linear],
-        owners: Mapping[str, str],
-    ) -> Shares:  # fmt: skip
+        self, context: Context, layers: Mapping[str, Linear], owners: Mapping[str, str]
+    ) -> Shares:
+        assert "stats" in context.inputs, "check() lets owl pass with stored statistics only"
+        stats = StoredStats(context.inputs["stats"] / "stats", device=context.device)
         scores: dict[str, list[Tensor]] = {}
-        for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
+        for group in stored_groups(stats, layers):  # Every process looks at all of them.
             for name, layer in group.layers.items():
-                scores.setdefault(owners[name], []).append(
-                    _wanda().score(layer.weight.detach(), group.stats)
-                )
+                score = _wanda().score(layer.weight.detach(), group.stats)
+                scores.setdefault(owners[name], []).append(score)
         return {b: outlier_share(found, factor=self.owl_factor) for b, found in scores.items()}
 
     def _prune(self, group: InputGroup, patterns: Mapping[str, Pattern]) -> None:
@@ -187,65 +182,25 @@ class Sparsify:
             return []
         return few_tokens(stats.num_tokens, len(stats.diagonal), self.calibration)
 
-    def _outcome(self, facts: Mapping[str, dict[str, Any]], warnings: list[str]) -> Outcome:
-        achieved = sum(f["zeros"] for f in facts.values()) / sum(f["size"] for f in facts.values())
+    def _outcome(self, found: Mapping[str, dict[str, Any]], warnings: list[str]) -> Outcome:
+        achieved = sum(f["zeros"] for f in found.values()) / sum(f["size"] for f in found.values())
         table = [
             {"layer": name, "asked": fact["asked"], "sparsity": fact["zeros"] / fact["size"]}
             | {key: fact[key] for key in ("layer_error", "diagonal_error") if key in fact}
-            for name, fact in facts.items()
+            for name, fact in found.items()
         ]
         measures = {"sparsity": Measure(achieved, "share"), "bytes_saved": Measure(0, "bytes")}
         errors = [row["layer_error"] for row in table if "layer_error" in row]
         if errors:
             measures["layer_error"] = Measure(sum(errors) / len(errors), "share")
-        zipped = next(fact for fact in facts.values() if "zipped" in fact)
+        sample = next(fact for fact in found.values() if "zipped" in fact)
         note = (
             "0 bytes saved, no speed: zeros are stored and multiplied like any weight. Zipped"
-            f" (zlib), a sparse layer takes {zipped['zipped']:.0%} of its bytes; the dense one took"
-            f" {zipped['dense']:.0%}."
+            f" (zlib), a sparse layer takes {sample['zipped']:.0%} of its bytes; the dense one took"
+            f" {sample['zipped_dense']:.0%}."
         )
         return Outcome(measures=measures, tables={"layers": table}, notes=[note], warnings=warnings)
 
     def _word(self) -> str:
         fixed = ":" in self.pattern
         return self.pattern if fixed else f"{self.sparsity:.0%} {self.pattern}"
-
-
-def _facts(
-    dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern
-) -> dict[str, Any]:
-    """What became of one layer; GateError when it missed what was asked."""
-    weight = layer.weight.detach()
-    zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
-    if zeros < asked * layer.out_features:
-        raise GateError(f"sparsify: a layer has {zeros} zeros, {asked} in every row were asked.")
-    facts: dict[str, Any] = {"zeros": zeros, "size": weight.numel(), "asked": pattern.sparsity}
-    change = weight - dense
-    if stats is not None and stats.gram is not None:
-        facts["layer_error"] = layer_error(change, dense, stats.gram)
-    elif stats is not None:
-        lost, whole = ((w.float().square() @ stats.diagonal).sum() for w in (change, dense))
-        facts["diagonal_error"] = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
-    return facts
-
-
-def _block_of(name: str) -> str:
-    """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
-    parts = name.split(".")
-    number = next(i for i, part in enumerate(parts) if part.isdigit())
-    return ".".join(parts[: number + 1])
-
-
-def _stacks(blocks: Mapping[str, int]) -> list[list[str]]:
-    """Blocks of one list of modules belong together."""
-    stacks: dict[str, list[str]] = {}
-    for block in blocks:
-        stacks.setdefault(block.rpartition(".")[0], []).append(block)
-    return list(stacks.values())
-
-
-def _zipped(weight: Tensor, dtype: str) -> float:
-    """Bytes after zlib over bytes before, of a sample of a weight as it is stored."""
-    stored = weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
-    raw = stored.view(torch.uint8).numpy().tobytes()[:SAMPLE_BYTES]
-    return len(zlib.compress(raw, 6)) / len(raw)

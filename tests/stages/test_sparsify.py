@@ -18,6 +18,7 @@ from lcc.engine.statistics import LayerStats
 from lcc.methods.criteria.magnitude import Magnitude
 from lcc.methods.criteria.wanda import Wanda
 from lcc.parts.checkpoint import save
+from lcc.stages.calibrate import Calibrate
 from lcc.stages.sparsify import Sparsify
 
 FAMILIES = [tiny.llama, tiny.qwen3, tiny.gemma3, tiny.gpt2, tiny.t5, tiny.marian, tiny.bert]
@@ -43,13 +44,79 @@ def test_thirty_percent_of_every_row_is_zero_and_reloads_so(build: Any, tmp_path
             assert (zeros == round(0.3 * layer.in_features)).all()
 
 
+@pytest.mark.parametrize("criterion", ["ria", "sparsegpt"])
+@pytest.mark.parametrize("build", FAMILIES)
+def test_every_layer_of_every_family_has_the_zeros_asked(
+    build: Any, criterion: str, tmp_path: Path
+) -> None:
+    bundle, outcome = sparsified(build(), tmp_path, criterion=criterion, sparsity=0.4)
+    with as_linear(bundle.module):
+        layers = block_linears(bundle.module)
+        for layer in layers.values():
+            asked = round(0.4 * layer.in_features) * layer.out_features
+            assert int((layer.weight == 0).sum()) == asked
+    table = outcome.tables["layers"]
+    assert [row["layer"] for row in table] == list(layers)
+    error = "layer_error" if criterion == "sparsegpt" else "diagonal_error"
+    assert all(0 < row[error] < 1 for row in table)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize(("pattern", "keep", "of"), [("2:4", 2, 4), ("4:8", 4, 8)])
-def test_patterns_hold_in_every_group(pattern: str, keep: int, of: int, tmp_path: Path) -> None:
-    bundle, _ = sparsified(tiny.llama(), tmp_path, pattern=pattern)
+def test_patterns_hold_in_every_group(
+    pattern: str, keep: int, of: int, criterion: str, tmp_path: Path
+) -> None:
+    bundle, _ = sparsified(tiny.llama(), tmp_path, pattern=pattern, criterion=criterion)
     assert bundle.card.sparse == pattern
     for layer in block_linears(bundle.module).values():
         groups = layer.weight.detach().view(-1, of)
         assert ((groups != 0).sum(dim=1) == keep).all()
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_blocks_of_inputs_go_or_stay_together(criterion: str, tmp_path: Path) -> None:
+    options = {"pattern": "block8", "sparsity": 0.25, "criterion": criterion}
+    bundle, _ = sparsified(tiny.llama(), tmp_path, **options)
+    assert bundle.card.sparse == "25% block8"
+    for layer in block_linears(bundle.module).values():
+        zeros = (layer.weight.detach() == 0).view(-1, 8).sum(dim=1)
+        assert set(zeros.tolist()) == {0, 8}
+        assert float((zeros == 8).float().mean()) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("allocation", ["owl", "atp"])
+@pytest.mark.parametrize("build", [tiny.llama, tiny.t5])
+def test_blocks_differ_and_the_total_is_as_asked(
+    build: Any, allocation: str, tmp_path: Path
+) -> None:
+    bundle, context = tiny.bundle(build()), tiny.context(tmp_path)
+    decode(Calibrate, {}).run(bundle, context)
+    context.inputs["stats"] = tmp_path
+    options = {"allocation": allocation, "owl_bound": 0.1, "atp_beta": 0.1, "owl_factor": 3.0}
+    outcome = decode(Sparsify, options).run(bundle, context)
+    assert outcome.measures["sparsity"].value == pytest.approx(0.5, abs=0.015)
+    asked = [row["asked"] for row in outcome.tables["layers"]]
+    found = [row["sparsity"] for row in outcome.tables["layers"]]
+    assert found == pytest.approx(asked, abs=0.02)  # Whole weights of rows of 32.
+    assert max(asked) - min(asked) == pytest.approx(0.2 if allocation == "owl" else 0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 0.8}, "0.8 by wanda in one shot usually ruins a model"),
+        ({"sparsity": 0.6, "criterion": "magnitude"}, "0.6 by magnitude in one shot usually ruins"),
+        ({"allocation": "owl", "calibration": {"mode": "sequential"}}, "calibration.mode=dense"),
+        ({"criterion": "taylor"}, "taylor reads gradients, which only width takes"),
+    ],
+)
+def test_what_cannot_go_well_is_refused_before_any_work(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        decode(Sparsify, options).check({"model_type": "llama"})
+    if "sparsity" in options:
+        decode(Sparsify, {**options, "accept_damage": True}).check({"model_type": "llama"})
 
 
 def test_embeddings_and_head_are_left_alone(tmp_path: Path) -> None:

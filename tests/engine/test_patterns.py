@@ -1,0 +1,35 @@
+"""A pattern makes exactly the zeros it says, also of equal scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lcc.engine.patterns import Pattern, without_lowest
+
+
+@pytest.mark.parametrize(
+    ("word", "sparsity", "num_zeros"),
+    [("unstructured", 0.3, 10), ("2:4", 0.5, 16), ("4:8", 0.5, 16), ("block16", 0.5, 16),
+     ("block8", 0.25, 8)],
+)  # fmt: skip
+def test_every_row_has_the_zeros_asked(word: str, sparsity: float, num_zeros: int) -> None:
+    pattern = Pattern(word, sparsity)
+    assert pattern.num_zeros(32) == num_zeros
+    for scores in (torch.rand(5, 32), torch.ones(5, 32)):
+        assert (~pattern.mask(scores)).sum(dim=1).tolist() == [num_zeros] * 5
+
+
+def test_a_run_goes_by_the_sum_of_its_scores() -> None:
+    scores = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 9, *[1.0] * 8]])
+    kept = Pattern("block8", 0.5).mask(scores)
+    assert kept[0].tolist() == [True] * 8 + [False] * 8
+
+
+@pytest.mark.parametrize("num", [0, 1, 7, 20])
+def test_as_many_of_equal_scores_go_as_asked(num: int) -> None:
+    scores = torch.tensor([1.0, 1.0, 2.0, 1.0, 3.0] * 4).view(4, 5)
+    kept = without_lowest(scores, num)
+    assert int((~kept).sum()) == num
+    if num <= 12:
+        assert bool(kept[scores > 1.0].all())
