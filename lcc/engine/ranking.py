@@ -114,4 +114,4 @@ def nearest(num: int, ratio: float, *, allowed: Sequence[int]) -> int:
     near = [size for size in smaller if abs(size - wanted) <= NEAR * num]
     if near:
         return max(near, key=lambda size: (size & -size, -abs(size - wanted)))
-    return min(smaller, key=lambda size: abs(size - wanted))
+    return min(smaller, key=lambda size: (abs(size - wanted), -size))

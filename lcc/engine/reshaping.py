@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import GateError
-from lcc.engine.families import HEADS_IN_HIDDEN, HEADS_STATED, POSITION_BIASED, head_dim
-from lcc.engine.ranking import NEAR, nearest, rounded
+from lcc.engine.families import HEADS_STATED, POSITION_BIASED, head_dim
+from lcc.engine.ranking import NEAR
+from lcc.engine.sizing import FFN_FIELDS, Dims, RoundTo, Shape
 
 if TYPE_CHECKING:
     from lcc.engine.units import Unit
 
-FFN_FIELDS = ("intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim",
-              "n_inner", "hidden_dim")  # fmt: skip
-# Their config refuses a hidden width that is no multiple of the number of heads.
-DIVIDED = ("llama", "gemma2", "gemma3_text")
 STACKS = ("encoder", "decoder")
 
 
 class Plan:
     """Which field of the config states the number of each unit's things, and what it will say."""
 
-    def __init__(self, config: Any, units: Sequence[Unit], *, dims: str) -> None:
+    def __init__(self, config: Any, units: Sequence[Unit], *, dims: Dims) -> None:
         self.config, self.units, self.dims = config.get_text_config(), units, dims
-        self.head_dim = head_dim(self.config)
+        config = self.config
+        self.shape = Shape(config.model_type, int(config.hidden_size),
+                           int(config.num_attention_heads), head_dim(config))  # fmt: skip
         self.fields = {unit.name: self._field(unit) for unit in units}
         self.wishes: dict[str, int] = {}  # what a ranking over all layers would keep of each unit
         self.sizes: dict[str, tuple[int, int]] = {}  # field → before, after
@@ -34,7 +32,7 @@ class Plan:
     def num_kept(self) -> dict[str, int]:
         return {unit.name: self.sizes[self.fields[unit.name]][1] for unit in self.units}
 
-    def decide(self, ratio: float, round_to: int | Literal["auto"]) -> None:
+    def decide(self, ratio: float, round_to: RoundTo) -> None:
         """Set what stays: the same number in all units of one field.
 
         Raises RecipeError when nothing would go.
@@ -44,37 +42,15 @@ class Plan:
             if field not in self.sizes:
                 self.sizes[field] = (unit.num, self._after(unit, field, ratio, round_to))
 
-    def _after(self, unit: Unit, field: str, ratio: float, round_to: int | Literal["auto"]) -> int:
+    def _after(self, unit: Unit, field: str, ratio: float, round_to: RoundTo) -> int:
         if self.dims == "hidden" and field != "hidden_size":
-            return self.sizes["hidden_size"][1] // self.head_dim
+            return self.sizes["hidden_size"][1] // self.shape.head_dim
         if self.wishes:
             same = [u for u in self.units if self.fields[u.name] == field]
             ratio = 1 - sum(self.wishes[u.name] for u in same) / sum(u.num for u in same)
             if ratio < NEAR and len(set(self.fields.values())) > 1:
                 return unit.num  # The others give it all.
-        if self.dims == "ffn":
-            return rounded(unit.num, ratio, round_to=round_to)
-        if self.dims != "hidden":
-            return nearest(unit.num, ratio, allowed=self._numbers_of_heads(unit))
-        step = self._hidden_step()
-        if step == 1:
-            return rounded(unit.num, ratio, round_to=round_to)
-        step = step if round_to == "auto" else math.lcm(step, round_to)
-        return nearest(unit.num, ratio, allowed=range(step, unit.num, step))
-
-    def _numbers_of_heads(self, unit: Unit) -> list[int]:
-        """As many of every key-value head, and what the config takes for this hidden width."""
-        heads = self.config.num_attention_heads
-        found = range(unit.runs, unit.num, unit.runs)
-        if self.config.model_type not in DIVIDED:
-            return list(found)
-        return [n for n in found if self.config.hidden_size % (heads * n // unit.num) == 0]
-
-    def _hidden_step(self) -> int:
-        """What the hidden width must be a multiple of."""
-        if self.config.model_type in HEADS_IN_HIDDEN:
-            return self.head_dim
-        return int(self.config.num_attention_heads) if self.config.model_type in DIVIDED else 1
+        return self.shape.stays(unit.num, ratio, dims=self.dims, round_to=round_to, runs=unit.runs)
 
     def by_size(self) -> dict[tuple[int, int], list[str]]:
         """(before, after) → the fields that go from one to the other."""

@@ -23,6 +23,7 @@ from lcc.engine.pruning import feed_forwards
 from lcc.engine.ranking import globally_kept
 from lcc.engine.rescaling import keep_scales
 from lcc.engine.reshaping import Plan, rebuilt, restate
+from lcc.engine.sizing import Dims, foreseen
 from lcc.engine.streams import streams
 from lcc.methods.criteria import ByGradient
 from lcc.methods.criteria.wanda import Wanda
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
+OVERSHOT = 0.05  # beyond the ratio asked for
 # Above these, one cut leaves hardly more than noise, whatever the criterion.
-MOST = {"ffn": 0.5, "heads": 0.5, "kv_groups": 0.5, "hidden": 0.3}
+MOST = {"ffn": 0.5, "heads": 0.5, "kv_groups": 0.5, "hidden": 0.35}
 
 
 def _wanda() -> Any:
@@ -59,7 +61,7 @@ class Width:
     revision: ClassVar[int] = 2
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    dims: Literal["ffn", "heads", "kv_groups", "hidden"] = "ffn"
+    dims: Dims = "ffn"
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
     allocation: Literal["uniform", "global"] = "uniform"
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.25  # what a global ranking leaves at least
@@ -95,17 +97,27 @@ class Width:
             refuse_heads(family)
         if self.repair == "bias":
             refuse_bias(config, attention=self.dims in ("heads", "kv_groups"))
-        if self.ratio > MOST[self.dims] and not self.accept_damage:
+        most, cut = MOST[self.dims], self._foreseen(config)
+        if cut > most and not self.accept_damage:
             raise RecipeError(
-                f"width.ratio: a cut of more than {MOST[self.dims]:g} in one step usually ruins a"
-                " model beyond what healing brings back; ask for less, cut in several steps with"
-                " healing between them, or set accept_damage=true."
+                f"width.ratio: this takes {cut:.0%}; more than {most:.0%} of {self.dims} in one"
+                " step usually ruins a model beyond what healing brings back: ask for less, cut in"
+                " several steps with healing between them, or set accept_damage=true."
+            )
+        if self.allocation == "global" and self.dims == "hidden":
+            raise RecipeError(
+                "width.allocation: the hidden width is one number for all layers; use uniform."
             )
         if "sequential" in self.calibration.mode and self._looks_at_all(family):
             raise RecipeError(
                 "width.calibration.mode: this cut ranks over all layers before it changes the"
                 " first, so no layer can see its narrowed predecessors; set mode=dense."
             )
+
+    def _foreseen(self, config: dict[str, Any]) -> float:
+        """What goes of the most that a config lets go."""
+        taken = foreseen(config, self.ratio, dims=self.dims, round_to=self.round_to)
+        return max(self.ratio, taken or 0.0)
 
     def _looks_at_all(self, family: str) -> bool:
         """Whether layers have to be known before the first is cut."""
@@ -197,7 +209,7 @@ class Width:
             measures=self._measures(job, table),
             tables=tables,
             notes=notes,
-            warnings=[*job.warnings, *_unsparse(bundle, self.repair)],
+            warnings=[*job.warnings, *_overshot(table), *_unsparse(bundle, self.repair)],
         )
 
     def _measures(self, job: Narrowing, table: list[dict[str, Any]]) -> dict[str, Measure]:
@@ -209,6 +221,16 @@ class Width:
             found["layer_error_unrepaired"] = Measure(plain, "share")
             found["layer_error"] = Measure(repaired, "share")
         return found
+
+
+def _overshot(table: list[dict[str, Any]]) -> list[str]:
+    """A warning where the sizes that the model may have are far from what was asked."""
+    return [
+        f"width.ratio: {row['asked_ratio']:.0%} was asked, but {row['dimension']} could only go"
+        f" from {row['before']} to {row['after']} (-{row['achieved_ratio']:.0%})."
+        for row in table
+        if row["achieved_ratio"] > row["asked_ratio"] + OVERSHOT
+    ]
 
 
 def _unsparse(bundle: Bundle, repair: str) -> list[str]:

@@ -14,6 +14,7 @@ from lcc.engine.blocks import as_linear
 from lcc.engine.calibration import Calibration
 from lcc.engine.pruning import feed_forwards
 from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
+from lcc.engine.streams import streams
 from lcc.stages.width import Width
 
 FAMILIES = {
@@ -140,7 +141,62 @@ def test_a_hidden_width_that_loads_as_another_model_is_refused() -> None:
 def test_a_ratio_that_ruins_models_wants_to_be_accepted() -> None:
     with pytest.raises(RecipeError, match="accept_damage=true"):
         Width(ratio=0.6).check({"model_type": "llama"})
+    five = {"model_type": "llama", "hidden_size": 640, "num_attention_heads": 5}
+    with pytest.raises(RecipeError, match="this takes 60%"):  # 640 is no multiple of 3.
+        Width(ratio=0.45, dims="heads").check(five)
     Width(ratio=0.6, accept_damage=True).check({"model_type": "llama"})
+
+
+def test_a_cut_that_would_take_nothing_is_refused_before_any_work() -> None:
+    one = {"model_type": "gemma3_text", "hidden_size": 640, "num_attention_heads": 4}
+    with pytest.raises(RecipeError, match="takes nothing from 1: what could stay is nothing"):
+        Width(dims="kv_groups").check({**one, "num_key_value_heads": 1})
+    with pytest.raises(RecipeError, match="at multiples of 512"):
+        Width(round_to=512).check({**one, "intermediate_size": 512})
+    with pytest.raises(RecipeError, match="one number for all layers"):
+        Width(dims="hidden", allocation="global").check(one)
+
+
+def test_more_than_was_asked_is_a_warning(tmp_path: Any) -> None:
+    stage = decode(Width, {"dims": "hidden", "ratio": 0.15, "calibration": {"samples": 40}})
+    outcome = stage.run(tiny.bundle(tiny.gpt2()), tiny.context(tmp_path))
+    assert (
+        "15% was asked, but hidden_size could only go from 32 to 24 (-25%)" in outcome.warnings[0]
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2", "t5"])
+def test_repair_makes_up_for_a_hidden_cut_where_the_stream_is_redundant(
+    family: str, tmp_path: Any
+) -> None:
+    divergence = {}
+    for repair in ("ridge", "none"):
+        model = redundant(FAMILIES[family]())
+        before = logits(model).log_softmax(-1)
+        options = {"dims": "hidden", "repair": repair, "calibration": {"samples": 40}}
+        bundle = tiny.bundle(model)
+        decode(Width, options).run(bundle, tiny.context(tmp_path))
+        after = logits(bundle.module).log_softmax(-1)
+        divergence[repair] = float((before.exp() * (before - after)).sum(-1).mean())
+    assert divergence["ridge"] < 0.6 * divergence["none"]
+
+
+def redundant(model: Any) -> Any:
+    """The model with a stream of which 10 of 32 dimensions tell all."""
+    torch.manual_seed(1)
+    basis = torch.randn(32, 10)
+    project, done = basis @ torch.linalg.pinv(basis), set()
+    with torch.no_grad(), as_linear(model):
+        for parameter in model.parameters():
+            parameter *= 8 if parameter.dim() == 2 else 1
+        for member in streams(model)[0].members:
+            is_norm = "norm" in type(member.layer).__name__.lower()
+            for parameter, dim in member.parameters():
+                if member.axis == "out" and not is_norm and id(parameter) not in done:
+                    done.add(id(parameter))
+                    turned = parameter.data.movedim(dim, -1) @ project
+                    parameter.data.copy_(turned.movedim(-1, dim))
+    return model
 
 
 @pytest.mark.parametrize(
