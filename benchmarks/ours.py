@@ -70,7 +70,7 @@ def stages(steps: dict[str, dict[str, Any]], *, tokens: int, mode: str) -> list[
     for name, node in steps.items():
         options = {k: v for k, v in node.items() if k != "kind"}
         cls = card(STAGES, str(node.get("kind", name)))
-        if "calibration" in cls.__dataclass_fields__:
+        if "calibration" in cls.__dataclass_fields__ and cls.__name__ != "Depth":
             looks = {"samples": 100_000, "max_tokens": tokens, "mode": mode}
             options["calibration"] = {**looks, **options.get("calibration", {})}
         found.append((name, decode(cls, options, name)))
@@ -114,6 +114,26 @@ def _artifact(model: Path, work: Path) -> Path:
     return folder
 
 
+def warm(stage: Any) -> None:
+    """Solve something small first: kernels are compiled once per installation, not per run."""
+    import torch
+
+    from lcc.engine.grids import Grid
+    from lcc.engine.patterns import Pattern
+    from lcc.engine.statistics import LayerStats
+    from lcc.methods.criteria import Pruner
+
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(n, 128, generator=generator) for n in (64, 512))
+    sums = x.mean(0), x.abs().mean(0), x.abs().amax(0), x.square().sum(0)
+    stats = LayerStats(512, *sums, gram=x.T @ x)
+    quantizer, criterion = (getattr(stage, n, None) for n in ("quantizer", "criterion"))
+    if getattr(quantizer, "needs", None) == "gram":
+        quantizer.quantize(weight, stats, Grid(stage.bits, 64, "bfloat16"))
+    if isinstance(criterion, Pruner):
+        criterion.prune(weight, stats, [Pattern(stage.pattern, stage.sparsity)], [len(weight)])
+
+
 def compress(job: dict[str, Any]) -> dict[str, Any]:
     """Load, calibrate, solve, save; seconds of each, imports left out."""
     from lcc.parts import checkpoint
@@ -121,12 +141,18 @@ def compress(job: dict[str, Any]) -> dict[str, Any]:
 
     out = Path(job["out"])
     shutil.rmtree(out, ignore_errors=True)
+    todo = stages(job["steps"], tokens=job["tokens"], mode=job.get("mode", "dense"))
+    for _, stage in todo:
+        warm(stage)
     clock, calibrating = Clock(), 0.0
     started, worked = time.perf_counter(), time.process_time()
     bundle = open_bundle(Path(job["model"]))
     bundle.load()
     notes: list[str] = []
-    for name, stage in stages(job["steps"], tokens=job["tokens"], mode=job.get("mode", "dense")):
+    for index, (name, stage) in enumerate(todo):
+        if index:  # a step reads what the one before it left on disk
+            checkpoint.save(bundle, out / "work" / f"after-{index}" / "model")
+            bundle = open_bundle(out / "work" / f"after-{index}" / "model")
         inputs: dict[str, Path] = {}
         if getattr(stage, "needs", None) and stage.calibration.mode == "dense":
             begun = time.perf_counter()
