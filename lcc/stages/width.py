@@ -9,7 +9,7 @@ from pydantic import Field
 from lcc.core.catalog import Choice
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear
+from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration
 from lcc.engine.families import (
     POSITION_BIASED,
@@ -177,8 +177,9 @@ class Width:
         kind = type(model).__name__
         if not units:
             raise RecipeError(f"width: found no {self.dims} to narrow in {kind}; leave it out.")
-        consumers = [layer for unit in units for layer in unit.consumers.values()]
-        if self.repair == "bias" and any(layer.bias is None for layer in consumers):
+        inside = block_linears(model)
+        consumers = {name for unit in units for name in unit.consumers if name in inside}
+        if self.repair == "bias" and any(inside[name].bias is None for name in consumers):
             raise RecipeError(f"width.repair: {kind} has no biases to repair; use ridge or none.")
 
     def _outcome(self, job: Narrowing, plan: Plan) -> Outcome:
