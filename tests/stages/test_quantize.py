@@ -1,4 +1,4 @@
-"""Quantized checkpoints load by transformers alone and hold what was measured."""
+"""What is asked of a quantized model is what it holds, or is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -9,87 +9,15 @@ from typing import Any
 import compressing as tiny
 import pytest
 import torch
-import transformers
-from safetensors import safe_open
+from quantizing import calibrated, logits, quantized
 
 from lcc.core.decode import decode
 from lcc.core.errors import GateError, RecipeError
-from lcc.engine.blocks import block_linears
 from lcc.engine.packing import GroupGrid
 from lcc.methods.quantizers import Grid
 from lcc.methods.quantizers.nearest import Nearest
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import reload_gate
 from lcc.parts.model import open_bundle
-from lcc.stages.calibrate import Calibrate
 from lcc.stages.quantize import Quantize
-
-# bitsandbytes' CPU kernel takes inputs that are multiples of 64.
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-FAMILIES = {
-    "llama": lambda: tiny.llama(**WIDE),
-    "gemma3": lambda: tiny.gemma3(**WIDE),
-    "bert": lambda: tiny.bert(hidden_size=64, intermediate_size=128),
-    "marian": lambda: tiny.marian(64),
-}
-AUTO = {
-    "causal": transformers.AutoModelForCausalLM,
-    "classify": transformers.AutoModelForSequenceClassification,
-    "seq2seq": transformers.AutoModelForSeq2SeqLM,
-}
-
-
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.arange(5, 17).view(2, 6)
-    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, **extra).logits.float()
-    return found
-
-
-def calibrated(model: Any, folder: Path) -> Path:
-    bundle = tiny.bundle(model, dtype="bfloat16")
-    decode(Calibrate, {"gram": True}).run(bundle, tiny.context(folder / "stats"))
-    return folder / "stats"
-
-
-def quantized(model: Any, folder: Path, inputs: Any = None, **options: Any) -> Any:
-    bundle = tiny.bundle(model, dtype="bfloat16")
-    context = tiny.context(folder)
-    context.inputs |= inputs or {}
-    outcome = decode(Quantize, options).run(bundle, context)
-    save(bundle, folder / "model")
-    return bundle, outcome
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}],
-)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_stranger_loads_is_what_was_in_memory(
-    family: str, options: Any, tmp_path: Path
-) -> None:
-    bundle, outcome = quantized(FAMILIES[family](), tmp_path, **options)
-    card = json.loads((tmp_path / "model" / "lcc_card.json").read_text())
-    assert card["form"] == "packed" and card["requires"] == [card["format"]]
-    expected = logits(bundle.module)
-    ours = open_bundle(tmp_path / "model").load()
-    assert torch.allclose(logits(ours), expected, atol=0.02 * float(expected.abs().max()))
-    for name, layer in ours.named_modules():
-        if name.endswith(("up_proj", "intermediate.dense", "wi", "fc1")):
-            assert torch.equal(layer.weight, bundle.module.get_submodule(name).weight)
-    native = AUTO[card["head"]].from_pretrained(tmp_path / "model")
-    assert torch.allclose(logits(native), expected, atol=0.05 * float(expected.abs().max()))
-    assert outcome.measures["bytes_after"].value < outcome.measures["bytes_before"].value
-
-
-def test_tied_weights_are_stored_once_and_load_tied(tmp_path: Path) -> None:
-    quantized(tiny.gemma3(), tmp_path, bits=8)
-    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
-        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
-    model = open_bundle(tmp_path / "model").load()
-    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_an_untied_head_is_quantized_only_when_asked(tmp_path: Path) -> None:
@@ -124,41 +52,6 @@ def test_what_cannot_be_stored_is_refused_in_one_sentence(
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
         decode(Quantize, options).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
-
-
-EVERY_FAMILY = {
-    **FAMILIES,
-    "qwen3": lambda: tiny.qwen3(**WIDE),
-    "t5": lambda: tiny.t5(d_model=64, d_ff=128, d_kv=16),
-}
-SETTINGS = {
-    "zero points": {"bits": 4, "symmetric": False},
-    "embeddings": {"bits": 8, "include_embeddings": True},
-    "3 bits": {"quantizer": "scale_search", "bits": 3, "group_size": 32},
-    "2 bits by channel": {"bits": 2, "accept_damage": True, "group_size": "channel"},
-    "zero points, 3 bits": {"bits": 3, "symmetric": False, "accept_damage": True},
-    "several bits": {"bits": 4, "bits_for": {"*.0.*": 8}},
-    "int8 by bitsandbytes": {"quantizer": "bnb_int8"},
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_every_grid_reloads_as_it_was_in_memory_or_is_refused(
-    family: str, setting: str, tmp_path: Path
-) -> None:
-    try:
-        bundle, _ = quantized(EVERY_FAMILY[family](), tmp_path, **SETTINGS[setting])
-    except RecipeError as error:
-        assert family == "t5" and setting == "several bits"
-        assert "transformers cannot keep a t5 packed" in str(error)
-        return
-    measures = reload_gate(bundle, tmp_path / "model", parent=None)
-    assert measures["reload_max_logit_difference"].value < 1e-2
-    disk = open_bundle(tmp_path / "model").load(dtype="bfloat16").state_dict()
-    for name, tensor in bundle.module.state_dict().items():
-        if name.removesuffix(".weight") in block_linears(bundle.module):
-            assert torch.equal(disk[name], tensor.to(disk[name].dtype)), name
 
 
 def test_gpt2s_conv1d_is_refused_not_skipped(tmp_path: Path) -> None:
@@ -222,19 +115,6 @@ def test_a_pattern_gives_its_layers_their_own_bits(tmp_path: Path) -> None:
     assert all((bits == 8) == name.endswith("down_proj") for name, bits in table.items())
 
 
-def test_a_tied_embedding_is_stored_packed_once_and_both_load_from_it(tmp_path: Path) -> None:
-    _, outcome = quantized(tiny.llama(), tmp_path, include_embeddings=True)
-    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
-        assert "model.embed_tokens.weight_packed" in file.keys()  # noqa: SIM118
-        assert not any("lm_head" in name for name in file.keys())  # noqa: SIM118
-    parts = {row["part"]: row for row in outcome.tables["bytes"]}
-    row = parts["embedding and tied head"]
-    assert row["after"] < 0.6 * row["before"]
-    assert any("no packed embeddings" in note for note in outcome.notes)
-    native = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert native.lm_head.weight is native.model.embed_tokens.weight
-
-
 def test_the_report_says_what_a_dense_embedding_costs(tmp_path: Path) -> None:
     _, outcome = quantized(tiny.llama(), tmp_path, bits=4)
     assert any("include_embeddings=true would store it in about 25%" in n for n in outcome.notes)
@@ -245,36 +125,6 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(GateError, match=r"layer 'model\.layers\.1\.mlp\.up_proj' holds numbers"):
         quantized(model, tmp_path)
-
-
-@pytest.mark.parametrize("quantizer", ["awq", "smoothquant"])
-@pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_a_smoothed_model_reloads_as_it_was_in_memory_or_is_refused(
-    family: str, quantizer: str, tmp_path: Path
-) -> None:
-    options = {"quantizer": quantizer, "bits": 4 if quantizer == "awq" else 8}
-    inputs = {"stats": calibrated(EVERY_FAMILY[family](), tmp_path)}
-    try:
-        bundle, outcome = quantized(EVERY_FAMILY[family](), tmp_path, inputs=inputs, **options)
-    except RecipeError as error:
-        assert family == "t5" and "transformers cannot keep a t5 packed" in str(error)
-        return
-    assert outcome.measures["num_smoothed_inputs"].value > 0
-    measures = reload_gate(bundle, tmp_path / "model", parent=None)
-    assert measures["reload_max_logit_difference"].value < 1e-3
-
-
-def test_w8a8_rounds_its_inputs_in_memory_and_from_disk_alike(tmp_path: Path) -> None:
-    inputs = {"stats": calibrated(tiny.llama(), tmp_path)}
-    bundle, _ = quantized(tiny.llama(), tmp_path, inputs=inputs, quantizer="smoothquant")
-    disk = open_bundle(tmp_path / "model").load()
-    assert torch.allclose(logits(disk), logits(bundle.module), atol=1e-2)
-    for model in (disk, bundle.module):
-        layer = model.model.layers[0].mlp.up_proj
-        x = torch.randn(1, 3, 32)
-        with torch.no_grad():
-            rounded, plain = layer(x), torch.nn.functional.linear(x, layer.weight)
-        assert 0 < float((rounded - plain).abs().max()) < 0.05 * float(plain.abs().max())
 
 
 def test_scales_are_moved_only_where_statistics_lie_on_disk(tmp_path: Path) -> None:
