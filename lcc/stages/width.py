@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice
+from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear, block_linears
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from lcc.stage import Context, Noun
 
 OVERSHOT = 0.05  # beyond the ratio asked for
+# Large weights alone tell little: SmolLM2's perplexity rose from 28 to a million at 0.25.
+MOST_BLIND = 0.1
 # Above these, one cut leaves hardly more than noise, whatever the criterion.
 MOST = {"ffn": 0.5, "heads": 0.5, "kv_groups": 0.5, "hidden": 0.35}
 
@@ -97,12 +99,14 @@ class Width:
             refuse_heads(family)
         if self.repair == "bias":
             refuse_bias(config, attention=self.dims in ("heads", "kv_groups"))
-        most, cut = MOST[self.dims], self._foreseen(config)
+        blind = self.repair == "none" and name_of(self.criterion) == "magnitude"
+        most, cut = MOST_BLIND if blind else MOST[self.dims], self._foreseen(config)
         if cut > most and not self.accept_damage:
             raise RecipeError(
                 f"width.ratio: this takes {cut:.0%}; more than {most:.0%} of {self.dims} in one"
-                " step usually ruins a model beyond what healing brings back: ask for less, cut in"
-                " several steps with healing between them, or set accept_damage=true."
+                f" step{' by size alone' if blind else ''} usually ruins a model beyond what"
+                " healing brings back: ask for less, cut in several steps with healing between"
+                " them, or set accept_damage=true."
             )
         if self.allocation == "global" and self.dims == "hidden":
             raise RecipeError(

@@ -129,6 +129,13 @@ def test_a_cut_is_exact_and_loads_the_same(dims: str, family: str, tmp_path: Pat
         reloaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
         assert sum(p.numel() for p in reloaded.parameters()) == size
         assert torch.allclose(logits(reloaded), expected, atol=1e-5)
+    if model.can_generate():
+        given = {k: v for k, v in tiny.inputs(model).items() if k != "decoder_input_ids"}
+        cached, plain = (
+            reloaded.generate(**given, max_new_tokens=3, do_sample=False, use_cache=use_cache)
+            for use_cache in (True, False)
+        )
+        assert torch.equal(cached, plain)
 
 
 @pytest.mark.parametrize(("dims", "family"), sorted(REFUSED))
