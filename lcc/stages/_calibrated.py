@@ -18,6 +18,7 @@ from lcc.engine.calibration import (
 from lcc.engine.keeping import Facts, Kept
 from lcc.engine.statistics import StoredStats
 from lcc.engine.walking import Aside, Memory
+from lcc.parts.dist import SINGLE, Dist, Distributed
 from lcc.parts.gate import probe_inputs
 from lcc.parts.streaming import stream
 from lcc.parts.tensor_files import TensorFolder
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from torch.nn import Linear
 
     from lcc.engine.walking import Batch
-    from lcc.parts.dist import Dist
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun
 
@@ -75,13 +75,17 @@ def input_groups(
     calibration: Calibration,
     *,
     needs: Needs,
+    everybody: bool = False,
 ) -> Groups:
-    """`layers` by distinct input; without needs, one by one and without statistics."""
+    """`layers` by distinct input; without needs, one by one and without statistics.
+
+    With `everybody`, stored ones are not dealt: each process is given all.
+    """
     if needs is None:
         return Groups((InputGroup({n: layer}, None) for n, layer in layers.items()), {}, {})
     if "stats" in context.inputs:
         stats = StoredStats(context.inputs["stats"] / "stats", device=context.device)
-        return _stored(stats, layers, context)
+        return _stored(stats, layers, context, dist=SINGLE if everybody else context.dist)
     model = bundle.load(device=None, dtype=None)
     kept = Kept(context.state / "blocks", dtype=bundle.card.dtype)
     context.dist.barrier()  # All know the same blocks to be finished.
@@ -95,12 +99,19 @@ def input_groups(
     return Groups(found, kept.facts, TensorFolder(context.state / "packed"))
 
 
-def _stored(stats: StoredStats, layers: Mapping[str, Linear], context: Context) -> Groups:
-    if context.dist.world_size == 1:
+def processes(distributed: Distributed, needs: Needs) -> Distributed:
+    """How many processes a stage takes: without calibration there is nothing to share."""
+    return Distributed() if needs is None else distributed
+
+
+def _stored(
+    stats: StoredStats, layers: Mapping[str, Linear], context: Context, *, dist: Dist
+) -> Groups:
+    if dist.world_size == 1:
         return Groups(stored_groups(stats, layers), {}, {})
     facts: Facts = {}
     packed = TensorFolder(context.state / "packed")
-    return Groups(stored_groups(stats, layers, dist=context.dist, facts=facts), facts, packed)
+    return Groups(stored_groups(stats, layers, dist=dist, facts=facts), facts, packed)
 
 
 def _own(batches: list[Batch], dist: Dist) -> list[Batch]:

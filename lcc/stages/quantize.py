@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
-from lcc.engine.blocks import block_linears
+from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration, InputGroup
 from lcc.engine.grids import Grid
 from lcc.engine.mixing import mixed_grids, note_changes
@@ -21,9 +22,10 @@ from lcc.engine.rounding import Rounding
 from lcc.engine.smoothing import smooth, smoothed
 from lcc.methods.quantizers import Smoother
 from lcc.methods.quantizers.nearest import Nearest
+from lcc.parts.dist import Distributed
 from lcc.parts.packed import round_inputs
 from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, input_groups, opened, reads
+from lcc.stages._calibrated import Needs, input_groups, opened, processes, reads
 from lcc.stages._grids import common_group_size, is_damaging, layer_bits, refuse
 
 if TYPE_CHECKING:
@@ -74,9 +76,11 @@ class Quantize:
     average_bits: Annotated[float, Field(gt=0)] | None = None
     accept_damage: bool = False
     calibration: Calibration = Field(default_factory=Calibration)
+    distributed: Distributed = Field(default_factory=Distributed)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+        object.__setattr__(self, "distributed", processes(self.distributed, self.needs))
 
     @property
     def needs(self) -> Needs:
@@ -108,6 +112,11 @@ class Quantize:
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         model = self._open(bundle, context)
         self.check(model.config.to_dict())
+        # Readers of bitsandbytes know GPT-2's Conv1D; those of compressed-tensors do not.
+        with as_linear(model) if self.quantizer.format == "bitsandbytes" else nullcontext():
+            return self._run(bundle, context, model)
+
+    def _run(self, bundle: Bundle, context: Context, model: Any) -> Outcome:
         layers, others = self._targets(model)
         size = common_group_size(self, {**layers, **others})
         grid = Grid(self.bits, size, bundle.card.dtype, self.symmetric)
@@ -142,7 +151,9 @@ class Quantize:
                 f"quantize.quantizer: {name_of(self.quantizer)} moves scales between layers before"
                 " the first is rounded, and needs statistics on disk; set calibration.mode=dense."
             )
-        groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
+        groups = input_groups(
+            bundle, context, layers, self.calibration, needs=self.needs, everybody=True
+        )
 
         def choose(group: InputGroup) -> Tensor:
             assert group.stats is not None
@@ -182,7 +193,7 @@ class Quantize:
         if not layers:
             raise RecipeError(
                 f"quantize: {type(model).__name__} holds no linear layers that"
-                f" {self.quantizer.format} can store; leave the step out."
+                f" {self.quantizer.format} can store; use quantizer=bnb_int8, or leave the step out."
             )
         head = model.get_output_embeddings() if self.include_head else None
         embedding = model.get_input_embeddings() if self.include_embeddings else None

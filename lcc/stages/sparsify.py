@@ -18,8 +18,9 @@ from lcc.engine.patterns import Pattern
 from lcc.engine.statistics import StoredStats
 from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda
+from lcc.parts.dist import Distributed
 from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, few_tokens, input_groups, opened, reads
+from lcc.stages._calibrated import Needs, few_tokens, input_groups, opened, processes, reads
 from lcc.stages._zeros import block_of, facts, stacks, zipped
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Sparsify:
     atp_beta: Annotated[float, Field(ge=0, le=0.5)] = 0.005
     accept_damage: bool = False
     calibration: Calibration = Field(default_factory=Calibration)
+    distributed: Distributed = Field(default_factory=Distributed)
 
     def __post_init__(self) -> None:
         if ":" in self.pattern and self.sparsity != 0.5:
@@ -71,6 +73,7 @@ class Sparsify:
                 " pattern unstructured"
             )
         object.__setattr__(self, "reads", reads(self.needs, self.calibration))
+        object.__setattr__(self, "distributed", processes(self.distributed, self.needs))
 
     @property
     def needs(self) -> Needs:
