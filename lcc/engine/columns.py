@@ -11,19 +11,20 @@ by e moves all later ones by −L⁻¹ e. What column k costs to lose while all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
-from lcc.engine.patterns import Pattern, without_lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK = 128  # columns between two products with all errors so far; SparseGPT's block of one mask
 MAX_DAMPING = 1.0
+
+Order = Literal["layout", "falling", "rising"]
 
 Choose = Callable[["Tensor", int], "Tensor"]
 """(columns, out) costs and the index of the first column → (columns, out) bool, True: stays."""
@@ -54,7 +55,7 @@ def factorize(
     gram: Tensor,
     *,
     damping: float = 0.01,
-    act_order: bool = False,
+    order: Order = "layout",
     unit: int = 1,
     looks_ahead: bool = False,
 ) -> Factor:
@@ -62,29 +63,34 @@ def factorize(
 
     A pass that prunes `looks_ahead`, which costs a triangular inverse; rounding comes out the same.
 
-    `act_order` solves the inputs with most energy first, while most columns can still make up for
-    them; `unit` neighbours stay together (N:M groups). A dead input is left with λ alone: it
-    touches no other and costs least. Raises GateError for a Gram with non-finite numbers.
+    The order is that of the inputs' energy: `falling`, while most columns can still make up for
+    the largest, or `rising`; `unit` neighbours stay together (N:M groups). A dead input is left
+    with λ alone: it touches no other and costs least. Raises GateError for a Gram with non-finite
+    numbers.
     """
     diagonal = gram.diagonal()
     if not bool(torch.isfinite(diagonal).all()):
         raise GateError("calibration gave a Gram with non-finite numbers; nothing was changed.")
-    order = torch.arange(len(gram), device=gram.device)
-    if act_order:
-        energy = diagonal.view(-1, unit).sum(dim=1)
-        units = energy.argsort(descending=True, stable=True)
-        order = order.view(-1, unit)[units].flatten()
+    columns = _sorted(diagonal, order, unit)
     # Solved in float64: the last columns' U_kk are small differences of large sums.
-    lower, damping = _cholesky(gram, order.flip(0), damping)
+    lower, damping = _cholesky(gram, columns.flip(0), damping)
     spread = lower.diagonal().flip(0)  # of U, with H = U Uᵀ
     feedback = torch.empty_like(gram, dtype=torch.float32)
     for here in _strips(len(gram)):  # A Gram of 11,008 inputs has a gigabyte in float64.
-        columns = slice(len(gram) - here.stop, len(gram) - here.start)
-        feedback[here] = (lower[:, columns].flip(0, 1) / spread[here]).T
+        mirrored = slice(len(gram) - here.stop, len(gram) - here.start)
+        feedback[here] = (lower[:, mirrored].flip(0, 1) / spread[here]).T
     if looks_ahead:
         _invert(feedback)
         feedback.neg_()
-    return Factor(order, feedback, spread.float(), damping, looks_ahead)
+    return Factor(columns, feedback, spread.float(), damping, looks_ahead)
+
+
+def _sorted(energy: Tensor, order: Order, unit: int) -> Tensor:
+    columns = torch.arange(len(energy), device=energy.device)
+    if order == "layout":
+        return columns
+    units = energy.view(-1, unit).sum(dim=1).argsort(descending=order == "falling", stable=True)
+    return columns.view(-1, unit)[units].flatten()
 
 
 def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -187,31 +193,6 @@ def _along_columns(
     scale = levels.scale.float().T.contiguous()
     zero = levels.zero.float().T.contiguous()
     return scale, zero, order // size, (levels.lowest, levels.highest)
-
-
-def by_share(
-    patterns: Sequence[Pattern], sizes: Sequence[int], num_inputs: int, scope: str
-) -> Choose:
-    """Zeros in proportion in every block of columns, so that the total is exactly as asked."""
-
-    def num_before(pattern: Pattern, column: int) -> int:
-        # In whole runs, and at the last column all that were asked.
-        return round(pattern.num_zeros(num_inputs) * column / num_inputs / pattern.run)
-
-    def choose(costs: Tensor, first: int) -> Tensor:  # (columns, out)
-        kept = []
-        for pattern, rows in zip(patterns, torch.split(costs, list(sizes), dim=1), strict=True):
-            runs = pattern.runs(rows.T)  # (out of one layer, runs)
-            num = num_before(pattern, first + len(costs)) - num_before(pattern, first)
-            if scope == "layer":
-                mask = without_lowest(runs, num * len(runs))
-            else:
-                mask = torch.ones_like(runs, dtype=torch.bool)
-                mask.scatter_(1, runs.topk(num, dim=1, largest=False).indices, False)
-            kept.append(mask.repeat_interleave(pattern.run, dim=1).T)
-        return torch.cat(kept, dim=1)
-
-    return choose
 
 
 def layer_error(change: Tensor, weight: Tensor, gram: Tensor, *, num_rows: int = 256) -> float:

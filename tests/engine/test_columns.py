@@ -14,13 +14,13 @@ from lcc.engine import column_kernels
 from lcc.engine.columns import (
     Factor,
     Levels,
-    by_share,
     factorize,
     layer_error,
     solve_columns,
 )
 from lcc.engine.grids import Grid, output_error, search_scales
 from lcc.engine.patterns import Pattern
+from lcc.engine.quotas import quotas
 
 GRID = Grid(bits=4, group_size=8, dtype="float32", symmetric=False)
 
@@ -100,18 +100,29 @@ def two_of_four() -> Any:
     return mask
 
 
-def half_of_blocks(size: int) -> Any:
-    """Each block of columns loses half of all its weights, chosen when the pass reaches it."""
+def as_many_as_wanda(case: Case, order: Tensor, size: int) -> Any:
+    """Half of all weights; each block of columns loses what Wanda would take of it in number."""
+    wanda = (case.weight * case.gram.diagonal().sqrt()).abs()[:, order]
+    taken = (wanda <= wanda.flatten().sort().values[wanda.numel() // 2 - 1]).long()
     kept: dict[int, Tensor] = {}
 
     def mask(_weights: Tensor, costs: Tensor, i: int) -> Tensor:
         if i % size == 0:
             block = costs[:, i : i + size].flatten()
-            gone = block.argsort()[: len(block) // 2]
+            gone = block.argsort()[: int(taken[:, i : i + size].sum())]
             kept[i] = torch.ones_like(block).index_fill_(0, gone, 0.0).view(-1, size)
         return kept[i - i % size][:, i % size]
 
     return mask
+
+
+def half(case: Case, factor: Factor, scope: Any) -> Any:
+    """What stays of each block when half of a case's weights go."""
+    patterns, sizes = [Pattern("unstructured", 0.5)], [len(case.weight)]
+    diagonal = case.gram.diagonal()
+    return quotas(
+        case.weight, diagonal, factor.order, patterns=patterns, sizes=sizes, scope=scope
+    ).choose
 
 
 def pruning(mask: Any) -> Any:
@@ -123,34 +134,35 @@ def dense(codes: Tensor, levels: Levels) -> Tensor:
     return (groups * levels.scale[..., None]).view(codes.shape)
 
 
-@pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_equals_the_published_loop(act_order: bool) -> None:
+@pytest.mark.parametrize("order", ["layout", "falling", "rising"])
+def test_gptq_equals_the_published_loop(order: Any) -> None:
     small = case(6, 48)
     levels = small.levels()
-    factor = factorize(small.gram, act_order=act_order)
+    factor = factorize(small.gram, order=order)
     codes = solve_columns(small.weight, factor, levels=levels, block_size=16)
     put = rounding(levels, factor.order)
     expected = column_by_column(small, factor.order, put, damping=0.01)
     assert torch.allclose(dense(codes, levels).double(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("act_order", [False, True])
-def test_two_of_four_equals_the_published_loop(act_order: bool) -> None:
+@pytest.mark.parametrize("order", ["layout", "falling", "rising"])
+def test_two_of_four_equals_the_published_loop(order: Any) -> None:
     small = case(6, 48)
-    factor = factorize(small.gram, act_order=act_order, unit=4, looks_ahead=True)
+    factor = factorize(small.gram, order=order, unit=4, looks_ahead=True)
     found = solve_columns(small.weight, factor, pattern=(2, 4), block_size=16)
     expected = column_by_column(small, factor.order, pruning(two_of_four()), damping=0.01)
     assert torch.allclose(found.double(), expected, atol=1e-4)
     assert ((found.view(-1, 4) != 0).sum(dim=1) == 2).all()
 
 
-def test_unstructured_equals_the_published_loop() -> None:
+@pytest.mark.parametrize("order", ["layout", "rising"])
+def test_unstructured_equals_the_published_loop(order: Any) -> None:
     small = case(6, 48)
-    factor = factorize(small.gram, looks_ahead=True)
-    asked = Pattern("unstructured", 0.5)
-    choose = by_share([asked], [6], 48, "layer")
+    factor = factorize(small.gram, order=order, looks_ahead=True)
+    choose = half(small, factor, "layer")
     found = solve_columns(small.weight, factor, choose=choose, block_size=16)
-    expected = column_by_column(small, factor.order, pruning(half_of_blocks(16)), damping=0.01)
+    put = pruning(as_many_as_wanda(small, factor.order, 16))
+    expected = column_by_column(small, factor.order, put, damping=0.01)
     assert torch.allclose(found.double(), expected, atol=1e-4)
     assert int((found == 0).sum()) == 6 * 24
 
@@ -158,7 +170,7 @@ def test_unstructured_equals_the_published_loop() -> None:
 def test_mask_and_grid_in_one_pass_equal_the_published_loop() -> None:
     small = case(6, 48)
     levels = small.levels()
-    factor = factorize(small.gram, act_order=True, unit=4, looks_ahead=True)
+    factor = factorize(small.gram, order="falling", unit=4, looks_ahead=True)
     codes = solve_columns(small.weight, factor, levels=levels, pattern=(2, 4), block_size=16)
     put = rounding(levels, factor.order, mask=two_of_four())
     expected = column_by_column(small, factor.order, put, damping=0.01)
@@ -184,10 +196,9 @@ def test_the_compiled_pass_equals_plain_torch(
     options = dict(PASSES[name])
     if options.pop("levels", False):
         options["levels"] = wide.levels()
+    factor = factorize(wide.gram, order="falling", unit=8, looks_ahead=name != "grid")
     if options.pop("choose", False):
-        asked = Pattern("unstructured", 0.5)
-        options["choose"] = by_share([asked], [num_outputs], 72, "row")
-    factor = factorize(wide.gram, act_order=True, unit=8, looks_ahead=name != "grid")
+        options["choose"] = half(wide, factor, "row")
     compiled = solve_columns(wide.weight, factor, block_size=32, **options)
     monkeypatch.setattr(column_kernels, "solve", column_kernels.solve_in_torch)
     plain = solve_columns(wide.weight, factor, block_size=32, **options)
@@ -206,7 +217,7 @@ def test_looking_ahead_rounds_the_same() -> None:
 
 def test_the_block_size_changes_nothing() -> None:
     small = case(5, 64)
-    levels, factor = small.levels(), factorize(small.gram, act_order=True)
+    levels, factor = small.levels(), factorize(small.gram, order="falling")
     codes = [
         solve_columns(small.weight, factor, levels=levels, block_size=b) for b in (8, 24, 64, 128)
     ]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.engine.columns import BLOCK, by_share, factorize, solve_columns
+from lcc.engine.columns import BLOCK, Order, factorize, solve_columns
 from lcc.engine.patterns import Pattern
+from lcc.engine.quotas import Scope, quotas
 from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 
 @card
 class Sparsegpt:
-    """`scope`: every block of columns loses the same share of the `layer`, or of every `row`."""
+    """`scope`: the whole `layer` loses the share that is asked, or every `row` by itself.
+
+    `order`: of the inputs by energy. Of N:M groups the largest come first (`falling`); elsewhere
+    the small ones, which lose most of their weights, so that the others make up for it (`rising`).
+    """
 
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "gram"
 
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
-    act_order: bool = False
-    scope: Literal["layer", "row"] = "layer"
+    order: Literal["auto", "layout", "falling", "rising"] = "auto"
+    scope: Scope = "layer"
     block_size: Annotated[int, Field(ge=32, multiple_of=32)] = BLOCK
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
@@ -47,15 +52,18 @@ class Sparsegpt:
         self, weight: Tensor, stats: LayerStats, patterns: Sequence[Pattern], sizes: Sequence[int]
     ) -> Tensor:
         assert stats.gram is not None, "sparsegpt reads Grams"
-        factor = factorize(
-            stats.gram,
-            damping=self.damping,
-            act_order=self.act_order,
-            unit=patterns[0].unit,
-            looks_ahead=True,
-        )
         groups = patterns[0].groups
-        choose = None if groups[1] else by_share(patterns, sizes, weight.shape[1], self.scope)
+        order: Order = (
+            ("falling" if groups[1] else "rising") if self.order == "auto" else self.order
+        )
+        unit = patterns[0].unit
+        factor = factorize(
+            stats.gram, damping=self.damping, order=order, unit=unit, looks_ahead=True
+        )
+        choose = None
+        if not groups[1]:
+            choose = quotas(weight, stats.diagonal, factor.order,
+                            patterns=patterns, sizes=sizes, scope=self.scope).choose  # fmt: skip
         return solve_columns(
             weight, factor, choose=choose, pattern=groups, block_size=self.block_size
         ).to(weight.dtype)

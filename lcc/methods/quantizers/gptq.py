@@ -14,10 +14,11 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.lazy import torch
-from lcc.engine.columns import BLOCK, Levels, by_share, factorize, layer_error, solve_columns
+from lcc.engine.columns import BLOCK, Levels, factorize, layer_error, solve_columns
 from lcc.engine.grids import search_scales
 from lcc.engine.packing import GroupGrid, integer_config
 from lcc.engine.patterns import Pattern
+from lcc.engine.quotas import quotas
 from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Gptq:
 
     def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
         assert stats is not None and stats.gram is not None, "gptq reads Grams"
-        scale, zero = search_scales(weight, grid, stats.diagonal)
+        scale, zero = search_scales(self._likely(weight, stats.diagonal), grid, stats.diagonal)
         codes = self._codes(weight, stats.gram, grid, scale, zero)
         solved = GroupGrid(codes, scale, grid.bits, zero)
         if self.pattern != "dense":
@@ -54,6 +55,12 @@ class Gptq:
         )
         return solved if solved_error <= plain_error else plain
 
+    def _likely(self, weight: Tensor, diagonal: Tensor) -> Tensor:
+        """What the grid is for: of a weight that will be pruned, about what Wanda would keep."""
+        if self.pattern == "dense":
+            return weight
+        return weight * Pattern(self.pattern, self.sparsity).mask(weight.square() * diagonal)
+
     def _codes(
         self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None
     ) -> Tensor:
@@ -61,17 +68,20 @@ class Gptq:
         factor = factorize(
             gram,
             damping=self.damping,
-            act_order=self.act_order,
+            order="falling" if self.act_order else "layout",
             unit=asked.unit,
             looks_ahead=self.pattern != "dense",
         )
         middle = torch.zeros_like(scale) if zero is None else zero
-        share = by_share([asked], [len(weight)], weight.shape[1], "row")
+        choose = None
+        if self.pattern == "unstructured":
+            choose = quotas(weight, gram.diagonal(), factor.order,
+                            patterns=[asked], sizes=[len(weight)], scope="row").choose  # fmt: skip
         return solve_columns(
             weight,
             factor,
             levels=Levels(scale, middle, grid.lowest, grid.highest),
-            choose=share if self.pattern == "unstructured" else None,
+            choose=choose,
             pattern=asked.groups,
             block_size=self.block_size,
         )
