@@ -193,7 +193,7 @@ class Quantize:
         if not layers:
             raise RecipeError(
                 f"quantize: {type(model).__name__} holds no linear layers that"
-                f" {self.quantizer.format} can store; use quantizer=bnb_int8, or leave the step out."
+                f" {self.quantizer.format} can store; use quantizer=bnb_int8, or leave it out."
             )
         head = model.get_output_embeddings() if self.include_head else None
         embedding = model.get_input_embeddings() if self.include_embeddings else None

@@ -115,10 +115,8 @@ def gemma3(**changes: Any) -> Any:
 
 
 def gpt2(**changes: Any) -> Any:
-    ids = {**IDS, **changes}
-    config = transformers.GPT2Config(
-        vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids
-    )
+    sizes = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    config = transformers.GPT2Config(**{**sizes, **IDS, **changes})
     return _seeded(transformers.GPT2LMHeadModel, config)
 
 

@@ -161,3 +161,12 @@ def test_a_killed_walk_goes_on_at_its_last_block_and_ends_the_same(
     a, b = (StoredTensors(tmp_path / name / "model") for name in "ab")
     assert set(a.entries) == set(b.entries)
     assert all(torch.equal(a.read(name), b.read(name)) for name in a.entries)
+
+
+@pytest.mark.parametrize("options", [{"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}])
+def test_bitsandbytes_stores_gpt2s_conv1d_too(options: Any, tmp_path: Path) -> None:
+    bundle, outcome = quantized(tiny.gpt2(n_embd=64), tmp_path, **options)
+    assert outcome.measures["num_quantized_layers"].value == 2 * 4
+    measures = reload_gate(bundle, tmp_path / "model", parent=None)
+    assert measures["reload_max_logit_difference"].value < 1e-3
+    assert type(bundle.module.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
