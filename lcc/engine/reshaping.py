@@ -109,7 +109,8 @@ def ffn_field(config: Any, unit: Unit) -> str:
 def restate(config: Any, sizes: Mapping[str, int]) -> None:
     """Write new sizes into the config; what it derived from old ones is spelled out first."""
     config = config.get_text_config()
-    if config.model_type in HEADS_STATED and config.model_type not in POSITION_BIASED:
+    derived = "hidden_size" in sizes or any("heads" in field for field in sizes)
+    if derived and config.model_type in set(HEADS_STATED) - set(POSITION_BIASED):
         config.head_dim = head_dim(config)
     if getattr(config, "n_inner", 0) is None:
         config.n_inner = 4 * config.hidden_size
