@@ -40,6 +40,16 @@ def block_linears(model: Module) -> dict[str, Linear]:
     }
 
 
+def fused_share(model: Module) -> float:
+    """The share of the blocks' parameters that no linear layer holds, but a stack of matrices.
+
+    transformers keeps the experts of a mixture so.
+    """
+    inside = [p for block in blocks(model).values() for p in block.parameters()]
+    stacked = sum(p.numel() for p in inside if p.dim() == 3)
+    return stacked / max(1, sum(p.numel() for p in inside))
+
+
 @contextmanager
 def as_linear(model: Module) -> Iterator[None]:
     """GPT-2's transposed Conv1D layers stand as Linear meanwhile, and come back changed."""

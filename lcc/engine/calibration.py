@@ -23,7 +23,7 @@ from lcc.engine.dealing import Shared, dealt, solving_cost
 from lcc.engine.keeping import Facts, Kept
 from lcc.engine.statistics import LayerStats, StoredStats
 from lcc.engine.tallying import Tally
-from lcc.engine.walking import Aside, Batch, Memory, Visit, walk
+from lcc.engine.walking import Aside, Batch, Memory, Visit, run_whole, runs_in_order, walk
 from lcc.parts.dist import SINGLE, Dist
 
 if TYPE_CHECKING:
@@ -106,11 +106,15 @@ def collect(
 ) -> Iterator[dict[str, LayerStats]]:
     """Statistics of the inputs of `layers` in one pass, block by block; shared ones are one object.
 
-    Summed over `dist`, whose processes each bring `batches` of their own. Raises DataError for a
-    layer that is never run.
+    Summed over `dist`, whose processes each bring `batches` of their own. A model whose blocks do
+    not run once each, in order, is run from end to end. Raises DataError for a layer never run.
     """
     tally = Tally(gram=gram, dist=dist)
     within, outside = _by_block(model, layers)
+    if memory is None and batches and not runs_in_order(model, _body(model, layers), batches[0]):
+        run_whole(model, _body(model, layers), batches, layers=layers, see=tally.see)
+        yield tally.finish(layers)
+        return
     done: dict[str, Linear] = {}
     around = Surroundings(progress or Progress(quiet=True), dist, memory=memory)
     for visit in _visits(model, batches, layers, tally, around):
@@ -219,10 +223,7 @@ def _visits(
 ) -> Iterator[Visit]:
     if not batches:
         raise DataError("calibration has no text: the training split is empty.")
-    body = model
-    if set(layers.values()) <= set(model.base_model.modules()):
-        body = model.base_model  # A large vocabulary's logits would cost more than the rest.
-    body.eval()
+    body = _body(model, layers)
     _, outside = _by_block(model, layers)
     walked = walk(model, body, batches, outside=outside, see=tally.see, memory=around.memory,
                   aside=around.aside)  # fmt: skip
@@ -230,6 +231,12 @@ def _visits(
         for visit in walked:
             yield visit
             bar.advance()
+
+
+def _body(model: Any, layers: Mapping[str, Linear]) -> Any:
+    """What must run: a large vocabulary's logits would cost more than the rest."""
+    needed = set(layers.values()) <= set(model.base_model.modules())
+    return (model.base_model if needed else model).eval()
 
 
 def _by_block(

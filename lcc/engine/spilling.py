@@ -6,6 +6,7 @@ and filled again before the batch runs.
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.parts.tensor_files import raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,24 +25,30 @@ SMALL_BYTES = 1 << 18  # not worth a file
 
 
 class Spill:
-    """Keeps at most `limit` bytes of the waiting batches' tensors in memory; the rest in files."""
+    """Keeps at most `limit` bytes of the waiting batches' tensors in memory; the rest in files.
 
-    def __init__(self, model: Module, *, limit: int, folder: Path | None = None) -> None:
-        self.model, self.limit = model, limit
+    Without a limit all of them stay.
+    """
+
+    def __init__(
+        self, model: Module, *, limit: int | None = None, folder: Path | None = None
+    ) -> None:
+        self.model, self.limit, self.folder = model, limit, folder
         self.held: dict[int, int] = {}  # call → bytes it keeps in memory while it waits
         self.asleep: dict[int, list[_Asleep]] = {}
         self._known: dict[int, list[weakref.ref[Tensor]]] = {}
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="waiting-")
-        self.place = Path(self._folder.name)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def park(self, call: Call) -> None:
         """The batch will wait: what it holds goes to disk, where memory is short."""
+        if self.limit is None:
+            return
         storages = self._storages(call)
         size = sum(s.nbytes() for s in storages)
         if sum(self.held.values()) + size <= self.limit:
             self.held[id(call)] = size
             return
-        files = (self.place / f"{id(call)}-{i}" for i in range(len(storages)))
+        files = (self._place() / f"{id(call)}-{i}" for i in range(len(storages)))
         self.asleep[id(call)] = [
             _Asleep(storage, file) for storage, file in zip(storages, files, strict=False)
         ]
@@ -58,7 +64,13 @@ class Spill:
         for sleeping in [s for group in self.asleep.values() for s in group]:
             sleeping.wake()
         self.asleep.clear()
-        self._folder.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _place(self) -> Path:
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix="waiting-")
+        return Path(self._scratch.name)
 
     def _storages(self, call: Call) -> list[Any]:
         """What the batch is to be given and was given earlier, and still holds, each once."""
@@ -87,24 +99,27 @@ class _Asleep:
 
     def __init__(self, storage: Any, file: Path) -> None:
         self.storage, self.file, self.size = storage, file, storage.nbytes()
-        _bytes(storage).cpu().numpy().tofile(file)
+        with file.open("wb", buffering=0) as stream:
+            view, done = _bytes(storage.cpu()), 0
+            while done < self.size:
+                done += stream.write(view[done:]) or 0
         storage.resize_(0)
 
     def wake(self) -> None:
         self.storage.resize_(self.size)
-        target = _bytes(self.storage)
-        if target.device.type == "cpu":
-            with self.file.open("rb", buffering=0) as stream:
-                view, done = raw_bytes(target), 0
-                while done < self.size:
-                    done += stream.readinto(view[done:])
-        else:
-            target.copy_(torch.frombuffer(bytearray(self.file.read_bytes()), dtype=torch.uint8))
+        filled = self.storage.cpu()
+        with self.file.open("rb", buffering=0) as stream:
+            view, done = _bytes(filled), 0
+            while done < self.size:
+                done += stream.readinto(view[done:]) or 0
+        if self.storage.device.type != "cpu":
+            self.storage.copy_(filled)
         self.file.unlink()
 
 
-def _bytes(storage: Any) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+def _bytes(storage: Any) -> memoryview:
+    """The memory of a storage on the CPU; seen by way of numpy it could not be emptied."""
+    return memoryview((ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())).cast("B")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -56,7 +56,10 @@ class Tally:
         """Statistics of these layers, whose inputs have all been seen."""
         idle = next((name for name in layers if name not in self.owners), None)
         if idle is not None:
-            raise DataError(f"calibration: layer {idle!r} is never run by this model.")
+            raise DataError(
+                f"calibration: layer {idle!r} is never run on this text (an expert without tokens,"
+                " or a weight used past its layer); take a method without calibration."
+            )
         self._forget()
         for owner in dict.fromkeys(self.owners[name] for name in layers):
             if owner in self.sums:

@@ -8,7 +8,7 @@ keeps it, so no family needs a word here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,9 +69,7 @@ class Memory:
 class Visit:
     """One block, and every batch's call of it."""
 
-    def __init__(
-        self, name: str, module: Module, calls: Sequence[Call], spill: Spill | None = None
-    ) -> None:
+    def __init__(self, name: str, module: Module, calls: Sequence[Call], spill: Spill) -> None:
         self.name, self.module, self._spill = name, module, spill
         self._calls = [call for call in calls if not call.unseen]
         self._on_leaving: tuple[Mapping[str, Module], See] | None = None
@@ -81,12 +79,10 @@ class Visit:
     ) -> None:
         """Run the block on each batch (or the first few) and drop what comes out."""
         for call in self._calls[:num_batches]:
-            if self._spill is not None:
-                self._spill.wake(call)
+            self._spill.wake(call)
             with torch.no_grad(), _watching(layers, see, call.padding):
                 self.module(*call.args, **(call.kwargs or {}))
-            if self._spill is not None:
-                self._spill.park(call)
+            self._spill.park(call)
 
     def watch_on_leaving(self, layers: Mapping[str, Module], see: See) -> None:
         """See the inputs of `layers` in the run that leads to the next block: no run of its own."""
@@ -120,7 +116,8 @@ def walk(
     calls = [_call(model, body, batch) for batch in batches]
     if aside is not None:
         calls.append(_call(model, aside.model, aside.batch, unseen=True))
-    with _spilling(model, memory) as spill, _paused(stops), _encoders_output(calls):
+    spill = Spill(model, limit=memory.limit, folder=memory.folder)
+    with closing(spill), _paused(stops), _encoders_output(calls):
         steps = _Steps(calls, outside or {}, see or _ignore, spill)
         with _outer_weights(stops, memory.weights):
             steps.go_on(None, expected=next(iter(stops)))
@@ -133,6 +130,28 @@ def walk(
                     steps.go_on(visit, expected=expected)
     if aside is not None:
         aside.output = calls[-1].output
+
+
+def runs_in_order(model: Any, body: Any, batch: Batch) -> bool:
+    """Whether every block runs once, in order; ALBERT's run again and again."""
+    stops, ran = blocks(model), list[str]()
+    call = _call(model, body, {key: value[:1] for key, value in batch.items()})
+    with _paused(stops), torch.no_grad():
+        met = call.coroutine.switch()
+        while not call.coroutine.dead:
+            ran.append(met[0])
+            met = call.coroutine.switch()
+    return ran == list(stops)
+
+
+def run_whole(
+    model: Any, body: Any, batches: Sequence[Batch], *, layers: Mapping[str, Module], see: See
+) -> None:
+    """Run `body` on each batch from end to end, and see the inputs of `layers`."""
+    for batch in batches:
+        call = _call(model, body, batch)
+        with _encoders_output([call]), _watching(layers, see, call.padding), torch.no_grad():
+            call.coroutine.switch()
 
 
 def _call(model: Any, body: Any, batch: Batch, *, unseen: bool = False) -> Call:
@@ -148,19 +167,17 @@ class _Steps:
     calls: Sequence[Call]
     outside: Mapping[str, Module]
     see: See
-    spill: Spill | None
+    spill: Spill
 
     def go_on(self, visit: Visit | None, *, expected: str | None) -> None:
         """Run every batch up to the block it meets next."""
         for call in self.calls:
-            if self.spill is not None:
-                self.spill.wake(call)
+            self.spill.wake(call)
             layers = {} if call.unseen else self.outside
             around = nullcontext() if visit is None else visit.leaving(call)
             with _watching(layers, self.see, call.padding), around:
                 _go_on(call, expected=expected)
-            if self.spill is not None:
-                self.spill.park(call)
+            self.spill.park(call)
 
 
 def _go_on(call: Call, *, expected: str | None) -> None:
@@ -175,20 +192,9 @@ def _go_on(call: Call, *, expected: str | None) -> None:
     if name != expected:
         raise RecipeError(
             f"calibration: after a block the model went on to {name or 'its end'}, not to"
-            f" {expected or 'its end'}; its blocks are not run once each, in order."
+            f" {expected or 'its end'}; its blocks are not run once each, in order, so set"
+            " calibration.mode=dense."
         )
-
-
-@contextmanager
-def _spilling(model: Any, memory: Memory) -> Iterator[Spill | None]:
-    if memory.limit is None:
-        yield None
-        return
-    spill = Spill(model, limit=memory.limit, folder=memory.folder)
-    try:
-        yield spill
-    finally:
-        spill.close()
 
 
 @contextmanager

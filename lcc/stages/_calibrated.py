@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcc.core.errors import RecipeError
+from lcc.engine.blocks import fused_share
 from lcc.engine.calibration import (
     Calibration,
     InputGroup,
@@ -61,11 +62,15 @@ class Groups:
 
 def opened(bundle: Bundle, context: Context, *, needs: Needs) -> Any:
     """The bundle's module: its weights stay on disk where blocks are changed one after another."""
-    if needs is not None and "stats" not in context.inputs:
-        module = stream(bundle, device=context.device)
-        if module is not None:
-            return module
-    return bundle.load(device=context.device)
+    streams = needs is not None and "stats" not in context.inputs
+    module = stream(bundle, device=context.device) if streams else None
+    module = bundle.load(device=context.device) if module is None else module
+    if fused_share(module) > 0.5:
+        raise RecipeError(
+            f"{type(module).__name__} keeps its experts as stacks of matrices, most of its weights,"
+            " which no layer-wise method reaches; take a model without experts."
+        )
+    return module
 
 
 def input_groups(
