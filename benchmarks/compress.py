@@ -24,6 +24,7 @@ from typing import Any
 import material
 import running
 from floors import Floors, floors
+from results import write_section
 
 WITHIN = 0.005  # of perplexity: as good
 GOALS = {"solver": 5.0, "sequential": 1.5, "dense": 2.0}
@@ -166,9 +167,51 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sweep", action="store_true", help="time a sweep against single runs")
     parser.add_argument("--plans", default=",".join(SWEEP), help="plans of the sweep")
+    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--work", type=Path, default=material.default_work())
     parser.add_argument("--environments", default=str(material.default_work() / "environments"))
     return parser.parse_args()
+
+
+class Kept:
+    """Cells measured so far, one JSON line each; the newest of a kind counts."""
+
+    def __init__(self, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.path, self.cells = path, [json.loads(line) for line in lines]
+
+    def add(self, cell: dict[str, Any]) -> None:
+        self.cells.append(cell)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cell) + "\n")
+
+    def tables(self, model: Path) -> str:
+        """One table for every number of tokens and threads, each with its machine."""
+        newest = {(c["tokens"], c["threads"], c["method"], c["mode"]): c for c in self.cells}
+        parts = []
+        for tokens, threads in dict.fromkeys(key[:2] for key in newest):
+            cells = [c for key, c in newest.items() if key[:2] == (tokens, threads)]
+            machine = cells[-1]["machine"]
+            floor = floors(model, tokens, machine)
+            parts.append(
+                f"{tokens} tokens, {threads} thread(s); this machine meanwhile:"
+                f" {machine['flops'] / 1e9:.0f} GFLOP/s float32, {machine['bandwidth'] / 1e9:.1f}"
+                f" GB/s; best of {cells[-1]['rounds']} round(s) in turns.\n\n"
+                + running.table(TITLES, [row(cell, floor) for cell in cells])
+            )
+        return "\n\n".join(parts)
+
+
+def told(options: argparse.Namespace, tables: str) -> str:
+    """The section for docs/results.md."""
+    goals = ", ".join(f"{name} ≥ {goal:g}×" for name, goal in GOALS.items())
+    return (
+        f"## Speed of compression beside llm-compressor 0.14.0.1 ({options.model})\n\n"
+        f"    python benchmarks/compress.py --text wikitext2.test.txt --tokens {options.tokens}\n\n"
+        f"Goals at equal quality (within {WITHIN:.1%} of perplexity, or better): {goals}. Ratios"
+        " are of processor time, which other work on the machine hardly changes. The floor is the"
+        " method's multiplications at the measured matrix rate.\n\n" + tables
+    )
 
 
 def main() -> None:
@@ -178,22 +221,20 @@ def main() -> None:
     model = material.model_folder(options.model, work)
     setting = Setting(options, model, text, material.write_data(text, work / "data"), work)
     if options.sweep:
-        print(sweep(setting))
+        found = sweep(setting)
+        print(found)
+        write_section(options.out, "sweep", f"## A sweep beside single runs\n\n{found}")
         return
-    machine = running.machine(options.threads, work)
-    print(f"{options.threads} thread(s): {machine['flops'] / 1e9:.0f} GFLOP/s float32, "
-          f"{machine['bandwidth'] / 1e9:.1f} GB/s; {options.tokens} tokens, best of "
-          f"{options.rounds} rounds in turns\n")  # fmt: skip
-    floor = floors(model, options.tokens, machine)
-    found = []
+    kept = Kept(work / f"cells-{Path(options.model).name}.jsonl")
     for method in options.methods.split(","):
         for mode in options.modes.split(","):
-            found.append(row(compare(setting, method, mode), floor))
-            print(" ".join(found[-1]), file=sys.stderr, flush=True)
-    print(running.table(TITLES, found))
-    told = ", ".join(f"{name} ≥ {goal:g}×" for name, goal in GOALS.items())
-    print(f"\nGoals at equal quality: {told}. Ratios are of processor time, which other work on "
-          "the machine does not change.")  # fmt: skip
+            cell = compare(setting, method, mode)
+            cell["machine"] = running.machine(options.threads, work)
+            kept.add({**cell, "tokens": options.tokens, "threads": options.threads,
+                      "rounds": options.rounds})  # fmt: skip
+            print(json.dumps(cell), file=sys.stderr, flush=True)
+            write_section(options.out, "speed of compression", told(options, kept.tables(model)))
+    print(told(options, kept.tables(model)))
 
 
 if __name__ == "__main__":

@@ -77,16 +77,22 @@ def stages(steps: dict[str, dict[str, Any]], *, tokens: int, mode: str) -> list[
     return found
 
 
+@functools.cache
+def task_named(name: str) -> Any:
+    from lcc.recipe import load_recipe
+
+    return load_recipe([f"task={name}"]).task
+
+
 def context(folder: Path, job: dict[str, Any], inputs: dict[str, Path]) -> Any:
     """What the stages get beside the model."""
     from lcc.core.progress import Progress
     from lcc.methods.trackers.none import NoneTracker
     from lcc.parts.dist import SINGLE
-    from lcc.recipe import load_recipe
     from lcc.stage import Context
 
     folder.mkdir(parents=True, exist_ok=True)
-    task = load_recipe([f"task={job.get('task', 'generation')}"]).task
+    task = task_named(job.get("task", "generation"))
     return Context(folder=folder, seed=job["seed"], device="cpu", dtype="float32", dist=SINGLE,
                    progress=Progress(quiet=True), tracker=NoneTracker(), task=task,
                    inputs={"data": Path(job["data"]), **inputs})  # fmt: skip
@@ -134,6 +140,18 @@ def warm(stage: Any) -> None:
         criterion.prune(weight, stats, [Pattern(stage.pattern, stage.sparsity)], [len(weight)])
 
 
+def prepare(bundle: Any) -> None:
+    """Imports, and the tokenizer: a peer is given token ids."""
+    import importlib
+
+    import compressed_tensors.compressors  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    kind = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))["model_type"]
+    importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    assert len(bundle.tokenizer)
+
+
 def compress(job: dict[str, Any]) -> dict[str, Any]:
     """Load, calibrate, solve, save; seconds of each, imports left out."""
     from lcc.parts import checkpoint
@@ -144,9 +162,11 @@ def compress(job: dict[str, Any]) -> dict[str, Any]:
     todo = stages(job["steps"], tokens=job["tokens"], mode=job.get("mode", "dense"))
     for _, stage in todo:
         warm(stage)
+    bundle = open_bundle(Path(job["model"]))
+    prepare(bundle)
+    task_named(job.get("task", "generation"))
     clock, calibrating = Clock(), 0.0
     started, worked = time.perf_counter(), time.process_time()
-    bundle = open_bundle(Path(job["model"]))
     bundle.load()
     notes: list[str] = []
     for index, (name, stage) in enumerate(todo):

@@ -115,27 +115,25 @@ class Bench:
             path.write_text(json.dumps(running.ours(job, self.work)), encoding="utf-8")
         return path
 
-    def make(self, name: str, out: Path, seed: int) -> None:
-        """The model of one row below `out`."""
+    def make(self, name: str, out: Path, seed: int) -> dict[str, Any]:
+        """The model of one row below `out`, and how long it took."""
         if name in OURS or name in HEALED:
-            self._ours(name, out, seed)
-            return
+            return self._ours(name, out, seed)
         tool, words = PEERS[name]
         job = {**self.job(out, seed), "ids": str(self.ids(seed))}
         if tool == "torch_pruning":
-            running.run(sys.executable, "peers/torch_pruner.py", {**job, **words}, self.work)
-            return
+            pruner = "peers/torch_pruner.py"
+            return dict(running.run(sys.executable, pruner, {**job, **words}, self.work))
         python = running.environment(tool, Path(self.options.environments))
         if tool == "auto_round":
             words = {**words, "iters": self.options.iters}
-            running.run(python, "peers/auto_rounder.py", {**job, **words}, self.work)
-            return
+            return dict(running.run(python, "peers/auto_rounder.py", {**job, **words}, self.work))
         mode = "data_free" if words["name"] == "nearest" else self.options.mode
         words = {**words, "ignore": list(self.subject.ignore)}
-        running.run(python, "peers/llm_compressor.py", {**job, "method": words, "mode": mode},
-                    self.work)  # fmt: skip
+        job = {**job, "method": words, "mode": mode}
+        return dict(running.run(python, "peers/llm_compressor.py", job, self.work))
 
-    def _ours(self, name: str, out: Path, seed: int) -> None:
+    def _ours(self, name: str, out: Path, seed: int) -> dict[str, Any]:
         steps = OURS.get(name) or HEALED[name]
         job = {**self.job(out, seed), "stats": str(self.work / f"stats-{seed}")}
         if name in HEALED:
@@ -147,14 +145,14 @@ class Bench:
                 self.make("peer_torch_pruning25", pruned, seed)
                 job["model"], job["teacher"] = str(pruned / "model"), str(self.model)
             steps = {**steps, "heal": heal}
-        running.ours({**job, "steps": steps}, self.work)
+        return dict(running.ours({**job, "steps": steps}, self.work))
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         out = self.work / f"{name}-{seed}"
         if name == "parent":
-            model = self.model
+            model, took = self.model, {}
         else:
-            self.make(name, out, seed)
+            took = self.make(name, out, seed)
             model = out / "model" if (out / "model" / "config.json").is_file() else out / "dense"
         job = {"model": str(model), "parent": str(self.model), "threads": self.options.threads,
                "kept": str(self.work / "parent"), **self.subject.scoring}  # fmt: skip
@@ -163,7 +161,8 @@ class Bench:
                    if "work" not in f.parts)  # fmt: skip
         size = size if name != "parent" else sum(f.stat().st_size for f in model.glob("*.safe*"))
         shutil.rmtree(out, ignore_errors=True)
-        return {"name": name, "seed": seed, "bytes": size, **found}
+        times = {key: value for key, value in took.items() if key.endswith("seconds")}
+        return {"name": name, "seed": seed, "bytes": size, **found, **times}
 
 
 class Kept:

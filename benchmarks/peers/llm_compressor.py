@@ -76,9 +76,14 @@ def dataset(path: str) -> Any:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    import importlib
+
     import transformers
     from llmcompressor import oneshot
 
+    config = json.loads((Path(job["model"]) / "config.json").read_text(encoding="utf-8"))
+    family = config["model_type"]
+    importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     clock_solvers()
     rows = dataset(job["ids"])
     out = Path(job["out"])
