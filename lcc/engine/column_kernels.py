@@ -49,12 +49,26 @@ def solve(block: Block) -> None:
     if block.weight.device.type != "cpu":
         solve_in_torch(block)
         return
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    _set_threads()
     arrays = (block.weight, block.columns, block.moved, block.feedback, block.spread, block.keep,
               block.scale, block.zero, block.group, block.errors, block.solved)  # fmt: skip
     compiled: Any = _solve
     compiled(*(a.numpy() for a in arrays), *block.pattern, *block.limits, block.looks_ahead)
+
+
+def costs(weight: Tensor, columns: Tensor, moved: Tensor, spread: Tensor) -> Tensor:
+    """What each weight of some columns costs to lose from where it is moved to: (columns, out)."""
+    if weight.device.type != "cpu":
+        return (weight[:, columns].T + moved).mul_(spread[:, None]).square_()
+    _set_threads()
+    found, compiled = torch.empty_like(moved), _costs  # type: tuple[Tensor, Any]
+    compiled(*(a.numpy() for a in (weight, columns, moved, spread, found)))
+    return found
+
+
+def _set_threads() -> None:
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 def solve_in_torch(block: Block) -> None:
@@ -160,6 +174,19 @@ def _put_back(solved: Any, columns: Any, rows: Any, tile: Any) -> None:
         row = solved[rows.start + r]
         for i in range(len(columns)):
             row[columns[i]] = tile[i, r]
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+def _costs(weight: Any, columns: Any, moved: Any, spread: Any, found: Any) -> None:
+    for tile in numba.prange((moved.shape[1] + TILE - 1) // TILE):
+        rows = slice(tile * TILE, min(tile * TILE + TILE, moved.shape[1]))
+        w = np.empty((len(columns), rows.stop - rows.start), dtype=np.float32)
+        t = np.empty_like(w)
+        _transposed(weight, columns, moved, rows, w, t)
+        for i in range(len(columns)):
+            t[i] *= spread[i]
+            t[i] *= t[i]
+        found[:, rows] = t
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")

@@ -159,7 +159,7 @@ def solve_columns(
             torch.mm(factor.feedback[here, :first], errors[:first], out=moved)
         keep = weight.new_empty((0, 0))
         if choose is not None:
-            costs = (weight[:, columns].T + moved).mul_(factor.spread[here, None]).square_()
+            costs = column_kernels.costs(weight, columns, moved, factor.spread[here])
             keep = choose(costs, first).float()
         column_kernels.solve(
             column_kernels.Block(
@@ -196,12 +196,17 @@ def _along_columns(
 
 
 def layer_error(change: Tensor, weight: Tensor, gram: Tensor, *, num_rows: int = 256) -> float:
-    """tr(E H Eᵀ) / tr(W H Wᵀ), over at most `num_rows` evenly spaced rows: all would cost more
-    than the pass itself."""
-    rows = torch.arange(0, len(weight), -(-len(weight) // num_rows), device=weight.device)
-    lost, whole = (_energy(m[rows].float(), gram) for m in (change, weight))
+    """tr(E H Eᵀ) / tr(W H Wᵀ) over at most `num_rows` rows: all cost more than the pass itself."""
+    rows = spaced_rows(weight, num_rows)
+    lost, whole = (row_energy(m[rows].float(), gram) for m in (change, weight))
     return lost / max(whole, torch.finfo(torch.float32).tiny)
 
 
-def _energy(rows: Tensor, gram: Tensor) -> float:
+def spaced_rows(weight: Tensor, num_rows: int) -> slice:
+    """At most so many rows, evenly spaced."""
+    return slice(0, None, -(-len(weight) // num_rows))
+
+
+def row_energy(rows: Tensor, gram: Tensor) -> float:
+    """tr(E H Eᵀ) of some rows of a change E."""
     return float(((rows @ gram) * rows).sum())

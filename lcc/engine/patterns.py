@@ -70,10 +70,18 @@ def groups_mask(scores: Tensor, *, keep: int, of: int) -> Tensor:
 
 
 def without_lowest(scores: Tensor, num: int) -> Tensor:
-    """True everywhere but at the `num` lowest scores of the whole tensor."""
-    mask = torch.ones_like(scores, dtype=torch.bool)
+    """True everywhere but at the `num` lowest of non-negative scores, of the whole tensor."""
     if num <= 0:
-        return mask
+        return torch.ones_like(scores, dtype=torch.bool)
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        from lcc.engine import selection_kernels
+
+        return selection_kernels.without_lowest(scores, num)
+    return without_lowest_in_torch(scores, num)
+
+
+def without_lowest_in_torch(scores: Tensor, num: int) -> Tensor:
+    """The same for any device and number above zero."""
     flat = scores.flatten()
     threshold = flat.kthvalue(num).values
     mask = scores > threshold

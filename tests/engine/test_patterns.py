@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.engine.patterns import Pattern, without_lowest
+from lcc.engine.patterns import Pattern, without_lowest, without_lowest_in_torch
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,12 @@ def test_as_many_of_equal_scores_go_as_asked(num: int) -> None:
     assert int((~kept).sum()) == num
     if num <= 12:
         assert bool(kept[scores > 1.0].all())
+    if num:
+        assert torch.equal(kept, without_lowest_in_torch(scores, num))
+
+
+def test_the_compiled_choice_equals_plain_torch() -> None:
+    scores = torch.randn(300, 70, generator=torch.Generator().manual_seed(0)).square()
+    scores[:, :9] = 0.0  # Dead inputs cost nothing.
+    for num in (1, 2000, 10500, 20999, 21000):
+        assert torch.equal(without_lowest(scores, num), without_lowest_in_torch(scores, num))
