@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# Where families keep a probability that they hand to a function, not to a module.
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob", "dropout_rate")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,6 @@ def set_dropout(model: Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
-        for name in ("attention_dropout", "dropout_prob", "dropout_rate"):
+        for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, probability)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from training_cases import model
 
 from lcc.engine.optimization import parameter_groups, schedule_of, set_dropout
@@ -34,3 +35,15 @@ def test_dropout_reaches_attention_too() -> None:
     built = model(dropout=0.0)
     set_dropout(built, 0.25)
     assert {layer.self_attn.attention_dropout for layer in built.model.layers} == {0.25}
+
+
+def test_dropout_reaches_what_t5_hands_to_a_function() -> None:
+    config = transformers.T5Config(
+        vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, dropout_rate=0.1
+    )
+    built = transformers.T5ForConditionalGeneration(config)
+    set_dropout(built, 0.0)
+    ids = torch.arange(3, 9).view(1, 6)
+    built.train()
+    first, again = (built(input_ids=ids, decoder_input_ids=ids).logits for _ in range(2))
+    assert torch.equal(first, again)
