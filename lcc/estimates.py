@@ -79,7 +79,7 @@ def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Est
 def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifact]) -> float:
     """A token costs 2·N forward, 2·N for gradients of inputs, 2·N for those of weights."""
     stage = step.stage
-    if step.kind == "finetune":
+    if getattr(stage, "trains", False):
         passes = 6 if _trains_all(step) else 4
         teacher = 2 if "teacher" in step.inputs else 0
         return float(passes + teacher) * active * _training_tokens(step, recipe, artifacts)
@@ -113,7 +113,7 @@ def _tokens_per_row(recipe: Recipe) -> float:
 
 def _memory(step: Step, stored: int, active: int) -> int:
     """fp32 weights, and in training optimizer state and what backward keeps of a micro-batch."""
-    if step.kind != "finetune":
+    if not getattr(step.stage, "trains", False):
         return 8 * stored
     tokens = getattr(step.stage, "micro_tokens", 2048)
     weights = 16 * stored if _trains_all(step) else 5 * stored

@@ -114,7 +114,7 @@ class _Planner:
                              checkpoint=name)  # fmt: skip
         if changes:
             self.current = step
-        self.trained = self.trained or kind == "finetune"
+        self.trained = self.trained or getattr(stage, "trains", False)
 
     def _with_mode(self, stage: Any) -> Any:
         """The stage with `auto` decided: dense while the statistics are within the budget."""
@@ -280,7 +280,7 @@ def _form(stage: Stage) -> str:
 
 def _was_trained(step: Step) -> bool:
     """Whether any step that led to this model trained it."""
-    if step.kind == "finetune":
+    if getattr(step.stage, "trains", False):
         return True
     return any(_was_trained(s) for n, s in step.inputs.items() if n in ("model", "adapter"))
 

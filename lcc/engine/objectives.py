@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
 
 IGNORED = -100
@@ -28,15 +29,29 @@ class Batch:
     inputs: dict[str, Tensor]  # what the model's forward takes
     positions: Tensor | None  # (B, T) bool: where a logit is needed; None for one logit per row
     targets: Tensor  # (num_targets,)
+    examples: tuple[int, ...] = ()  # which of the training examples they are, in this order
+
+
+class Samples(NamedTuple):
+    """Tokens drawn from a teacher at each target: expected weights are its probabilities."""
+
+    ids: Tensor  # (num_targets, samples)
+    weights: Tensor  # (num_targets, samples)
+    entropy: Tensor  # (num_targets,), of the teacher
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """A frozen teacher's logits, and how much they count."""
+    """A frozen teacher's logits, and how much they count.
 
-    teacher: LogitsOf
+    `samples` stand in place of a `teacher` that is not run any more; `hidden` compares states too.
+    """
+
+    teacher: LogitsOf | None
     weight: float
     temperature: float
+    samples: Callable[[Sequence[int]], Samples] | None = None
+    hidden: HiddenMatch | None = None
 
 
 def num_targets(example: Example, head: Head) -> int:
@@ -166,7 +181,27 @@ def summed_loss(
     )
     if teacher is None:
         return loss
-    student_log = functional.log_softmax(logits / temperature, dim=-1)
+    # A model may have rows for more tokens than its tokenizer and its teacher know.
+    known = logits[..., : teacher.shape[-1]]
+    student_log = functional.log_softmax(known / temperature, dim=-1)
     teacher_log = functional.log_softmax(teacher.to(logits.dtype) / temperature, dim=-1)
     divergence = functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+    return (1 - weight) * loss + weight * temperature**2 * divergence
+
+
+def sampled_loss(
+    logits: Tensor, targets: Tensor, samples: Samples, *, label_smoothing: float = 0.0,
+    weight: float = 0.0, temperature: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """`summed_loss` with a teacher known by samples: its expectation, and its gradient's, is that.
+
+    The samples were drawn at the same temperature.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    loss = torch.nn.functional.cross_entropy(
+        logits, targets, reduction="sum", label_smoothing=label_smoothing
+    )
+    ids, weights, entropy = (tensor.to(logits.device) for tensor in samples)
+    student_log = torch.nn.functional.log_softmax(logits / temperature, dim=-1)
+    divergence = -(weights * student_log.gather(1, ids)).sum() - entropy.sum()
     return (1 - weight) * loss + weight * temperature**2 * divergence

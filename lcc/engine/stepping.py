@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lcc.core.errors import ResourceError
@@ -20,6 +20,7 @@ from lcc.engine.objectives import (
     collate,
     num_targets,
     num_tokens,
+    sampled_loss,
     summed_loss,
 )
 from lcc.parts.dist import Dist
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
 
 _SAYS_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
@@ -112,7 +114,8 @@ class Stepper:
     def _collated(self, examples: Examples, pieces: Sequence[Micro]) -> Iterator[Batch]:
         for piece in pieces:
             rows = [examples.rows[i] for i in piece]
-            yield collate(rows, head=self.head, pad=self.pad, device=self.device)
+            batch = collate(rows, head=self.head, pad=self.pad, device=self.device)
+            yield replace(batch, examples=tuple(piece))
 
     def _backward(self, batches: Iterator[Batch], total: int, step: int) -> float:
         for parameter in self.trainable:
@@ -127,17 +130,36 @@ class Stepper:
         return float(loss_sum)
 
     def _loss(self, batch: Batch) -> Tensor:
+        if self.distillation is not None and self.distillation.hidden is not None:
+            return self._loss_with_states(batch, self.distillation, self.distillation.hidden)
         with self._autocast():
             logits = self.student(batch)
+        return self._compared(logits, batch)
+
+    def _compared(self, logits: Tensor, batch: Batch, teacher: Tensor | None = None) -> Tensor:
+        """The loss of the logits, against the teacher's where there is one."""
         smoothing, distillation = self.label_smoothing, self.distillation
         if distillation is None:
             return summed_loss(logits, batch.targets, label_smoothing=smoothing)
+        how = {"weight": distillation.weight, "temperature": distillation.temperature}
+        if distillation.samples is not None:
+            samples = distillation.samples(batch.examples)
+            return sampled_loss(logits, batch.targets, samples, label_smoothing=smoothing, **how)
+        if teacher is None:
+            assert distillation.teacher is not None
+            with torch.no_grad(), self._autocast():
+                teacher = distillation.teacher(batch)
+        return summed_loss(logits, batch.targets, label_smoothing=smoothing, teacher=teacher, **how)
+
+    def _loss_with_states(
+        self, batch: Batch, distillation: Distillation, hidden: HiddenMatch
+    ) -> Tensor:
+        with self._autocast():
+            logits, own = hidden.student(batch)
         with torch.no_grad(), self._autocast():
-            teacher = distillation.teacher(batch)
-        return summed_loss(
-            logits, batch.targets, label_smoothing=smoothing, teacher=teacher,
-            weight=distillation.weight, temperature=distillation.temperature,
-        )  # fmt: skip
+            teacher, shown = hidden.teacher(batch)
+        loss = self._compared(logits, batch, teacher)
+        return loss + hidden.weight * hidden.loss(own, shown, len(batch.targets))
 
     def _summed(self, batches: Iterator[Batch]) -> float:
         loss_sum = 0.0

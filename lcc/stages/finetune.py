@@ -12,7 +12,7 @@ from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.tracking import CurveFile
-from lcc.engine.objectives import Distillation, logits_function, require_loss
+from lcc.engine.objectives import logits_function, require_loss
 from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
 from lcc.engine.resume import Counters
@@ -25,6 +25,7 @@ from lcc.methods.optimizers.adamw import AdamW
 from lcc.parts.checkpoint import Form
 from lcc.parts.dist import Distributed
 from lcc.stage import Measure, Noun, Outcome
+from lcc.stages._teaching import Lesson, Teaching
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
     from lcc.parts.model import Bundle
     from lcc.parts.task import Task
     from lcc.stage import Context
-
-
-@card
-class Distill:
-    """loss = (1 - weight) CE + weight · temperature² · KL(teacher ‖ student), per target."""
-
-    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 2.0
 
 
 @card
@@ -53,6 +46,7 @@ class Finetune(TrainingOptions):
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     revision: ClassVar[int] = 1
 
     method: Annotated[Any, Choice("adapters")] = field(default_factory=Lora)
@@ -61,7 +55,7 @@ class Finetune(TrainingOptions):
     distributed: Distributed = field(default_factory=Distributed)
     samples: Annotated[int, Field(ge=1)] | None = None
     teacher: str | None = None
-    distill: Distill = field(default_factory=Distill)
+    distill: Teaching = field(default_factory=Teaching)
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
@@ -114,8 +108,10 @@ class Finetune(TrainingOptions):
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
             pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
             dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
-            distillation=self._distillation(model, context),
         )  # fmt: skip
+        if self.teacher is not None:
+            lesson = Lesson(self.teacher, self.distill, stepper, train)
+            stepper.distillation = lesson.distillation(bundle, context)
         masked = bundle.card.sparse is not None and self.method.produces == "dense"
         return Training(
             options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
@@ -135,20 +131,6 @@ class Finetune(TrainingOptions):
             notes.append(f"{num_cut} of {len(train)} training rows were cut to "
                          f"max_length={self.max_length} tokens.")  # fmt: skip
         return notes
-
-    def _distillation(self, model: Module, context: Context) -> Distillation | None:
-        if self.teacher is None:
-            return None
-        teacher = context.open("teacher").load(device=context.device, dtype=context.dtype)
-        teacher.requires_grad_(False).eval()
-        student_size, teacher_size = _num_classes(model), _num_classes(teacher)
-        if student_size != teacher_size:
-            raise DataError(
-                f"finetune.teacher: {self.teacher!r} predicts {teacher_size} classes, the model "
-                f"{student_size}; choose a teacher with the same vocabulary (after `vocab`)."
-            )
-        logits = logits_function(teacher, context.required_task.head)
-        return Distillation(logits, self.distill.weight, self.distill.temperature)
 
     def _measures(self, counters: Counters, training: Training) -> dict[str, Measure]:
         trainable = sum(p.numel() for p in training.stepper.trainable)
@@ -191,9 +173,3 @@ def _pad_id(bundle: Bundle) -> int:
         if isinstance(candidate, int):
             return candidate
     return 0
-
-
-def _num_classes(model: Any) -> int:
-    config = model.config
-    is_classifier = type(model).__name__.endswith("ForSequenceClassification")
-    return int(config.num_labels if is_classifier else config.get_text_config().vocab_size)

@@ -13,7 +13,7 @@ ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
           "macro_f1": "macro-F1", "bits_per_byte": "bits/byte"}  # fmt: skip
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "wer", "cer", "ter")
-TRAINING = ("finetune", "pretrain")  # kinds of steps
+TRAINING = ("finetune", "distill", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
 
 
