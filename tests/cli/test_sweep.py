@@ -13,7 +13,7 @@ from lcc.core.report import Run, find_run, read_run
 from lcc.sweep import Point
 
 WORDS = ["-m", "model=tiny_llama", "task=generation", "dataset=tiny_text", "scale=smoke",
-         "threads=1", "plan=sparse50_wanda", "plan.sparsify.sparsity=0.5,0.25"]  # fmt: skip
+         "threads=1", "plan=sparse50_sparsegpt,width25_heal"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,19 @@ def statuses(facts: dict[str, Any]) -> dict[str, str]:
 def test_points_over_one_parent_share_their_calibration(swept: list[dict[str, Any]]) -> None:
     points = [facts for facts in swept[1:] if facts["verb"] == "compress"]
     assert len(points) == 2
-    found = sorted(statuses(facts)["sparsify.stats"] for facts in points)
-    assert found == ["finished", "reused"]
-    assert {statuses(facts)["sparsify"] for facts in points} == {"finished"}
+    stats = {name: status for facts in points for name, status in statuses(facts).items()
+             if name.endswith(".stats")}  # fmt: skip
+    assert stats == {"sparsify.stats": "finished", "width.stats": "reused"}
+    assert {statuses(facts).get("sparsify") or statuses(facts)["width"] for facts in points} == {
+        "finished"
+    }
 
 
 def test_every_point_is_judged_beside_the_parent_and_raced_once(
     swept: list[dict[str, Any]],
 ) -> None:
     sweep: Run = swept[0]["sweep"]
-    names = ["base", "plan.sparsify.sparsity=0.5", "plan.sparsify.sparsity=0.25"]
+    names = ["base", "sparse50_sparsegpt", "width25_heal"]
     assert list(sweep.checkpoints) == names
     kinds = [step.kind for step in sweep.steps]
     assert kinds.count("bench") == 1 and kinds.count("base") == 1 and kinds.count("eval") == 3
