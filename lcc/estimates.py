@@ -18,6 +18,7 @@ FLOPS_PER_ACCELERATOR = 50e12
 TOKENS_PER_ROW = 30
 TOKENS_PER_ANSWER = 60  # prompt and answer
 DEFAULT_ROWS = 10_000
+TYPICAL_LAYERS = 24
 SECONDS_OF_HOUSEKEEPING = 5  # load, save, reload, compare
 SECONDS_PER_BENCHED_CHECKPOINT = 30
 # What backward keeps of one token: about 34 numbers a layer and channel (Korthikanti et al., 2022)
@@ -78,7 +79,7 @@ def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Est
 
 def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifact]) -> float:
     """A token costs 2·N forward, 2·N for gradients of inputs, 2·N for those of weights."""
-    stage = step.stage
+    stage: Any = step.stage
     if getattr(stage, "trains", False):
         passes = 6 if _trains_all(step) else 4
         teacher = 2 if "teacher" in step.inputs else 0
@@ -89,6 +90,11 @@ def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifac
     if step.kind == "calibrate" or ("stats" not in step.inputs and getattr(stage, "needs", None)):
         # Forward, and a Gram of every input, which is as much again; in sequence forward twice.
         return 2.0 * active * _calibration_tokens(step, recipe) * (2 + (step.kind != "calibrate"))
+    if step.kind == "depth":
+        # For each layer that goes every layer left is tried, on average by half a forward.
+        num_removed = stage.num_layers or stage.ratio * TYPICAL_LAYERS
+        trials = num_removed * (TYPICAL_LAYERS - num_removed / 2) / 2
+        return 2.0 * active * _calibration_tokens(step, recipe) * float(trials)
     return 0.0
 
 

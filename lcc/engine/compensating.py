@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch.nn import Linear
 
 Change = tuple["Tensor", "Tensor"]  # up (out, rank), down (rank, in), as they are stored
-TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS"}
+# A classifier without a type of its own: peft would look for a head beside the adapter.
+TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def compensated(folder: Path, model: Any = None, **options: Any) -> tuple[Any, A
     save(bundle, folder / "parent" / "model")
     bundle = open_bundle(folder / "parent" / "model")
     options = {"group_size": 16, "rank": 8, "calibration": {"samples": 40}, **options}
-    outcome = decode(Compensate, options).run(bundle, tiny.context(folder))
+    task = tiny.TextTask(head="classify" if bundle.card.head == "classify" else "causal")
+    outcome = decode(Compensate, options).run(bundle, tiny.context(folder, task=task))
     save(bundle, folder / "child" / "model")
     return bundle, outcome
 
@@ -131,11 +132,22 @@ def test_nf4_can_be_the_base(tmp_path: Path) -> None:
     assert {"reload_max_logit_difference", "native_max_logit_difference"} <= found.keys()
 
 
-@pytest.mark.parametrize("family", [tiny.qwen3, tiny.gemma3])
-def test_other_families_too(family: Any, tmp_path: Path) -> None:
-    bundle, outcome = compensated(tmp_path, family())
+FAMILIES = {"qwen3": 14, "gemma3": 14, "bert": 12, "t5": 32, "marian": 16}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_too(family: str, tmp_path: Path) -> None:
+    model = tiny.t5("gated-gelu") if family == "t5" else getattr(tiny, family)()
+    bundle, outcome = compensated(tmp_path, model, quantizer="scale_search")
     reload_gate(bundle, tmp_path / "child" / "model", parent=tmp_path / "parent" / "model")
-    assert outcome.measures["num_quantized_layers"].value == 14
+    assert outcome.measures["num_quantized_layers"].value == FAMILIES[family]
+    measures = {name: measure.value for name, measure in outcome.measures.items()}
+    assert measures["output_error"] < measures["output_error_uncompensated"]
+
+
+def test_gpt2_has_no_layer_that_the_format_stores_and_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="holds no linear layers that compressed-tensors"):
+        compensated(tmp_path, tiny.gpt2())
 
 
 def test_a_model_with_its_adapter_is_copied_whole(tmp_path: Path) -> None:

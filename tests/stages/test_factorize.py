@@ -10,11 +10,15 @@ import pytest
 import torch
 import transformers
 from test_depth import FAMILIES, TEXT
+from test_depth import logits as everything
 
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import IntegrityError, RecipeError
+from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration
+from lcc.engine.lowrank import decompose, whitening
 from lcc.parts.checkpoint import read_card, save
+from lcc.parts.factors import put_factors
 from lcc.parts.folder import read_json
 from lcc.parts.gate import reload_gate
 from lcc.parts.model import open_bundle
@@ -77,6 +81,19 @@ def test_factors_are_fewer_parameters_and_reload_as_they_were(family: str, tmp_p
             and m.get_output_embeddings().weight is m.get_input_embeddings().weight
             for m in (bundle.module, again)]  # fmt: skip
     assert tied[0] == tied[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_factors_of_whole_rank_change_no_family(family: str) -> None:
+    model = FAMILIES[family]()
+    expected = everything(model)
+    with as_linear(model):
+        pairs = {name: decompose(layer.weight.detach(), whitening(torch.eye(layer.in_features)))
+                 for name, layer in block_linears(model).items()}  # fmt: skip
+    for name, found in pairs.items():
+        up, down = found.factors(len(found.values))
+        put_factors(model, name, up.float(), down.float())
+    torch.testing.assert_close(everything(model), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_card_says_who_loads_it_and_strangers_refuse(tmp_path: Path) -> None:
