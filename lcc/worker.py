@@ -19,7 +19,8 @@ from lcc.core.machine import cores
 from lcc.core.progress import Progress
 from lcc.core.tracking import Tracker
 from lcc.parts import checkpoint
-from lcc.parts.gate import reload_gate
+from lcc.parts.allocator import return_freed
+from lcc.parts.gate import logits_as_stored, reload_gate
 from lcc.parts.model import Bundle, open_bundle
 from lcc.stage import Context, Measure, Outcome, Stage
 
@@ -115,9 +116,17 @@ def _keep_model(outcome: Outcome, job: Job) -> dict[str, Measure]:
     target = job.folder / "model"
     shutil.rmtree(target, ignore_errors=True)
     checkpoint.save(bundle, target)
+    size = {} if bundle.card.form == "adapter" else _size(bundle)
+    expected = logits_as_stored(bundle, target)
+    if expected is not None:
+        bundle.release()  # It is on disk now, and is loaded from there once more.
+        outcome.bundle = None
+    return_freed()
     parent = job.inputs.get("model")
-    gate = reload_gate(bundle, target, parent=parent / "model" if parent else None)
-    return gate if bundle.card.form == "adapter" else {**_size(bundle), **gate}
+    gate = reload_gate(
+        bundle, target, parent=parent / "model" if parent else None, expected=expected
+    )
+    return {**size, **gate}
 
 
 def _size(bundle: Bundle) -> dict[str, Measure]:

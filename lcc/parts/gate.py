@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
 from lcc.core.measure import Measure
+from lcc.parts.allocator import return_freed
 from lcc.parts.checkpoint import Card, read_card
 from lcc.parts.folder import weight_files
 from lcc.parts.model import Bundle
@@ -27,9 +28,29 @@ WHOLE_BYTES = 1 << 30  # a streamed result below this is reloaded whole, as a st
 TOLERANCE = {"dense": 1e-3, "packed": 5e-2}
 
 
-def reload_gate(bundle: Bundle, folder: Path, *, parent: Path | None) -> dict[str, Measure]:
+def logits_as_stored(bundle: Bundle, folder: Path) -> Tensor | None:
+    """What the model in memory says to the probe once it is rounded as in `folder`.
+
+    With them the gate needs the model no more, and two never lie in memory together. None where it
+    does: for adapters, packed forms and what only lcc loads.
+    """
+    if bundle.card.form == "adapter":
+        return None
+    card = read_card(folder)
+    if card.form != "dense" or card.loads_with != "transformers" or bundle.streamed is not None:
+        return None
+    like = Bundle(card=card, path=folder).load(dtype=card.dtype, device=None, device_map="meta")
+    dtypes = {name: tensor.dtype for name, tensor in like.state_dict().items()}
+    memory = _in_dtypes(bundle.load(device=None, dtype=None), dtypes)
+    return probe_logits(memory)
+
+
+def reload_gate(
+    bundle: Bundle, folder: Path, *, parent: Path | None, expected: Tensor | None = None
+) -> dict[str, Measure]:
     """Reload `folder` as a stranger would and compare logits with the model in memory.
 
+    `expected` are those of `logits_as_stored`, after which the bundle may have let go of its model.
     Raises GateError for logits beyond the format's tolerance, a non-finite tensor, or a matrix
     that is constant now and was not in `parent` (unless it was emptied on purpose).
     """
@@ -44,7 +65,9 @@ def reload_gate(bundle: Bundle, folder: Path, *, parent: Path | None) -> dict[st
     got, dtypes = probe_logits(disk), {n: t.dtype for n, t in disk.state_dict().items()}
     exact = probe_logits(disk.float()) if card.form == "packed" else got
     del disk  # The copy of the model in memory takes its place.
-    expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes))
+    return_freed()
+    if expected is None:
+        expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes))
     measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
     if card.form == "packed" and card.loads_with == "transformers":
         measures |= _native_check(folder, exact, noise=float((got - exact).abs().max()))
