@@ -3,6 +3,7 @@
 An input's scale is its mean magnitude to a power; of `num_ratios` powers from 0 on, the one whose
 rounding changes the layer's outputs least is taken. That error comes from the Gram, so no text is
 run and a CPU will do. The range of each group is then searched too, as AWQ clips it.
+transformers reads 2, 3, 4 and 8 bits (dense once loaded); vLLM's kernels take symmetric 4 and 8.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 The squared error of every input is weighed by its mean square on the calibration text, as the
 importance matrices of llama.cpp do it. With `weigh: gram` the error is that of the layer's output.
+transformers reads 2, 3, 4 and 8 bits (dense once loaded); vLLM's kernels take symmetric 4 and 8.
 """
 
 from __future__ import annotations
