@@ -139,3 +139,10 @@ def test_a_pattern_without_a_layer_is_refused_before_any_work() -> None:
     stage = decode(Quantize, {"bits_for": {"*.fc2": 8}, "bits": 4})
     with pytest.raises(RecipeError, match=r"no layer matches '\*\.fc2'"):
         stage.check(config)
+
+
+def test_a_group_that_divides_no_layer_is_refused_by_the_config_alone() -> None:
+    stage = decode(Quantize, {"group_size": 128})
+    with pytest.raises(RecipeError, match=r"one has 576\); what does: 64, 32, 16, 8, channel"):
+        stage.check({"model_type": "llama", "hidden_size": 576})
+    stage.check({"model_type": "gemma3_text", "hidden_size": 640})
