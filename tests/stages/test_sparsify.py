@@ -61,6 +61,15 @@ def test_every_layer_of_every_family_has_the_zeros_asked(
     assert all(0 < row[error] < 1 for row in table)
 
 
+@pytest.mark.parametrize("build", [tiny.whisper, tiny.vit])
+def test_models_of_sound_and_images_are_pruned_too(build: Any, tmp_path: Path) -> None:
+    options = {"criterion": "magnitude", "pattern": "2:4"}  # There is no text to calibrate on.
+    bundle, outcome = sparsified(build(), tmp_path, **options)
+    assert outcome.measures["sparsity"].value == pytest.approx(0.5, abs=0.01)
+    for layer in block_linears(bundle.module).values():
+        assert ((layer.weight.detach().view(-1, 4) != 0).sum(dim=1) == 2).all()
+
+
 @pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize(("pattern", "keep", "of"), [("2:4", 2, 4), ("4:8", 4, 8)])
 def test_patterns_hold_in_every_group(
