@@ -157,9 +157,8 @@ class Bench:
         job = {"model": str(model), "parent": str(self.model), "threads": self.options.threads,
                "kept": str(self.work / "parent"), **self.subject.scoring}  # fmt: skip
         found = running.run(sys.executable, "scorer.py", job, self.work)
-        size = sum(f.stat().st_size for f in model.parent.rglob("*.safetensors")
-                   if "work" not in f.parts)  # fmt: skip
-        size = size if name != "parent" else sum(f.stat().st_size for f in model.glob("*.safe*"))
+        size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
+        size += sum(f.stat().st_size for f in (out / "adapter").glob("*.safetensors"))
         shutil.rmtree(out, ignore_errors=True)
         times = {key: value for key, value in took.items() if key.endswith("seconds")}
         return {"name": name, "seed": seed, "bytes": size, **found, **times}
