@@ -116,7 +116,7 @@ def key_value_groups(model: Any) -> list[Unit]:
     for found in attentions(model):
         num_heads, num = found.heads(width)
         wide = num_heads // num * width
-        members = (
+        members: tuple[Member, ...] = (
             Member(found.query[0], found.query[1], "out", wide),
             Member(found.key[0], found.key[1], "out", width),
             Member(found.value[0], found.value[1], "out", width),
@@ -124,7 +124,7 @@ def key_value_groups(model: Any) -> list[Unit]:
         )
         if found.is_fused:
             members = (Member(found.query[0], found.query[1], "out", width, copies=3), members[3])
-        units.append(Unit(found.output[0], num, members, runs=1))
+        units.append(Unit(found.output[0], num, members))
     return _joined(model, units)
 
 

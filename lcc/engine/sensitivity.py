@@ -52,7 +52,7 @@ def sensitivities(
     totals = {unit.name: torch.zeros(unit.num, device=model.device) for unit in units}
     with _differentiable(model, list(parameters.values())):
         for loss in losses:
-            loss.backward()
+            torch.autograd.backward(loss)
             for unit, found in own:
                 for member, parameter, dim in found:
                     if parameter.grad is not None:
