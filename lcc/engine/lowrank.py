@@ -57,9 +57,22 @@ class Decomposition:
 
 
 def decompose(matrix: Tensor, whitened: Whitening) -> Decomposition:
-    """The matrix in order of what its parts give on the inputs: every truncation is optimal."""
-    left, values, right = torch.linalg.svd(matrix.double() @ whitened.root, full_matrices=False)
-    return Decomposition(left, values, right @ whitened.inverse)
+    """The matrix in order of what its parts give on the inputs: every truncation is optimal.
+
+    From the eigenvectors of the smaller square, a few times faster than an SVD; each part is the
+    matrix's own projection on one of them, so that squaring costs nothing but the order of parts
+    below 1e-8 of the largest.
+    """
+    white = matrix.double() @ whitened.root
+    is_tall = white.shape[0] >= white.shape[1]
+    square = white.T @ white if is_tall else white @ white.T
+    energies, vectors = torch.linalg.eigh(square)
+    values, vectors = energies.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
+    divisor = values.clamp(min=1e-12 * float(values[0]) + 1e-300)
+    if is_tall:
+        return Decomposition(white @ vectors / divisor, values, vectors.T @ whitened.inverse)
+    right = vectors.T @ white / divisor[:, None]
+    return Decomposition(vectors, values, right @ whitened.inverse)
 
 
 def break_even(num_outputs: int, num_inputs: int) -> int:
