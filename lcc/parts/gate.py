@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 24
 ROUNDED = 2.5e-2  # what half-precision arithmetic may do to a logit, twice over in _compare
-WHOLE_BYTES = 1 << 30  # a streamed result below this is reloaded whole, as a stranger does
+WHOLE_BYTES = 1 << 29  # a streamed result below this is reloaded whole, as a stranger does
 # Largest |Δlogit| as a share of the largest |logit|. Dense weights reload bit for bit, so only the
 # order of sums may differ; packed scales are stored in half precision.
 TOLERANCE = {"dense": 1e-3, "packed": 5e-2}
