@@ -145,8 +145,8 @@ def main() -> None:
         f"## Solvers alone beside llm-compressor 0.14.0.1 ({options.model})\n\n"
         f"    python benchmarks/solvers.py --text wikitext2.test.txt --blocks {options.blocks}\n\n"
         f"The same weights and Grams ({options.tokens} tokens) of the first {options.blocks}"
-        f" blocks, {options.threads} thread(s), best of {options.rounds} rounds in turns, processor time."
-        " Layer error: the share of the outputs' energy that is lost.\n\n"
+        f" blocks, {options.threads} thread(s), best of {options.rounds} rounds in turns,"
+        " processor time. Layer error: the share of the outputs' energy that is lost.\n\n"
         + running.table(TITLES, rows)
     )
     write_section(options.out, "solvers", told)
