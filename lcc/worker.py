@@ -19,7 +19,7 @@ from lcc.core.machine import cores
 from lcc.core.progress import Progress
 from lcc.core.tracking import Tracker
 from lcc.parts import checkpoint
-from lcc.parts.allocator import return_freed
+from lcc.parts.allocator import keep_large_blocks, return_freed
 from lcc.parts.gate import logits_as_stored, reload_gate
 from lcc.parts.model import Bundle, open_bundle
 from lcc.stage import Context, Measure, Outcome, Stage
@@ -62,7 +62,10 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
         outcome = job.stage.run(bundle, context)  # type: ignore[arg-type]
     facts: dict[str, Any] = {}
     if dist.is_main:
+        streamed = outcome.bundle is not None and outcome.bundle.streamed is not None
         measures = {**outcome.measures, **_keep_model(outcome, job)}
+        if streamed:
+            keep_large_blocks()
         _keep_files(outcome, job.folder)
         facts = _facts(dataclasses.replace(outcome, measures=measures), threads)
     dist.barrier()

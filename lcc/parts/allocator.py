@@ -7,8 +7,9 @@ import functools
 import sys
 from typing import Any
 
-MMAP_THRESHOLD = -3  # of mallopt, in malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 LARGE_BYTES = 1 << 20
+USUAL_BYTES = 1 << 25  # where glibc's own threshold ends up once tensors come and go
 
 
 @functools.cache
@@ -26,6 +27,13 @@ def return_large_blocks() -> None:
     """
     if _libc() is not None:
         _libc().mallopt(MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def keep_large_blocks() -> None:
+    """As before `return_large_blocks`: a step that trains would pay for fresh pages every time."""
+    if _libc() is not None:
+        _libc().mallopt(MMAP_THRESHOLD, USUAL_BYTES)
+        _libc().mallopt(TRIM_THRESHOLD, 2 * USUAL_BYTES)
 
 
 def return_freed() -> None:
