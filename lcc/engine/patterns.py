@@ -92,6 +92,21 @@ def without_lowest_in_torch(scores: Tensor, num: int) -> Tensor:
     return mask
 
 
+def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
+    """True everywhere but at each row's `nums` (rows,) lowest non-negative scores."""
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        from lcc.engine import selection_kernels
+
+        return selection_kernels.rows_without_lowest(scores, nums)
+    return rows_without_lowest_in_torch(scores, nums)
+
+
+def rows_without_lowest_in_torch(scores: Tensor, nums: Tensor) -> Tensor:
+    """The same for any device."""
+    rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return rank >= nums[:, None]
+
+
 def _top(scores: Tensor, num_kept: int) -> Tensor:
     # By index, not by threshold: equal scores must not keep or drop more than asked.
     mask = torch.zeros_like(scores, dtype=torch.bool)

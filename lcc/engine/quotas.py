@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lcc.core.lazy import torch
-from lcc.engine.patterns import Pattern, rows_mask, without_lowest
+from lcc.engine.patterns import Pattern, rows_without_lowest, without_lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +42,7 @@ class Quotas:
         if self.scope == "layer":
             kept = without_lowest(costs, int(gone.sum()))
         else:
-            rank = costs.argsort(dim=0, stable=True).argsort(dim=0)
-            kept = rank >= gone.sum(dim=1)
+            kept = rows_without_lowest(costs.T, gone.sum(dim=1)).T
         return kept.repeat_interleave(self.run, dim=0) if self.run > 1 else kept
 
 
@@ -69,5 +68,6 @@ def quotas(
             num = pattern.num_zeros(len(order)) // pattern.run * len(runs)
             gone.append(~without_lowest(runs, num))
         else:
-            gone.append(~rows_mask(runs, pattern.sparsity))
+            nums = torch.full((len(runs),), pattern.num_zeros(len(order)) // pattern.run)
+            gone.append(~rows_without_lowest(runs, nums.to(runs.device)))
     return Quotas(tuple(gone), patterns[0].run, scope)

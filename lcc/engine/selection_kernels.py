@@ -31,6 +31,33 @@ def without_lowest(scores: Tensor, num: int) -> Tensor:
     return mask.view(scores.shape)
 
 
+def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
+    """True everywhere but at each row's `nums` (rows,) lowest; (rows, inputs) → bool."""
+    mask = torch.empty(scores.shape, dtype=torch.bool)
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))
+    compiled: Any = _rows_without_lowest
+    compiled(scores.numpy(), nums.numpy(), mask.numpy())
+    return mask
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _rows_without_lowest(scores: Any, nums: Any, mask: Any) -> None:
+    for row in numba.prange(len(scores)):
+        own, num = scores[row].copy(), nums[row]
+        threshold = np.partition(own, num - 1)[num - 1] if num else np.float32(-1)
+        num_left = num
+        for i in range(len(own)):
+            mask[row, i] = own[i] >= threshold
+            num_left -= own[i] < threshold
+        i = 0
+        while num_left > 0:
+            if own[i] == threshold:
+                mask[row, i] = False
+                num_left -= 1
+            i += 1
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _without_lowest(bits: Any, num: int, mask: Any) -> None:
     high, num_left = _bin_of(bits, num, np.uint32(16), np.uint32(0), np.uint32(0))

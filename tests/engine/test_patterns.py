@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.engine.patterns import Pattern, without_lowest, without_lowest_in_torch
+from lcc.engine.patterns import (
+    Pattern,
+    rows_without_lowest,
+    rows_without_lowest_in_torch,
+    without_lowest,
+    without_lowest_in_torch,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +48,13 @@ def test_the_compiled_choice_equals_plain_torch() -> None:
     scores[:, :9] = 0.0  # Dead inputs cost nothing.
     for num in (1, 2000, 10500, 20999, 21000):
         assert torch.equal(without_lowest(scores, num), without_lowest_in_torch(scores, num))
+
+
+def test_the_compiled_choice_in_rows_equals_plain_torch() -> None:
+    scores = torch.randn(300, 70, generator=torch.Generator().manual_seed(0)).square()
+    scores[:, :9] = 0.0
+    nums = torch.arange(300) % 71
+    expected = rows_without_lowest_in_torch(scores, nums)
+    assert torch.equal(rows_without_lowest(scores, nums), expected)
+    assert torch.equal(rows_without_lowest(scores.T.contiguous().T, nums), expected)
+    assert (~expected).sum(dim=1).tolist() == nums.tolist()

@@ -74,7 +74,7 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(word: str
     assert errors["sparsegpt"] <= errors["wanda"] <= errors["magnitude"]
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "row"}])
+@pytest.mark.parametrize("options", [{}, {"scope": "layer"}])
 def test_stacked_layers_each_get_the_share_they_were_asked(options: dict[str, str]) -> None:
     weight, stats = correlated()
     sparsegpt = decode(card("criteria", "sparsegpt"), options)

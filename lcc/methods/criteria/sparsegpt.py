@@ -36,7 +36,7 @@ class Sparsegpt:
 
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     order: Literal["auto", "layout", "falling", "rising"] = "auto"
-    scope: Scope = "layer"
+    scope: Scope = "row"
     block_size: Annotated[int, Field(ge=32, multiple_of=32)] = BLOCK
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
