@@ -74,10 +74,30 @@ def compose(overrides: list[str]) -> Composed:
         raise RecipeError(_hydra_sentence(error, places)) from None
     except RecursionError:
         raise RecipeError("defaults: these recipes name each other in a circle.") from None
+    _drop_other_plans_options(values, words, sources)
     composed = Composed(values=values, overrides=words, sources=sources)
     refuse_unsafe(values, lambda key: f"{origin}: " if (origin := composed.origin(key)) else "")
     _check_sections(values, composed)
     return composed
+
+
+def _drop_other_plans_options(
+    values: dict[str, Any], words: list[str], sources: dict[str, YamlSource]
+) -> None:
+    """Options that a recipe gives to a step of its own plan mean nothing to another plan, in place.
+
+    Without this `+recipe=x plan=w4` would fail on `plan.heal`, which only x's plan knows.
+    """
+    recipe, chosen = sources.get(""), sources.get("plan")
+    own = defaults_of(recipe).get("plan") if recipe else None
+    if recipe is None or own is None or chosen is None or values.get("plan") is None:
+        return
+    planned = _source("plan", own).content
+    typed = {w.lstrip("+").partition("=")[0].split(".")[1] for w in words
+             if w.lstrip("+").startswith("plan.")}  # fmt: skip
+    for name in recipe.content.get("plan") or {}:
+        if name in planned and name not in chosen.content and name not in typed:
+            values["plan"].pop(name, None)
 
 
 def normalise(word: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import lcc
+from lcc.core.errors import RecipeError
+from lcc.core.groups import choices
 from lcc.core.store import Artifact
 from lcc.pipeline import Step
 from lcc.sweep import pipeline_of
@@ -101,3 +103,18 @@ def test_a_recipe_says_at_its_top_what_it_costs(name: str) -> None:
     assert re.search(rf"^#\s+lcc run \+recipe={name}\b", header, re.MULTILINE)
     assert "Cost" in header
     assert "Licence" in header
+
+
+@pytest.mark.parametrize("recipe", ["mt_en_zh_small", "lm_smollm2", "sentiment_en"])
+@pytest.mark.parametrize("plan", choices("plan"))
+def test_every_recipe_takes_every_plan(recipe: str, plan: str) -> None:
+    """Options for a step of the recipe's own plan are no part of another."""
+    words = [f"+recipe={recipe}", f"plan={plan}"]
+    if plan in ("vocab", "smallest") and recipe == "mt_en_zh_small":
+        words.append("~stages.vocab")
+    assert pipeline_of(words, "run").steps
+
+
+def test_options_typed_for_a_step_that_the_plan_lacks_are_a_mistake() -> None:
+    with pytest.raises(RecipeError, match=r"plan.heal: no stage is named 'heal'"):
+        pipeline_of(["+recipe=mt_en_zh_small", "plan=w4", "plan.heal.samples=3"], "run")
