@@ -19,13 +19,13 @@ test-slow: install
 	$(BIN)/python -m pytest -m "slow or network" -x
 
 check: install
-	$(BIN)/ruff format --check lcc tests
-	$(BIN)/ruff check lcc tests
+	$(BIN)/ruff format --check lcc tests benchmarks
+	$(BIN)/ruff check lcc tests benchmarks
 	$(BIN)/mypy
 
 format: install
-	$(BIN)/ruff format lcc tests
-	$(BIN)/ruff check --fix lcc tests
+	$(BIN)/ruff format lcc tests benchmarks
+	$(BIN)/ruff check --fix lcc tests benchmarks
 
 install: $(VENV)/.installed
 

@@ -161,7 +161,7 @@ def test_an_exported_model_loads_without_lcc(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("word, message", [
-    ("plan.quantize.symmetric=false", "quantize.symmetric: transformers cannot load packed zero"),
+    ("plan.quantize.average_bits=9", "quantize.average_bits: nearest mixes"),
     ("plan.quantize.group_size=24", "quantize.group_size: 24 does not divide all inputs (one has"
                                     " 64); what does: 64, 32, 16, 8, channel."),
 ])  # fmt: skip
