@@ -105,7 +105,7 @@ def imported(*_modules: Any) -> None:
     import safetensors.torch
     import tokenizers
 
-    import lcc.engine.column_kernels
+    import lcc.compression.column_kernels
 
     assert all((accelerate, compressed_tensors, numba, safetensors, tokenizers, lcc))
 

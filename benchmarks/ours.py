@@ -44,7 +44,7 @@ class Clock:
 @contextmanager
 def solving(stage: Any, clock: Clock) -> Iterator[None]:
     """While open, the calls in which `stage`'s method solves are clocked."""
-    from lcc.engine.patterns import Pattern
+    from lcc.compression.patterns import Pattern
 
     method = getattr(stage, "quantizer", None) or getattr(stage, "criterion", None)
     places: list[tuple[Any, str]] = [
@@ -124,8 +124,8 @@ def warm(stage: Any) -> None:
     """Solve something small first: kernels are compiled once per installation, not per run."""
     import torch
 
-    from lcc.engine.grids import Grid
-    from lcc.engine.patterns import Pattern
+    from lcc.compression.grids import Grid
+    from lcc.compression.patterns import Pattern
     from lcc.engine.statistics import LayerStats
     from lcc.methods.criteria import Pruner
 

@@ -63,8 +63,8 @@ def solve(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from lcc.engine.grids import Grid
-    from lcc.engine.patterns import Pattern
+    from lcc.compression.grids import Grid
+    from lcc.compression.patterns import Pattern
     from lcc.engine.statistics import LayerStats
 
     tensors = load_file(job["layers"])

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lcc.compression.grids import Grid
+from lcc.compression.patterns import Pattern
+from lcc.compression.pruning import feed_forwards
+from lcc.compression.repairing import ridge_repair
 from lcc.core.decode import decode_card
 from lcc.core.lazy import torch
-from lcc.engine.grids import Grid
-from lcc.engine.patterns import Pattern
-from lcc.engine.pruning import feed_forwards
-from lcc.engine.repairing import ridge_repair
 from lcc.methods.criteria.wanda import Wanda
 from lcc.methods.quantizers.gptq import Gptq
 from lcc.methods.quantizers.nearest import Nearest
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
+    from lcc.compression.units import Unit
     from lcc.engine.statistics import LayerStats
-    from lcc.engine.units import Unit
     from lcc.stages._calibrated import Needs
 
 Action = Literal["w8", "w4", "w3", "w4_gptq", "sparse50", "sparse24", "width25"]

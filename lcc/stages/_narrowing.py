@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.ranking import column_importance, combined, size_importance
+from lcc.compression.repairing import bias_repair, relative_error, ridge_repair
+from lcc.compression.rescaling import final_energy, fit_inputs, last_norm, multiply
+from lcc.compression.sensitivity import sensitivities, task_losses
+from lcc.compression.streams import STREAMS
 from lcc.core.lazy import torch
 from lcc.engine.blocks import block_linears
 from lcc.engine.calibration import Calibration, calibrated, collect
-from lcc.engine.ranking import column_importance, combined, size_importance
-from lcc.engine.repairing import bias_repair, relative_error, ridge_repair
-from lcc.engine.rescaling import final_energy, fit_inputs, last_norm, multiply
-from lcc.engine.sensitivity import sensitivities, task_losses
-from lcc.engine.streams import STREAMS
 from lcc.methods.criteria import ByGradient
 from lcc.stages._calibrated import Needs, few_tokens, input_groups, text_batches
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
+    from lcc.compression.units import Unit
     from lcc.engine.keeping import Facts
     from lcc.engine.statistics import LayerStats
-    from lcc.engine.units import Unit
     from lcc.engine.walking import Batch
     from lcc.parts.model import Bundle
     from lcc.stage import Context

@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.columns import layer_error
+from lcc.compression.patterns import Pattern
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
-from lcc.engine.columns import layer_error
-from lcc.engine.patterns import Pattern
 
 if TYPE_CHECKING:
     from torch import Tensor

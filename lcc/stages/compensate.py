@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from lcc.compression.compensating import Change, Compensation, write_adapter
+from lcc.compression.grids import Grid
+from lcc.compression.packing import part_table
+from lcc.compression.rounding import Rounding
 from lcc.core.decode import card
 from lcc.core.errors import RecipeError
-from lcc.engine.compensating import Change, Compensation, write_adapter
-from lcc.engine.grids import Grid
-from lcc.engine.packing import part_table
-from lcc.engine.rounding import Rounding
 from lcc.methods.quantizers import Smoother
 from lcc.parts.checkpoint import ADAPTER
 from lcc.stage import Measure, Outcome

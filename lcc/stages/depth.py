@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.errors import RecipeError
-from lcc.engine.calibration import Calibration
-from lcc.engine.layering import (
+from lcc.compression.layering import (
     PartKind,
     layer_stops,
     removable,
@@ -18,7 +15,10 @@ from lcc.engine.layering import (
     silence,
     stack_of,
 )
-from lcc.engine.skipping import Part, Skipping
+from lcc.compression.skipping import Part, Skipping
+from lcc.core.decode import card
+from lcc.core.errors import RecipeError
+from lcc.engine.calibration import Calibration
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import SEQUENTIAL, text_batches
 

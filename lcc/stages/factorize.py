@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.engine.lowrank import (
+from lcc.compression.lowrank import (
     Decomposition,
     break_even,
     decompose,
@@ -25,6 +21,10 @@ from lcc.engine.lowrank import (
     uniform_ranks,
     whitening,
 )
+from lcc.core.decode import card
+from lcc.core.errors import RecipeError
+from lcc.engine.blocks import as_linear, block_linears
+from lcc.engine.calibration import Calibration
 from lcc.parts.factors import put_factors, write_factored
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import Needs, few_tokens, input_groups

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.compression.grids import Grid
+from lcc.compression.mixing import mixed_grids, note_changes
+from lcc.compression.packing import input_rounding, part_table, write_packed
+from lcc.compression.rounding import Rounding
+from lcc.compression.smoothing import smooth, smoothed
 from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration, InputGroup
-from lcc.engine.grids import Grid
-from lcc.engine.mixing import mixed_grids, note_changes
-from lcc.engine.packing import input_rounding, part_table, write_packed
-from lcc.engine.rounding import Rounding
-from lcc.engine.smoothing import smooth, smoothed
 from lcc.methods.quantizers import Smoother
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.dist import Distributed

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.compression.probing import Probing
 from lcc.core.decode import card
 from lcc.core.errors import ResourceError
 from lcc.engine.blocks import as_linear, block_linears, blocks
 from lcc.engine.calibration import Calibration, encoded_batches
-from lcc.engine.probing import Probing
 from lcc.engine.statistics import StoredStats
 from lcc.stage import Measure, Outcome
 from lcc.stages._actions import NEEDS, Action, Actions

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.compression.allocation import Shares, by_depth, by_outliers, outlier_share, uniform
+from lcc.compression.patterns import Pattern
 from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card, decode_card
 from lcc.core.errors import RecipeError
-from lcc.engine.allocation import Shares, by_depth, by_outliers, outlier_share, uniform
 from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration, InputGroup, stored_groups
-from lcc.engine.patterns import Pattern
 from lcc.engine.statistics import StoredStats
 from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda

@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice, name_of
-from lcc.core.decode import card, decode_card
-from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.engine.families import (
+from lcc.compression.families import (
     POSITION_BIASED,
     key_value_groups,
     query_heads,
@@ -19,12 +14,17 @@ from lcc.engine.families import (
     refuse_heads,
     refuse_hidden,
 )
-from lcc.engine.pruning import feed_forwards
-from lcc.engine.ranking import globally_kept
-from lcc.engine.rescaling import keep_scales
-from lcc.engine.reshaping import Plan, rebuilt, restate
-from lcc.engine.sizing import Dims, foreseen
-from lcc.engine.streams import streams
+from lcc.compression.pruning import feed_forwards
+from lcc.compression.ranking import globally_kept
+from lcc.compression.rescaling import keep_scales
+from lcc.compression.reshaping import Plan, rebuilt, restate
+from lcc.compression.sizing import Dims, foreseen
+from lcc.compression.streams import streams
+from lcc.core.catalog import Choice, name_of
+from lcc.core.decode import card, decode_card
+from lcc.core.errors import RecipeError
+from lcc.engine.blocks import as_linear, block_linears
+from lcc.engine.calibration import Calibration
 from lcc.methods.criteria import ByGradient
 from lcc.methods.criteria.wanda import Wanda
 from lcc.stage import Measure, Outcome
@@ -32,7 +32,7 @@ from lcc.stages._calibrated import SEQUENTIAL, Needs, reads, text_batches
 from lcc.stages._narrowing import Narrowing, Refit
 
 if TYPE_CHECKING:
-    from lcc.engine.units import Unit
+    from lcc.compression.units import Unit
     from lcc.parts.checkpoint import Form
     from lcc.parts.model import Bundle
     from lcc.stage import Context, Noun

@@ -8,9 +8,9 @@ from pathlib import Path
 import lcc
 
 ROOT = Path(lcc.__file__).parent
-FLOORS = ["core", "views", "parts", "engine", "stage", "methods", "stages", "recipe", "pipeline",
-          "planning", "estimates", "worker", "runner", "sweep", "__init__", "verbs", "cli",
-          "__main__"]  # fmt: skip
+FLOORS = ["core", "views", "parts", "engine", "compression", "stage", "methods", "stages",
+          "recipe", "pipeline", "planning", "estimates", "worker", "runner", "sweep", "__init__",
+          "verbs", "cli", "__main__"]  # fmt: skip
 
 
 def _room(module: str) -> str:

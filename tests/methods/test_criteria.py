@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lcc.compression.columns import layer_error
+from lcc.compression.patterns import Pattern
 from lcc.core.catalog import card, names
 from lcc.core.decode import decode
-from lcc.engine.columns import layer_error
-from lcc.engine.patterns import Pattern
 from lcc.engine.statistics import LayerStats, Sums
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.25, 4.0]])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcc.compression.columns import layer_error
+from lcc.compression.grids import search_scales
 from lcc.core.catalog import card
 from lcc.core.decode import Mistakes, decode
-from lcc.engine.columns import layer_error
-from lcc.engine.grids import search_scales
 from lcc.engine.statistics import LayerStats, Sums
 from lcc.methods.quantizers import Grid
 from lcc.methods.quantizers.gptq import Gptq
@@ -102,7 +102,7 @@ def test_mask_and_grid_are_chosen_together(pattern: str, of: int, symmetric: boo
 
 
 def _asked(pattern: str) -> Any:
-    from lcc.engine.patterns import Pattern
+    from lcc.compression.patterns import Pattern
 
     return Pattern(pattern, 0.5)
 

@@ -12,12 +12,12 @@ import compressing as tiny
 import pytest
 import torch
 
+from lcc.compression.compensating import Compensation
+from lcc.compression.grids import Grid
+from lcc.compression.rounding import Rounding
 from lcc.core.decode import decode
 from lcc.core.errors import RecipeError
 from lcc.engine.calibration import Calibration, InputGroup
-from lcc.engine.compensating import Compensation
-from lcc.engine.grids import Grid
-from lcc.engine.rounding import Rounding
 from lcc.engine.statistics import Sums
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.checkpoint import read_card, save

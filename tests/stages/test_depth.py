@@ -11,10 +11,10 @@ import pytest
 import torch
 import transformers
 
+from lcc.compression.layering import layer_stops, removable, remove_blocks
+from lcc.compression.skipping import Part, Skipping, divergence
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import GateError, RecipeError
-from lcc.engine.layering import layer_stops, removable, remove_blocks
-from lcc.engine.skipping import Part, Skipping, divergence
 from lcc.parts.checkpoint import save
 from lcc.parts.gate import reload_gate
 from lcc.parts.model import open_bundle

@@ -12,11 +12,11 @@ import transformers
 from test_depth import FAMILIES, TEXT
 from test_depth import logits as everything
 
+from lcc.compression.lowrank import decompose, whitening
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import IntegrityError, RecipeError
 from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration
-from lcc.engine.lowrank import decompose, whitening
 from lcc.parts.checkpoint import read_card, save
 from lcc.parts.factors import put_factors
 from lcc.parts.folder import read_json

@@ -11,9 +11,9 @@ import pytest
 import torch
 from quantizing import calibrated, logits, quantized
 
+from lcc.compression.packing import GroupGrid
 from lcc.core.decode import decode
 from lcc.core.errors import GateError, RecipeError
-from lcc.engine.packing import GroupGrid
 from lcc.methods.quantizers import Grid
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.parts.model import open_bundle

@@ -13,10 +13,10 @@ import transformers
 from quantizing import AUTO, EVERY_FAMILY, FAMILIES, WIDE, calibrated, logits, quantized
 from safetensors import safe_open
 
+from lcc.compression.rounding import Rounding
 from lcc.core.decode import decode
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import block_linears
-from lcc.engine.rounding import Rounding
 from lcc.parts.checkpoint import save
 from lcc.parts.gate import reload_gate
 from lcc.parts.model import open_bundle

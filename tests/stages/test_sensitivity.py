@@ -10,11 +10,11 @@ import compressing as tiny
 import pytest
 import torch
 
+from lcc.compression.probing import Probing
+from lcc.compression.skipping import divergence
 from lcc.core.catalog import STAGES, card
 from lcc.core.decode import decode
 from lcc.engine.blocks import as_linear, block_linears, blocks
-from lcc.engine.probing import Probing
-from lcc.engine.skipping import divergence
 
 FAMILIES = {"llama": tiny.llama, "qwen3": tiny.qwen3, "gemma3": tiny.gemma3, "gpt2": tiny.gpt2,
             "bert": tiny.bert, "t5": tiny.t5, "marian": tiny.marian}  # fmt: skip

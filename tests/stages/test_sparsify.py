@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
+from lcc.compression.patterns import groups_mask, rows_mask
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.patterns import groups_mask, rows_mask
 from lcc.engine.statistics import LayerStats
 from lcc.methods.criteria.magnitude import Magnitude
 from lcc.methods.criteria.wanda import Wanda

@@ -8,12 +8,12 @@ import compressing as tiny
 import pytest
 import torch
 
+from lcc.compression.pruning import feed_forwards
+from lcc.compression.streams import streams
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear
 from lcc.engine.calibration import Calibration
-from lcc.engine.pruning import feed_forwards
-from lcc.engine.streams import streams
 from lcc.stages.width import Width
 
 FAMILIES = {

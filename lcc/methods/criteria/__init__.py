@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.patterns import Pattern
+    from lcc.compression.patterns import Pattern
     from lcc.engine.statistics import LayerStats
 
 Needs = Literal["gram", "diagonal"]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.compression.columns import BLOCK, Order, factorize, solve_columns
+from lcc.compression.patterns import Pattern
+from lcc.compression.quotas import Scope, quotas
 from lcc.core.decode import card
-from lcc.engine.columns import BLOCK, Order, factorize, solve_columns
-from lcc.engine.patterns import Pattern
-from lcc.engine.quotas import Scope, quotas
 from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:

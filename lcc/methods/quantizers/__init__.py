@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from lcc.engine.grids import Grid as Grid
+from lcc.compression.grids import Grid as Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

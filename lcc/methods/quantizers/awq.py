@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from lcc.compression.grids import output_error, search_scales, widest_scales
+from lcc.compression.packing import GroupGrid, integer_config
 from lcc.core.decode import card
 from lcc.core.lazy import torch
-from lcc.engine.grids import output_error, search_scales, widest_scales
-from lcc.engine.packing import GroupGrid, integer_config
 from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:

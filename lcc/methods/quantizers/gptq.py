@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.compression.columns import BLOCK, Levels, factorize, row_energy, solve_columns, spaced_rows
+from lcc.compression.grids import search_scales
+from lcc.compression.packing import GroupGrid, integer_config
+from lcc.compression.patterns import Pattern
+from lcc.compression.quotas import quotas
 from lcc.core.decode import card
 from lcc.core.lazy import torch
-from lcc.engine.columns import BLOCK, Levels, factorize, row_energy, solve_columns, spaced_rows
-from lcc.engine.grids import search_scales
-from lcc.engine.packing import GroupGrid, integer_config
-from lcc.engine.patterns import Pattern
-from lcc.engine.quotas import quotas
 from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:

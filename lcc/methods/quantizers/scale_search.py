@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lcc.compression.grids import search_scales
+from lcc.compression.packing import GroupGrid, integer_config
 from lcc.core.decode import card
-from lcc.engine.grids import search_scales
-from lcc.engine.packing import GroupGrid, integer_config
 from lcc.methods.quantizers import Format, Grid, Needs, Quantized
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.units import Member, Unit
 from lcc.core.lazy import torch, torch_pruning
 from lcc.engine.blocks import blocks
-from lcc.engine.units import Member, Unit
 
 if TYPE_CHECKING:
     from torch.nn import Linear, Module

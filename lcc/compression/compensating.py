@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.lowrank import Whitening, decompose, output_share, whitening
+from lcc.compression.rounding import Rounding, by_grid
 from lcc.core.lazy import peft, safetensors_torch, torch  # type: ignore[attr-defined]
 from lcc.engine.calibration import InputGroup
-from lcc.engine.lowrank import Whitening, decompose, output_share, whitening
-from lcc.engine.rounding import Rounding, by_grid
 from lcc.parts.folder import read_json
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lcc.compression.patterns import Pattern, rows_without_lowest, without_lowest
 from lcc.core.lazy import torch
-from lcc.engine.patterns import Pattern, rows_without_lowest, without_lowest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.skipping import divergence
 from lcc.core.lazy import torch
-from lcc.engine.skipping import divergence
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -141,7 +141,7 @@ def solve_columns(
 
     `choose` says per block of columns what stays, or `pattern` (N, M): N of M neighbours.
     """
-    from lcc.engine import column_kernels
+    from lcc.compression import column_kernels
 
     num_rows, num_columns = weight.shape
     _, of = pattern

@@ -15,7 +15,7 @@ from lcc.parts.tensor_files import TensorFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.grids import Grid
+    from lcc.compression.grids import Grid
     from lcc.parts.model import Bundle
 
 Replaced = Mapping[str, dict[str, "Tensor"]]  # layer name → what is stored instead of its weight

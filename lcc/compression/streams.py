@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.families import HEADS_IN_HIDDEN, attentions, key_value_groups
+from lcc.compression.pruning import feed_forwards
+from lcc.compression.units import Axis, Member, Unit
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import blocks
-from lcc.engine.families import HEADS_IN_HIDDEN, attentions, key_value_groups
-from lcc.engine.pruning import feed_forwards
-from lcc.engine.units import Axis, Member, Unit
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from lcc.compression.skipping import Part
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
 from lcc.engine.blocks import as_linear, blocks
-from lcc.engine.skipping import Part
 
 if TYPE_CHECKING:
     from torch.nn import Module

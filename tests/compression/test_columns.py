@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.engine import column_kernels
-from lcc.engine.columns import (
+from lcc.compression import column_kernels
+from lcc.compression.columns import (
     Factor,
     Levels,
     factorize,
     layer_error,
     solve_columns,
 )
-from lcc.engine.grids import Grid, output_error, search_scales
-from lcc.engine.patterns import Pattern
-from lcc.engine.quotas import quotas
+from lcc.compression.grids import Grid, output_error, search_scales
+from lcc.compression.patterns import Pattern
+from lcc.compression.quotas import quotas
 
 GRID = Grid(bits=4, group_size=8, dtype="float32", symmetric=False)
 

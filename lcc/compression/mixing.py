@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.grids import output_error, search_scales
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch
-from lcc.engine.grids import output_error, search_scales
 
 if TYPE_CHECKING:
+    from lcc.compression.grids import Grid
     from lcc.engine.calibration import InputGroup
-    from lcc.engine.grids import Grid
     from lcc.engine.keeping import Facts
 
 MAX_STATES = 20_000  # of the table; more layers' sizes are rounded up to this fineness

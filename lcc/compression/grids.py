@@ -129,7 +129,7 @@ def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid
     """Which option errs least in every group, (out, groups) int64; of equals the first."""
     if groups.device.type != "cpu":
         return best_options_in_torch(groups, weighing, options, grid)
-    from lcc.engine.grid_kernels import best_options
+    from lcc.compression.grid_kernels import best_options
 
     scales = torch.stack([scale.float() for scale, _ in options])
     zeros = [torch.zeros_like(scales[0]) if zero is None else zero.float() for _, zero in options]

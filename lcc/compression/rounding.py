@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.grids import Grid, output_error, search_scales
+from lcc.compression.packing import GroupGrid
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
 from lcc.engine.calibration import InputGroup
-from lcc.engine.grids import Grid, output_error, search_scales
 from lcc.engine.keeping import Facts
-from lcc.engine.packing import GroupGrid
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ from lcc.engine.objectives import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.compression.units import Unit
     from lcc.engine.batching import Example
-    from lcc.engine.units import Unit
     from lcc.parts.checkpoint import Head
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.units import Member, Unit
 from lcc.core.errors import RecipeError
-from lcc.engine.units import Member, Unit
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lcc.engine.lowrank import (
+from lcc.compression.lowrank import (
     break_even,
     decompose,
     output_share,

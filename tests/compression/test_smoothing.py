@@ -12,10 +12,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
+from lcc.compression.grids import Grid, output_error
+from lcc.compression.smoothing import Folds, smooth, smoothed
 from lcc.engine.blocks import block_linears
 from lcc.engine.calibration import InputGroup, stored_groups
-from lcc.engine.grids import Grid, output_error
-from lcc.engine.smoothing import Folds, smooth, smoothed
 from lcc.engine.statistics import StoredStats, Sums
 from lcc.methods.quantizers.awq import Awq
 from lcc.methods.quantizers.nearest import Nearest

@@ -74,7 +74,7 @@ def without_lowest(scores: Tensor, num: int) -> Tensor:
     if num <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        from lcc.engine import selection_kernels
+        from lcc.compression import selection_kernels
 
         return selection_kernels.without_lowest(scores, num)
     return without_lowest_in_torch(scores, num)
@@ -95,7 +95,7 @@ def without_lowest_in_torch(scores: Tensor, num: int) -> Tensor:
 def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
     """True everywhere but at each row's `nums` (rows,) lowest non-negative scores."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        from lcc.engine import selection_kernels
+        from lcc.compression import selection_kernels
 
         return selection_kernels.rows_without_lowest(scores, nums)
     return rows_without_lowest_in_torch(scores, nums)

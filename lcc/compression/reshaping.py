@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lcc.compression.families import HEADS_STATED, POSITION_BIASED, head_dim
+from lcc.compression.ranking import NEAR
+from lcc.compression.sizing import FFN_FIELDS, Dims, RoundTo, Shape
 from lcc.core.errors import GateError
-from lcc.engine.families import HEADS_STATED, POSITION_BIASED, head_dim
-from lcc.engine.ranking import NEAR
-from lcc.engine.sizing import FFN_FIELDS, Dims, RoundTo, Shape
 
 if TYPE_CHECKING:
-    from lcc.engine.units import Unit
+    from lcc.compression.units import Unit
 
 STACKS = ("encoder", "decoder")
 

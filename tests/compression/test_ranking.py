@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from lcc.compression.ranking import globally_kept, nearest, rounded
+from lcc.compression.sensitivity import sensitivities
+from lcc.compression.streams import streams
 from lcc.core.decode import decode
 from lcc.core.errors import RecipeError
-from lcc.engine.ranking import globally_kept, nearest, rounded
-from lcc.engine.sensitivity import sensitivities
-from lcc.engine.streams import streams
 from lcc.stages.width import Width
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))

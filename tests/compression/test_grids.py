@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lcc.core.errors import RecipeError
-from lcc.engine.grids import (
+from lcc.compression.grids import (
     SHRINKS,
     Grid,
     _best_options,
@@ -17,8 +16,9 @@ from lcc.engine.grids import (
     search_scales,
     widest_scales,
 )
-from lcc.engine.mixing import cheapest
-from lcc.engine.packing import GroupGrid
+from lcc.compression.mixing import cheapest
+from lcc.compression.packing import GroupGrid
+from lcc.core.errors import RecipeError
 
 
 def correlated(num_inputs: int, num_tokens: int = 200) -> torch.Tensor:

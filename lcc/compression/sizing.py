@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lcc.engine.families import HEADS_IN_HIDDEN
-from lcc.engine.ranking import nearest, rounded
+from lcc.compression.families import HEADS_IN_HIDDEN
+from lcc.compression.ranking import nearest, rounded
 
 Dims = Literal["ffn", "heads", "kv_groups", "hidden"]
 RoundTo = int | Literal["auto"]

@@ -11,8 +11,8 @@ from lcc.core.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.compression.units import Unit
     from lcc.engine.statistics import LayerStats
-    from lcc.engine.units import Unit
 
 # Widths that kernels and quantization groups like; `auto` takes the first that meets the ratio.
 STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02

@@ -1,0 +1,1 @@
+"""The arithmetic of compression: grids, columns, units that go as one, repairs, low rank."""
