@@ -42,7 +42,7 @@ class Gptq:
     act_order: bool = True
     block_size: Annotated[int, Field(ge=32, multiple_of=32)] = BLOCK
     pattern: Literal["dense", "unstructured", "2:4", "4:8"] = "dense"
-    sparsity: Annotated[float, Field(gt=0, le=0.7)] = 0.5  # of the pattern `unstructured`
+    sparsity: Annotated[float, Field(gt=0, le=0.6)] = 0.5  # of the pattern `unstructured`
 
     def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
         assert stats is not None and stats.gram is not None, "gptq reads Grams"
