@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lcc.compression.skipping import divergence
+from lcc.compression.skipping import Answers, divergence, said
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch.nn import Linear, Module
 
     from lcc.engine.walking import Batch
-
-Answers = tuple["Tensor", bool]  # (rows, classes or hidden), and whether they are logits
 
 
 class Probing:
@@ -64,15 +62,8 @@ class Probing:
             return self._said(self.batches[index])
 
     def _said(self, batch: Batch) -> Answers:
-        cache = {"use_cache": False} if self.model.config.to_dict().get("use_cache") else {}
         with torch.no_grad():
-            output = self.model(**batch, **cache)
-        is_scored = "logits" in output
-        found = output.logits if is_scored else output.last_hidden_state
-        mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-        if mask is not None and mask.shape == found.shape[:-1]:
-            return found[mask.bool()].float(), is_scored
-        return found.reshape(-1, found.shape[-1]).float(), is_scored
+            return said(self.model, batch)
 
     @contextmanager
     def _blocks(self, instead: Any) -> Iterator[None]:

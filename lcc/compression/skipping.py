@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lcc.engine.walking import Batch
 
 Patch = Callable[..., Any]
+Answers = tuple["Tensor", bool]  # (rows, classes or hidden), and whether they are logits
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,9 @@ class Skipping:
                 num_answers += len(whole[0])
         return {part: total / num_answers for part, total in totals.items()}
 
-    def _answers(self, batch: Batch, trial: _Trial | None) -> tuple[Tensor, bool]:
+    def _answers(self, batch: Batch, trial: _Trial | None) -> Answers:
         self._trial = trial
-        cache = {"use_cache": False} if self.model.config.to_dict().get("use_cache") else {}
-        output = self.model(**batch, **cache)
-        is_scored = "logits" in output
-        found = output.logits if is_scored else output.last_hidden_state
-        mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-        if mask is not None and mask.shape == found.shape[:-1]:
-            return found[mask.bool()].float(), is_scored
-        return found.reshape(-1, found.shape[-1]).float(), is_scored
+        return said(self.model, batch)
 
     def _block(self, name: str, forward: Patch, args: Any, kwargs: Any) -> Any:
         """What the block hands on in this run."""
@@ -149,7 +143,19 @@ def _replaced(module: Any, by: Patch, what: Any) -> Iterator[None]:
         del module.forward
 
 
-def divergence(whole: tuple[Tensor, bool], got: tuple[Tensor, bool]) -> float:
+def said(model: Any, batch: Batch) -> Answers:
+    """The model's answers where the batch has no padding; its last states where it has no head."""
+    cache = {"use_cache": False} if model.config.to_dict().get("use_cache") else {}
+    output = model(**batch, **cache)
+    is_scored = "logits" in output
+    found = output.logits if is_scored else output.last_hidden_state
+    mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
+    if mask is not None and mask.shape == found.shape[:-1]:
+        return found[mask.bool()].float(), is_scored
+    return found.reshape(-1, found.shape[-1]).float(), is_scored
+
+
+def divergence(whole: Answers, got: Answers) -> float:
     """Summed over the rows: KL(whole ‖ got) of logits, ‖Δ‖² / ‖whole‖² of states."""
     (expected, is_scored), (given, _) = whole, got
     if not is_scored:
