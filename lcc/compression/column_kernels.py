@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from lcc.compression.compiled_threads import follow_torch
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def solve(block: Block) -> None:
     if block.weight.device.type != "cpu":
         solve_in_torch(block)
         return
-    _set_threads()
+    follow_torch()
     arrays = (block.weight, block.columns, block.moved, block.feedback, block.spread, block.keep,
               block.scale, block.zero, block.group, block.errors, block.solved)  # fmt: skip
     compiled: Any = _solve
@@ -60,15 +61,10 @@ def costs(weight: Tensor, columns: Tensor, moved: Tensor, spread: Tensor) -> Ten
     """What each weight of some columns costs to lose from where it is moved to: (columns, out)."""
     if weight.device.type != "cpu":
         return (weight[:, columns].T + moved).mul_(spread[:, None]).square_()
-    _set_threads()
+    follow_torch()
     found, compiled = torch.empty_like(moved), _costs  # type: tuple[Tensor, Any]
     compiled(*(a.numpy() for a in (weight, columns, moved, spread, found)))
     return found
-
-
-def _set_threads() -> None:
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 def solve_in_torch(block: Block) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.compression.lowrank import Whitening, decompose, output_share, whitening
 from lcc.compression.rounding import Rounding, by_grid
-from lcc.core.lazy import peft, safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.lazy import peft, safetensors_torch, torch
 from lcc.engine.calibration import InputGroup
 from lcc.parts.folder import read_json
 

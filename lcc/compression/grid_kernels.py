@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from lcc.compression.compiled_threads import follow_torch
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def best_options(
     groups (out, groups, size), weighing (groups, size), scales and zeros (options, out, groups),
     all float32; a symmetric grid has zeros of zero.
     """
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    follow_torch()
     best = torch.zeros(groups.shape[:2], dtype=torch.int64)
     arrays = (groups.contiguous(), weighing.contiguous(), scales.contiguous(), zeros.contiguous())
     compiled: Any = _search

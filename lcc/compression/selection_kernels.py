@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
+from lcc.compression.compiled_threads import follow_torch
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def without_lowest(scores: Tensor, num: int) -> Tensor:
 def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
     """True everywhere but at each row's `nums` (rows,) lowest; (rows, inputs) → bool."""
     mask = torch.empty(scores.shape, dtype=torch.bool)
-    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    follow_torch()
     compiled: Any = _rows_without_lowest
     compiled(scores.numpy(), nums.numpy(), mask.numpy())
     return mask

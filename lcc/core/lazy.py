@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # On OpenMP, numba's first parallel loop would reset how many threads torch has.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
+__all__ = ["bitsandbytes", "compressed_tensors", "greenlet", "peft", "safetensors",
+           "safetensors_torch", "tokenizers", "torch", "torch_pruning", "transformers"]  # fmt: skip
+
 if TYPE_CHECKING:
     import bitsandbytes as bitsandbytes
     import compressed_tensors as compressed_tensors

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import safetensors, safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.lazy import safetensors, safetensors_torch, torch
 from lcc.core.manifest import fsync
 
 if TYPE_CHECKING:

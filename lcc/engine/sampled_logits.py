@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import safetensors, safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.lazy import safetensors, safetensors_torch, torch
 from lcc.core.progress import Progress
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import LogitsOf, Samples, collate

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.lazy import safetensors_torch, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import IntegrityError
-from lcc.core.lazy import safetensors_torch, torch, transformers  # type: ignore[attr-defined]
+from lcc.core.lazy import safetensors_torch, torch, transformers
 from lcc.parts.folder import read_json, weight_files
 
 if TYPE_CHECKING:

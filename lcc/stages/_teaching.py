@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.errors import DataError
-from lcc.core.lazy import safetensors_torch, torch  # type: ignore[attr-defined]
+from lcc.core.lazy import safetensors_torch, torch
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import Distillation, LogitsOf, collate, logits_function
 from lcc.engine.sampled_logits import SampledLogits, Sampling
