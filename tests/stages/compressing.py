@@ -177,6 +177,14 @@ def inputs(model: Any) -> dict[str, Any]:
     return {**text, "decoder_input_ids": ids} if model.config.is_encoder_decoder else text
 
 
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.arange(5, 17).view(2, 6)
+    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, **extra).logits
+    return found
+
+
 def _seeded(cls: Any, config: Any) -> Any:
     torch.manual_seed(0)
     model = cls(config).eval()

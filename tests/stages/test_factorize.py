@@ -27,14 +27,6 @@ from lcc.stages.factorize import Factorize
 CALIBRATION = Calibration(samples=40)
 
 
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.arange(5, 17).view(2, 6)
-    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, **extra).logits
-    return found
-
-
 def parent(family: str, folder: Path) -> Any:
     bundle = tiny.bundle(FAMILIES[family]())
     save(bundle, folder / "parent" / "model")
@@ -74,7 +66,7 @@ def test_factors_are_fewer_parameters_and_reload_as_they_were(family: str, tmp_p
     found = reload_gate(bundle, folder, parent=tmp_path / "parent" / "model")
     assert found["reload_max_logit_difference"].value < 1e-5
     again = open_bundle(folder).load()
-    assert torch.equal(logits(again), logits(bundle.module))
+    assert torch.equal(tiny.logits(again), tiny.logits(bundle.module))
     assert (folder / "model.safetensors").stat().st_size < (
         tmp_path / "parent" / "model" / "model.safetensors").stat().st_size  # fmt: skip
     tied = [m.get_output_embeddings() is not None
@@ -125,13 +117,13 @@ def test_merged_loads_anywhere_and_says_the_same_as_the_factors(
     for store in ("factors", "merged"):
         bundles[store] = parent(family, tmp_path / store)
         outcome = run(bundles[store], tmp_path / store, store=store)
-    torch.testing.assert_close(logits(bundles["factors"].module), logits(bundles["merged"].module),
-                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    factored, merged = (tiny.logits(bundles[store].module) for store in ("factors", "merged"))
+    torch.testing.assert_close(factored, merged, atol=1e-4, rtol=1e-4)
     assert "0 bytes saved" in outcome.notes[0]
     assert outcome.measures["achieved_ratio"].value == 0
     save(bundles["merged"], tmp_path / "model")
     plain = type(bundles["merged"].module).from_pretrained(tmp_path / "model").eval()
-    assert torch.equal(logits(plain), logits(bundles["merged"].module))
+    assert torch.equal(tiny.logits(plain), tiny.logits(bundles["merged"].module))
 
 
 def test_ranks_by_loss_lose_less_than_uniform_ones(tmp_path: Path) -> None:

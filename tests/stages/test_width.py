@@ -29,14 +29,6 @@ FAMILIES = {
 FIELDS = ("intermediate_size", "d_ff", "n_inner", "encoder_ffn_dim")
 
 
-def logits(model: Any) -> torch.Tensor:
-    ids = torch.arange(5, 17).view(2, 6)
-    extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=ids, **extra).logits
-    return found
-
-
 def task_for(model: Any) -> tiny.TextTask:
     return tiny.TextTask(head="classify" if "Classification" in type(model).__name__ else "causal")
 
@@ -58,7 +50,7 @@ def test_a_quarter_is_gone_and_the_reloaded_model_is_the_same(family: str, tmp_p
     assert widths == {96 if family == "gpt2" else 48}
     bundle.module.save_pretrained(tmp_path)
     reloaded = type(model).from_pretrained(tmp_path).eval()
-    assert torch.equal(logits(reloaded), logits(bundle.module))
+    assert torch.equal(tiny.logits(reloaded), tiny.logits(bundle.module))
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "gated t5"])
@@ -69,12 +61,12 @@ def test_removing_channels_that_carry_nothing_changes_nothing(family: str, tmp_p
         bundle = tiny.bundle(model)
         for unit in feed_forwards(model):
             unit.members[-1].layer.weight[:, ::4] = 0
-    expected = logits(model)
+    expected = tiny.logits(model)
     context = tiny.context(tmp_path, task=task_for(model))
     Width(ratio=0.25, round_to=1, calibration=Calibration(samples=8), repair="none").run(
         bundle, context
     )
-    assert torch.allclose(logits(bundle.module), expected, atol=1e-5)
+    assert torch.allclose(tiny.logits(bundle.module), expected, atol=1e-5)
 
 
 def test_every_feed_forward_is_found_once_and_no_attention() -> None:
@@ -112,7 +104,7 @@ def test_30_percent_are_gone_and_the_reloaded_model_works(
     model.save_pretrained(tmp_path / "model")
     for attention in ("eager", "sdpa"):
         reloaded = type(model).from_pretrained(tmp_path / "model", attn_implementation=attention)
-        assert torch.allclose(logits(reloaded.eval()), logits(model), atol=1e-5)
+        assert torch.allclose(tiny.logits(reloaded.eval()), tiny.logits(model), atol=1e-5)
     if reloaded.can_generate():
         ids = torch.arange(5, 9).view(1, 4)
         cached = reloaded.generate(ids, max_new_tokens=4, do_sample=False)
@@ -173,11 +165,11 @@ def test_repair_makes_up_for_a_hidden_cut_where_the_stream_is_redundant(
     divergence = {}
     for repair in ("ridge", "none"):
         model = redundant(FAMILIES[family]())
-        before = logits(model).log_softmax(-1)
+        before = tiny.logits(model).log_softmax(-1)
         options = {"dims": "hidden", "repair": repair, "calibration": {"samples": 40}}
         bundle = tiny.bundle(model)
         decode(Width, options).run(bundle, tiny.context(tmp_path))
-        after = logits(bundle.module).log_softmax(-1)
+        after = tiny.logits(bundle.module).log_softmax(-1)
         divergence[repair] = float((before.exp() * (before - after)).sum(-1).mean())
     assert divergence["ridge"] < 0.6 * divergence["none"]
 
@@ -215,7 +207,7 @@ def test_in_sequence_a_killed_cut_goes_on_where_it_was(tmp_path: Any) -> None:
     for _ in range(2):  # The second run finds all blocks finished.
         bundle = tiny.bundle(tiny.llama(num_key_value_heads=4))
         outcome = decode(Width, options).run(bundle, tiny.context(tmp_path))
-        made.append((logits(bundle.module), outcome.measures["layer_error"].value))
+        made.append((tiny.logits(bundle.module), outcome.measures["layer_error"].value))
     assert torch.equal(made[0][0], made[1][0]) and made[0][1] == made[1][1]
 
 
