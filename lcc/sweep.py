@@ -11,6 +11,7 @@ from typing import Any
 from lcc.core.catalog import STAGES, card
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import LccError, PreemptedError, RecipeError
+from lcc.core.progress import Progress
 from lcc.core.words import expanded
 from lcc.pipeline import Pipeline, Step
 from lcc.planning import one_more_step, plan_steps
@@ -138,10 +139,11 @@ def race(done: Sequence[Point], words: list[str], *, quiet: bool = False) -> Run
                             quiet=quiet)  # fmt: skip
     except PreemptedError:
         raise
-    except LccError:
+    except LccError as error:
         if not bench:
             raise
-    # Speed that cannot be measured (memory for all models at once) leaves quality and bytes.
+        # Memory for all models at once, say: quality and bytes are left to compare.
+        Progress(quiet=quiet).warn(f"speed is not compared: {error}")
     return run_pipeline(Pipeline(recipe, steps), words=words, verb="sweep", quiet=quiet)
 
 
