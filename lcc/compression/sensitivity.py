@@ -10,11 +10,11 @@ from lcc.core.lazy import torch
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import (
     collate,
-    logits_function,
     num_tokens,
     require_loss,
     summed_loss,
 )
+from lcc.engine.projecting import logits_function
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
@@ -12,7 +12,6 @@ from lcc.engine.batching import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
     from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
@@ -96,74 +95,15 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])  # (B, T)
 
 
-def logits_function(model: Module, head: Head) -> LogitsOf:
-    """How to get `model`'s logits at the targets with the least work."""
-    if head == "classify":
-        return lambda batch: _forward(model, batch.inputs).logits
-    if head == "seq2seq":
-        return lambda batch: _seq2seq_logits(model, batch)
-    if head == "causal":
-        return _causal_logits(model)
-    raise _unsupervised(head)
-
-
 def require_loss(head: Head) -> None:
     """Raises DataError for a head that has nothing to be trained towards."""
     if head == "embed":
-        raise _unsupervised(head)
+        raise unsupervised(head)
 
 
-def _unsupervised(head: Head) -> DataError:
+def unsupervised(head: Head) -> DataError:
     return DataError(f"finetune: a task with the head {head!r} has no supervised loss to train on; "
                     "choose a task with the head causal, seq2seq or classify.")  # fmt: skip
-
-
-def _forward(model: Module, inputs: dict[str, Tensor]) -> Any:
-    return model(**inputs)
-
-
-def _seq2seq_logits(model: Module, batch: Batch) -> Tensor:
-    unwrapped = _unwrapped(model)
-    labels = batch.inputs["labels"]
-    shifted = unwrapped.prepare_decoder_input_ids_from_labels(labels=labels)
-    inputs = {k: v for k, v in batch.inputs.items() if k != "labels"}
-    hidden = model(**inputs, decoder_input_ids=shifted, use_cache=False)
-    assert batch.positions is not None
-    logits: Tensor = hidden.logits[batch.positions]
-    return logits
-
-
-def _causal_logits(model: Module) -> LogitsOf:
-    """The output matrix is applied at the targets only, when that is all the model's head does."""
-    unwrapped = _unwrapped(model)
-    body = getattr(unwrapped, unwrapped.base_model_prefix, None)
-    output = unwrapped.get_output_embeddings()
-    if body is None or body is unwrapped or not _is_plain_head(unwrapped, body, output):
-        return lambda batch: model(**batch.inputs, use_cache=False).logits[batch.positions]
-
-    def logits(batch: Batch) -> Tensor:
-        hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, H)
-        found: Tensor = output(hidden[batch.positions])  # (num_targets, V)
-        return found
-
-    return logits
-
-
-def _unwrapped(model: Any) -> Any:
-    """The transformers model, with an adapter's layers in it but without peft around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _is_plain_head(model: Any, body: Any, output: Any) -> bool:
-    """Whether logits are the output matrix times the last hidden state (no cap, no scale)."""
-    was_training = model.training
-    model.eval()
-    probe = torch.arange(1, 5, device=output.weight.device).unsqueeze(0)
-    with torch.no_grad():
-        whole = model(input_ids=probe, use_cache=False).logits
-        parts = output(body(input_ids=probe, use_cache=False).last_hidden_state)
-    model.train(was_training)
-    return bool(torch.allclose(whole, parts, rtol=1e-4, atol=1e-4))
 
 
 def summed_loss(

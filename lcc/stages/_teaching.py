@@ -12,7 +12,8 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.lazy import safetensors_torch, torch
 from lcc.engine.batching import micro_batches
-from lcc.engine.objectives import Distillation, LogitsOf, collate, logits_function
+from lcc.engine.objectives import Distillation, LogitsOf, collate
+from lcc.engine.projecting import logits_function
 from lcc.engine.sampled_logits import SampledLogits, Sampling
 from lcc.engine.teaching import (
     HiddenMatch,

@@ -12,9 +12,10 @@ from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.tracking import CurveFile
-from lcc.engine.objectives import logits_function, require_loss
+from lcc.engine.objectives import require_loss
 from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
+from lcc.engine.projecting import logits_function
 from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper

@@ -9,7 +9,8 @@ import torch
 import transformers
 from training_cases import Encoded, examples, model
 
-from lcc.engine.objectives import collate, logits_function, num_targets, num_tokens, summed_loss
+from lcc.engine.objectives import collate, num_targets, num_tokens, summed_loss
+from lcc.engine.projecting import logits_function
 
 
 def capped() -> Any:

@@ -16,10 +16,10 @@ from lcc.engine.objectives import (
     Distillation,
     Samples,
     collate,
-    logits_function,
     sampled_loss,
     summed_loss,
 )
+from lcc.engine.projecting import logits_function
 from lcc.engine.sampled_logits import PART, SampledLogits, Sampling, draw
 from lcc.engine.teaching import (
     HiddenMatch,

@@ -16,8 +16,8 @@ import transformers
 
 from lcc.core.progress import Progress
 from lcc.core.tracking import CurveFile
-from lcc.engine.objectives import logits_function
 from lcc.engine.options import TrainingOptions
+from lcc.engine.projecting import logits_function
 from lcc.engine.stepping import Examples, Stepper
 from lcc.engine.training import Training
 from lcc.methods.clipping.norm import Norm
