@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 Micro = list[int]
 """Indices of the examples that go through the model together."""
+
+Size = Callable[[Sequence[int]], int]
+"""Tokens, padding included, that examples of these lengths cost together."""
 
 BUCKET_BATCHES = 32  # as many batches' worth of shuffled examples are sorted by length together
 
@@ -42,30 +45,43 @@ def epoch_batches(
     return batches
 
 
+def padded(lengths: Sequence[int]) -> int:
+    """Every example is padded to the longest."""
+    return len(lengths) * max(lengths)
+
+
+def packed(lengths: Sequence[int]) -> int:
+    """Examples stand one behind the other in one row."""
+    return sum(lengths)
+
+
 def micro_batches(
-    batch: Sequence[int], lengths: Sequence[int], *, micro_tokens: int
+    batch: Sequence[int], lengths: Sequence[int], *, micro_tokens: int, size: Size = padded
 ) -> list[Micro]:
-    """`batch` in pieces whose padded size stays within `micro_tokens` (one example at least)."""
+    """`batch` in pieces whose size stays within `micro_tokens` (one example at least).
+
+    Sorted longest first, so that a piece holds examples of like lengths.
+    """
     pieces: list[Micro] = []
     for index in sorted(batch, key=lambda i: (-lengths[i], i)):
-        # Sorted longest first: the first example of a piece is the width all others pad to.
-        fits = bool(pieces) and lengths[pieces[-1][0]] * (len(pieces[-1]) + 1) <= micro_tokens
-        if fits:
-            pieces[-1].append(index)
+        together = [*pieces[-1], index] if pieces else []
+        if together and size([lengths[i] for i in together]) <= micro_tokens:
+            pieces[-1] = together
         else:
             pieces.append([index])
     return pieces
 
 
 def share_of_rank(
-    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int
-) -> list[Micro]:
+    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int,
+    size: Size = padded,
+) -> list[Micro]:  # fmt: skip
     """The micro-batches that `rank` computes: longest first, each to the least loaded rank."""
     loads = [0] * world_size
     mine = []
     for piece in pieces:
         chosen = loads.index(min(loads))
-        loads[chosen] += len(piece) * max(lengths[i] for i in piece)
+        loads[chosen] += size([lengths[i] for i in piece])
         if chosen == rank:
             mine.append(piece)
     return mine

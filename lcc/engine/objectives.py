@@ -23,12 +23,13 @@ LogitsOf = Callable[["Batch"], "Tensor"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded examples on the device, and where their targets stand."""
+    """Examples on the device, padded or packed in one row, and where their targets stand."""
 
     inputs: dict[str, Tensor]  # what the model's forward takes
     positions: Tensor | None  # (B, T) bool: where a logit is needed; None for one logit per row
     targets: Tensor  # (num_targets,)
     examples: tuple[int, ...] = ()  # which of the training examples they are, in this order
+    lengths: tuple[int, ...] | None = None  # of the texts packed in one row
 
 
 class Samples(NamedTuple):
@@ -83,6 +84,18 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = labels != IGNORED
     return Batch(inputs, positions.to(device), labels[positions].to(device))
+
+
+def pack(examples: Sequence[Example], *, device: str) -> Batch:
+    """One row without padding, in which every example's positions begin at 0; causal heads only."""
+    lengths = tuple(len(e.input_ids) for e in examples)
+    ids = torch.tensor([[i for e in examples for i in e.input_ids]])  # (1, T)
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
+    # An example's last token predicts nothing: what follows it is another example.
+    labels = torch.tensor([[i for e in examples for i in (*_sequence(e)[1:], IGNORED)]])
+    at = labels != IGNORED
+    inputs = {"input_ids": ids.to(device), "position_ids": positions.to(device)}
+    return Batch(inputs, at.to(device), labels[at].to(device), lengths=lengths)
 
 
 def _sequence(example: Example) -> list[int]:

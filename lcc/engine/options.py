@@ -15,7 +15,8 @@ class TrainingOptions:
     """What a recipe may say about any training, beside its method.
 
     `batch_tokens` make one optimizer step, `micro_tokens` (padding included) go through the model
-    at once. Without `eval_every` (steps) validation runs once an epoch; `patience` evaluations
+    at once. With `packing` texts stand one behind the other, none seeing another, in place of
+    padded rows. Without `eval_every` (steps) validation runs once an epoch; `patience` evaluations
     without a gain stop early. State for resuming is saved every `save_seconds`, and `save_every`
     steps if given.
     """
@@ -31,6 +32,7 @@ class TrainingOptions:
     batch_tokens: Annotated[int, Field(ge=1)] = 2048
     micro_tokens: Annotated[int, Field(ge=1)] = 2048
     max_length: Annotated[int, Field(ge=2)] = 512
+    packing: bool = False
     gradient_checkpointing: bool = False
     eval_every: Annotated[int, Field(ge=1)] | None = None
     eval_samples: Annotated[int, Field(ge=0)] = 256

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
 from lcc.engine.objectives import Batch, LogitsOf, unsupervised
+from lcc.engine.packing import laid_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,8 @@ def _whole_logits(model: Any, head: Head, batch: Batch) -> Tensor:
         labels = inputs.pop("labels")
         shifted = unwrapped(model).prepare_decoder_input_ids_from_labels(labels=labels)
         inputs["decoder_input_ids"] = shifted
-    logits: Tensor = model(**inputs, use_cache=False).logits[batch.positions]
+    with laid_out(batch.lengths):
+        logits: Tensor = model(**inputs, use_cache=False).logits[batch.positions]
     return logits
 
 
@@ -80,7 +82,8 @@ def _causal_states(model: Any) -> Iterator[StatesAt]:
         return
 
     def states(batch: Batch) -> Tensor:
-        hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, H)
+        with laid_out(batch.lengths):
+            hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, H)
         found: Tensor = hidden[batch.positions]
         return found
 

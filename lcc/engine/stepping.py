@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lcc.core.errors import ResourceError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
-from lcc.engine.batching import Example, Micro, micro_batches, share_of_rank
+from lcc.engine.batching import Example, Micro, micro_batches, packed, padded, share_of_rank
 from lcc.engine.objectives import (
     Batch,
     Distillation,
@@ -20,6 +20,7 @@ from lcc.engine.objectives import (
     collate,
     num_targets,
     num_tokens,
+    pack,
     sampled_loss,
     summed_loss,
 )
@@ -64,6 +65,7 @@ class Stepper:
     progress: Progress
     label_smoothing: float = 0.0
     distillation: Distillation | None = None
+    packing: bool = False
 
     @property
     def trainable(self) -> list[Parameter]:
@@ -94,10 +96,14 @@ class Stepper:
     ) -> float:
         """`work` over this rank's micro-batches, summed over ranks; smaller ones if it fails."""
         while True:
-            pieces = micro_batches(batch, examples.lengths, micro_tokens=self.micro_tokens)
-            mine = share_of_rank(
-                pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size
+            size = packed if self.packing else padded
+            pieces = micro_batches(
+                batch, examples.lengths, micro_tokens=self.micro_tokens, size=size
             )
+            mine = share_of_rank(
+                pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size,
+                size=size,
+            )  # fmt: skip
             local, failed = 0.0, False
             try:
                 local = work(self._collated(examples, mine))
@@ -114,7 +120,10 @@ class Stepper:
     def _collated(self, examples: Examples, pieces: Sequence[Micro]) -> Iterator[Batch]:
         for piece in pieces:
             rows = [examples.rows[i] for i in piece]
-            batch = collate(rows, head=self.head, pad=self.pad, device=self.device)
+            if self.packing:
+                batch = pack(rows, device=self.device)
+            else:
+                batch = collate(rows, head=self.head, pad=self.pad, device=self.device)
             yield replace(batch, examples=tuple(piece))
 
     def _backward(self, batches: Iterator[Batch], total: int, step: int) -> float:
@@ -188,7 +197,8 @@ class Stepper:
             parameter.grad = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        widest = max(len(piece) * examples.lengths[piece[0]] for piece in pieces)
+        size = packed if self.packing else padded
+        widest = max(size([examples.lengths[i] for i in piece]) for piece in pieces)
         if all(len(piece) == 1 for piece in pieces):
             raise ResourceError(
                 f"finetune: out of memory on a single example of {widest} tokens; lower "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.engine.objectives import IGNORED, Batch, LogitsOf
+from lcc.engine.packing import laid_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,8 @@ def states_function(model: Any, head: Head) -> StatesOf:
             labels = inputs.pop("labels")
             inputs["decoder_input_ids"] = own.prepare_decoder_input_ids_from_labels(labels=labels)
         cache = {} if head == "classify" else {"use_cache": False}
-        output = model(**inputs, **cache, output_hidden_states=True)
+        with laid_out(batch.lengths):
+            output = model(**inputs, **cache, output_hidden_states=True)
         seen = output.decoder_hidden_states if head == "seq2seq" else output.hidden_states
         at = inputs["attention_mask"].bool() if batch.positions is None else batch.positions
         logits = output.logits if batch.positions is None else output.logits[at]

@@ -13,6 +13,7 @@ from lcc.core.errors import DataError
 from lcc.core.lazy import safetensors_torch, torch
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import Distillation, LogitsOf, collate
+from lcc.engine.packing import allow_packing
 from lcc.engine.projecting import logits_function
 from lcc.engine.sampled_logits import SampledLogits, Sampling
 from lcc.engine.teaching import (
@@ -83,6 +84,8 @@ class Lesson:
         opened = context.open("teacher")
         teacher = opened.load(device=context.device, dtype=context.dtype)
         teacher.requires_grad_(False).eval()
+        if self.stepper.packing:
+            allow_packing(teacher)
         ids = self._ids(bundle, opened, context)
         own, theirs = _num_classes(self.stepper.model), _num_classes(teacher)
         if ids is None and own != theirs and self.stepper.head != "classify":

@@ -15,6 +15,7 @@ from lcc.core.tracking import CurveFile
 from lcc.engine.objectives import require_loss
 from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
+from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function
 from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
@@ -61,6 +62,8 @@ class Finetune(TrainingOptions):
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
         require_loss(task.head)
+        if self.packing:
+            require_packable(task.head)
         _give_head(bundle, task, context.seed)
         train = self._examples("train", bundle, task, context, limit=self.samples)
         validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
@@ -103,12 +106,15 @@ class Finetune(TrainingOptions):
         if self.gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.packing:
+            allow_packing(model)
         head = context.required_task.head
         stepper = Stepper(
             model=model, head=head, student=logits_function(model, head),
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
             pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
             dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
+            packing=self.packing,
         )  # fmt: skip
         if self.teacher is not None:
             lesson = Lesson(self.teacher, self.distill, stepper, train)

@@ -57,6 +57,24 @@ def test_training_lowers_the_validation_loss(
     assert {"loss", "lr", "grad_norm", "clipped", "tokens", "seconds"} <= rows[0].keys()
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_packing_changes_no_loss(world: Path, tmp_path: Path, method: str) -> None:
+    losses = []
+    for i, options in enumerate([{}, {"packing": True}]):
+        work = tmp_path / str(i)
+        stage = finetune(method=method, lr=1e-2, max_steps=4, **options)
+        outcome = stage.run(tuning.bundle(world / "causal"), tuning.context(work, world))
+        after = outcome.measures["validation_loss_after"].value
+        losses.append([*(row["loss"] for row in tuning.curves(work)), after])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_packing_an_encoder_decoder_is_refused(world: Path, tmp_path: Path) -> None:
+    context = tuning.context(tmp_path, world, tuning.PAIRS)
+    with pytest.raises(RecipeError, match="packing: a task with the head 'seq2seq' needs each"):
+        finetune(packing=True).run(tuning.bundle(world / "seq2seq"), context)
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3", "qlora"])
 def test_a_merged_adapter_gives_the_logits_it_was_trained_to(
     world: Path, tmp_path: Path, method: str
