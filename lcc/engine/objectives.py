@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.engine.batching import Example
+from lcc.engine.feeding import moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,19 +72,19 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
     """Pad on the right to the longest example."""
     ids = _padded([e.input_ids for e in examples], pad)
     mask = _padded([[1] * len(e.input_ids) for e in examples], 0)
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    inputs = {"input_ids": moved(ids, device), "attention_mask": moved(mask, device)}
     if head == "classify":
         targets = torch.tensor([e.labels for e in examples])
-        return Batch(inputs, None, targets.to(device))
+        return Batch(inputs, None, moved(targets, device))
     labels = _padded([_sequence(e) for e in examples], IGNORED)
     if head == "seq2seq":
-        inputs["labels"] = labels.to(device)
+        inputs["labels"] = moved(labels, device)
         positions = labels != IGNORED
     else:
         # The logit at t predicts token t + 1.
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         positions = labels != IGNORED
-    return Batch(inputs, positions.to(device), labels[positions].to(device))
+    return Batch(inputs, moved(positions, device), moved(labels[positions], device))
 
 
 def pack(examples: Sequence[Example], *, device: str) -> Batch:
@@ -94,8 +95,8 @@ def pack(examples: Sequence[Example], *, device: str) -> Batch:
     # An example's last token predicts nothing: what follows it is another example.
     labels = torch.tensor([[i for e in examples for i in (*_sequence(e)[1:], IGNORED)]])
     at = labels != IGNORED
-    inputs = {"input_ids": ids.to(device), "position_ids": positions.to(device)}
-    return Batch(inputs, at.to(device), labels[at].to(device), lengths=lengths)
+    inputs = {"input_ids": moved(ids, device), "position_ids": moved(positions, device)}
+    return Batch(inputs, moved(at, device), moved(labels[at], device), lengths=lengths)
 
 
 def _sequence(example: Example) -> list[int]:

@@ -16,9 +16,10 @@ class TrainingOptions:
 
     `batch_tokens` make one optimizer step, `micro_tokens` (padding included) go through the model
     at once. With `packing` texts stand one behind the other, none seeing another, in place of
-    padded rows. Without `eval_every` (steps) validation runs once an epoch; `patience` evaluations
-    without a gain stop early. State for resuming is saved every `save_seconds`, and `save_every`
-    steps if given.
+    padded rows; logits of at most `loss_chunk` targets are held at once (null: of all); `compile`
+    has torch compile the blocks. Without `eval_every` (steps) validation runs once an epoch;
+    `patience` evaluations without a gain stop early. State for resuming is saved every
+    `save_seconds`, and `save_every` steps if given.
     """
 
     epochs: Annotated[float, Field(gt=0)] = 1
@@ -33,7 +34,9 @@ class TrainingOptions:
     micro_tokens: Annotated[int, Field(ge=1)] = 2048
     max_length: Annotated[int, Field(ge=2)] = 512
     packing: bool = False
+    loss_chunk: Annotated[int, Field(ge=1)] | None = 256
     gradient_checkpointing: bool = False
+    compile: bool = False
     eval_every: Annotated[int, Field(ge=1)] | None = None
     eval_samples: Annotated[int, Field(ge=0)] = 256
     patience: Annotated[int, Field(ge=1)] | None = None

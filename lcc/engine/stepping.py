@@ -13,6 +13,7 @@ from lcc.core.errors import ResourceError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
 from lcc.engine.batching import Example, Micro, micro_batches, packed, padded, share_of_rank
+from lcc.engine.feeding import prefetched
 from lcc.engine.objectives import (
     Batch,
     Distillation,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from lcc.engine.projecting import Projection
     from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
 
@@ -51,7 +53,10 @@ class Examples:
 
 @dataclass
 class Stepper:
-    """Computes losses and gradients; halves `micro_tokens` when memory does not suffice."""
+    """Computes losses and gradients; halves `micro_tokens` when memory does not suffice.
+
+    With a `projection` and without a teacher, logits of `loss_chunk` targets are held at a time.
+    """
 
     model: Module
     head: Head
@@ -66,6 +71,8 @@ class Stepper:
     label_smoothing: float = 0.0
     distillation: Distillation | None = None
     packing: bool = False
+    projection: Projection | None = None
+    loss_chunk: int | None = None
 
     @property
     def trainable(self) -> list[Parameter]:
@@ -106,7 +113,9 @@ class Stepper:
             )  # fmt: skip
             local, failed = 0.0, False
             try:
-                local = work(self._collated(examples, mine))
+                batches = self._collated(examples, mine)
+                # On a CPU the thread would take from the arithmetic what it saves.
+                local = work(prefetched(batches) if self.device.startswith("cuda") else batches)
             except RuntimeError as error:
                 if not _is_memory(error):
                     raise
@@ -139,17 +148,33 @@ class Stepper:
         return float(loss_sum)
 
     def _loss(self, batch: Batch) -> Tensor:
-        if self.distillation is not None and self.distillation.hidden is not None:
-            return self._loss_with_states(batch, self.distillation, self.distillation.hidden)
+        distillation = self.distillation
+        if distillation is None:
+            return self._cross_entropy(batch, self.label_smoothing)
+        if distillation.hidden is not None:
+            return self._loss_with_states(batch, distillation, distillation.hidden)
         with self._autocast():
             logits = self.student(batch)
-        return self._compared(logits, batch)
+        return self._compared(logits, batch, distillation)
 
-    def _compared(self, logits: Tensor, batch: Batch, teacher: Tensor | None = None) -> Tensor:
-        """The loss of the logits, against the teacher's where there is one."""
-        smoothing, distillation = self.label_smoothing, self.distillation
-        if distillation is None:
-            return summed_loss(logits, batch.targets, label_smoothing=smoothing)
+    def _cross_entropy(self, batch: Batch, label_smoothing: float) -> Tensor:
+        projection, chunk = self.projection, self.loss_chunk
+        if projection is None or chunk is None:
+            with self._autocast():
+                logits = self.student(batch)
+            return summed_loss(logits, batch.targets, label_smoothing=label_smoothing)
+        from lcc.engine.chunked_loss import chunked_loss  # its class wants torch when it is read
+
+        with self._autocast():
+            return chunked_loss(projection, projection.states(batch), batch.targets, chunk=chunk,
+                                label_smoothing=label_smoothing)  # fmt: skip
+
+    def _compared(
+        self, logits: Tensor, batch: Batch, distillation: Distillation,
+        teacher: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The loss of the logits against the teacher's."""
+        smoothing = self.label_smoothing
         how = {"weight": distillation.weight, "temperature": distillation.temperature}
         if distillation.samples is not None:
             samples = distillation.samples(batch.examples)
@@ -167,15 +192,13 @@ class Stepper:
             logits, own = hidden.student(batch)
         with torch.no_grad(), self._autocast():
             teacher, shown = hidden.teacher(batch)
-        loss = self._compared(logits, batch, teacher)
+        loss = self._compared(logits, batch, distillation, teacher)
         return loss + hidden.weight * hidden.loss(own, shown, len(batch.targets))
 
     def _summed(self, batches: Iterator[Batch]) -> float:
         loss_sum = 0.0
         for batch in batches:
-            with self._autocast():
-                logits = self.student(batch)
-            loss_sum += float(summed_loss(logits, batch.targets))
+            loss_sum += float(self._cross_entropy(batch, 0.0))
         return loss_sum
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,11 +13,12 @@ from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.core.tracking import CurveFile
+from lcc.engine.compiling import compiled_blocks
 from lcc.engine.objectives import require_loss
 from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
 from lcc.engine.packing import allow_packing, require_packable
-from lcc.engine.projecting import logits_function
+from lcc.engine.projecting import logits_function, projection_of
 from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper
@@ -49,7 +51,7 @@ class Finetune(TrainingOptions):
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2  # the loss in chunks and LoRA fused: sums in another order
 
     method: Annotated[Any, Choice("adapters")] = field(default_factory=Lora)
     clip: Annotated[Any, Choice("clipping")] = field(default_factory=Norm)
@@ -71,7 +73,7 @@ class Finetune(TrainingOptions):
             bundle, device=context.device, dtype=context.dtype, seed=context.seed
         )
         training = self._training(model, bundle, context, train=train, validation=validation)
-        counters = training.run()
+        counters = self._run(training, model)
         model.eval()
         bundle.module = model
         bundle.with_card(headless=False)
@@ -114,7 +116,7 @@ class Finetune(TrainingOptions):
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
             pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
             dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
-            packing=self.packing,
+            packing=self.packing, projection=projection_of(model, head), loss_chunk=self.loss_chunk,
         )  # fmt: skip
         if self.teacher is not None:
             lesson = Lesson(self.teacher, self.distill, stepper, train)
@@ -127,6 +129,12 @@ class Finetune(TrainingOptions):
             tracker=context.tracker, progress=context.progress,
             masks=zero_masks(model) if masked else {},
         )  # fmt: skip
+
+    def _run(self, training: Training, model: Module) -> Counters:
+        from lcc.engine.fused_adapters import fused_adapters  # its class wants torch when read
+
+        with fused_adapters(model), compiled_blocks(model) if self.compile else nullcontext():
+            return training.run()
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []

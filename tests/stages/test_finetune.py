@@ -58,9 +58,9 @@ def test_training_lowers_the_validation_loss(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_packing_changes_no_loss(world: Path, tmp_path: Path, method: str) -> None:
+def test_packing_and_chunks_change_no_loss(world: Path, tmp_path: Path, method: str) -> None:
     losses = []
-    for i, options in enumerate([{}, {"packing": True}]):
+    for i, options in enumerate([{"loss_chunk": None}, {"packing": True, "loss_chunk": 5}]):
         work = tmp_path / str(i)
         stage = finetune(method=method, lr=1e-2, max_steps=4, **options)
         outcome = stage.run(tuning.bundle(world / "causal"), tuning.context(work, world))
