@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from lcc.core.decode import Mistake, Mistakes
-from lcc.core.describe import FORMAT, describe, digest
+from lcc.core.describe import FORMAT, digest, identify
 from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
 from lcc.recipe import Recipe
@@ -35,7 +35,7 @@ class Step:
         return {
             "format": FORMAT,
             "kind": self.kind,
-            "stage": describe(self.stage),
+            "stage": identify(self.stage),
             "inputs": {name: step.key for name, step in sorted(self.inputs.items())},
             **self.nouns,
         }

@@ -146,14 +146,26 @@ def _claim_and_run(
         return artifact, "finished"
 
 
-def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]:
-    inputs = {name: run.artifacts[s.name].path for name, s in step.inputs.items()}
-    distributed = getattr(step.stage, "distributed", None) or Distributed()
-    job = Job(step.name, step.stage, work.path, inputs, task=recipe.task, seed=recipe.seed,
+def work_in(
+    folder: Path, step: Step, artifacts: dict[str, Artifact], recipe: Recipe, run: str
+) -> Any:
+    """Run `step` in a group of processes that write into `folder`; its facts, on the first node."""
+    inputs = {name: artifacts[s.name].path for name, s in step.inputs.items()}
+    job = Job(step.name, step.stage, folder, inputs, task=recipe.task, seed=recipe.seed,
               device=recipe.device_type, dtype=recipe.dtype, threads=recipe.threads,
-              tracker=recipe.tracker, run=run.name, checkpoint=step.checkpoint)  # fmt: skip
+              tracker=recipe.tracker, run=run, checkpoint=step.checkpoint)  # fmt: skip
+    return launch(work_step, group_of(step), job, device=recipe.device_type, name=step.key)
+
+
+def group_of(step: Step) -> Distributed:
+    """The processes that a step runs in."""
+    found: Distributed = getattr(step.stage, "distributed", None) or Distributed()
+    return found
+
+
+def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
-    outcome = launch(work_step, distributed, job, device=recipe.device_type)
+    outcome = work_in(work.path, step, run.artifacts, recipe, run.name)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
     size = (

@@ -60,6 +60,7 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
                           inputs=job.inputs)  # fmt: skip
         bundle = open_bundle(job.inputs["model"] / "model") if "model" in job.inputs else None
         outcome = job.stage.run(bundle, context)  # type: ignore[arg-type]
+    _tell_group(outcome, job.stage, dist)
     facts: dict[str, Any] = {}
     if dist.is_main:
         streamed = outcome.bundle is not None and outcome.bundle.streamed is not None
@@ -72,11 +73,19 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
     return facts
 
 
+def _tell_group(outcome: Outcome, stage: Stage, dist: Dist) -> None:
+    """What a reader must know of the processes that did it."""
+    outcome.warnings += [f"The processes were started again: {why}" for why in dist.restarts]
+    distributed: Any = getattr(stage, "distributed", None)
+    if dist.world_size > 1 and distributed.strategy == "fsdp" and not getattr(stage, "trains", 0):
+        outcome.notes.append("fsdp shards what is trained; this step shared out its layers.")
+
+
 def _set_up(dist: Dist, job: Job) -> int:
     """Fix threads and seeds before the first tensor: bit-identity needs both."""
     _hush_libraries()
     asked = os.environ.get("OMP_NUM_THREADS", "") if dist.world_size == 1 else ""
-    threads = job.threads or int(asked or max(1, cores() // dist.world_size))
+    threads = job.threads or int(asked or max(1, cores() // dist.local_size))
     torch.set_num_threads(threads)
     random.seed(job.seed)
     torch.manual_seed(job.seed)

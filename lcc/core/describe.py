@@ -26,6 +26,19 @@ def describe(value: Any) -> Any:
     return value
 
 
+def identify(value: Any) -> Any:
+    """`describe` without the fields a card calls `unkeyed`: those that change no result."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        left_out = getattr(type(value), "unkeyed", ())
+        fields = [f.name for f in dataclasses.fields(value) if f.name not in left_out]
+        return {**_identity(value), **{name: identify(getattr(value, name)) for name in fields}}
+    if isinstance(value, dict):
+        return {str(key): identify(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [identify(item) for item in value]
+    return describe(value)
+
+
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, 64 hex characters."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -39,6 +39,10 @@ class ResourceError(LccError):
     exit_code = 6
 
 
+class LostError(ResourceError):
+    """A process of a group cannot go on; a fresh group can, from the saved state."""
+
+
 class DivergedError(LccError):
     """Training met too many non-finite steps in a row."""
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
-import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from lcc.core import errors
 from lcc.core.decode import card
-from lcc.core.errors import LccError, PreemptedError, ResourceError
+from lcc.core.errors import RecipeError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.machine import cores
 
@@ -25,14 +19,67 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 R = TypeVar("R")
+# Where a launcher says which of several nodes this one is: ours, torchrun's, Slurm's.
+NODE_RANKS = ("LCC_NODE_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_NODEID")
 
 
 @card
 class Distributed:
-    """How many processes train together, and what they talk through."""
+    """How many processes train together, how they share the work, and what they talk through.
 
+    `ddp` keeps the whole model in every process, `fsdp` a piece of its weights, gradients and
+    optimizer state. `world_size` counts the processes of all `nodes`, which run the same command
+    and meet at `rendezvous` (HOST:PORT of the first). A group that lost a process starts again
+    from the last saved state, `max_restarts` times; who waits for another longer than `timeout`
+    seconds calls it lost. `gradients` says what ddp sends: sums as they are, in bfloat16 (half the
+    bytes), or as `powersgd_rank` factors with error feedback (Vogels et al., 2019) after
+    `powersgd_start` steps. With `bf16_weights`, fsdp gathers weights in bfloat16 and sums
+    gradients in float32; `cpu_offload` keeps its pieces in main memory; `state` says whether it
+    saves them as they lie or whole.
+    """
+
+    # Where and how safely it runs, but not what comes out: the same losses (tested to 1e-5), so the
+    # same key, and a run may go on with another number of processes.
+    unkeyed: ClassVar[tuple[str, ...]] = (
+        "strategy", "world_size", "nodes", "rendezvous", "backend", "max_restarts", "timeout",
+        "cpu_offload", "state",
+    )  # fmt: skip
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     world_size: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1)] = 1
+    rendezvous: Annotated[str, Field(pattern=r"^[\w.\-]+:\d{1,5}$")] | None = None
     backend: Literal["auto", "gloo", "nccl"] = "auto"
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    timeout: Annotated[float, Field(gt=0)] = 1800
+    gradients: Literal["exact", "bf16", "powersgd"] = "exact"
+    powersgd_rank: Annotated[int, Field(ge=1)] = 4
+    powersgd_start: Annotated[int, Field(ge=2)] = 10
+    bf16_weights: bool = False
+    cpu_offload: bool = False
+    state: Literal["sharded", "full"] = "sharded"
+
+    def __post_init__(self) -> None:
+        if self.world_size % self.nodes:
+            raise ValueError(f"{self.world_size} processes cannot be dealt evenly to {self.nodes} "
+                             "nodes; make world_size a multiple of nodes.")  # fmt: skip
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(f"{self.nodes} nodes must know where to meet; set rendezvous to "
+                             "HOST:PORT of the first one.")  # fmt: skip
+        if self.strategy == "fsdp" and self.world_size == 1:
+            raise ValueError("fsdp shards a model over several processes and world_size is 1; "
+                             "raise it or use distributed=single.")  # fmt: skip
+        if self.strategy == "fsdp" and self.gradients != "exact":
+            raise ValueError(f"gradients={self.gradients} is for ddp; fsdp sends less with "
+                             "bf16_weights=true.")  # fmt: skip
+        if self.strategy == "ddp" and (self.bf16_weights or self.cpu_offload):
+            word = "bf16_weights" if self.bf16_weights else "cpu_offload"
+            raise ValueError(f"{word} is fsdp's; add strategy=fsdp or leave it out.")
+
+    @property
+    def local_size(self) -> int:
+        """Processes on each node."""
+        return self.world_size // self.nodes
 
 
 @dataclass(frozen=True)
@@ -41,6 +88,8 @@ class Dist:
 
     rank: int
     world_size: int
+    local_size: int = 1  # processes that share this machine
+    restarts: tuple[str, ...] = ()  # why the group had to start again, each time
 
     @property
     def is_main(self) -> bool:
@@ -71,6 +120,17 @@ class Dist:
                 same, torch.split(flat, [t.numel() for t in same]), strict=True
             ):
                 tensor.copy_(summed.view_as(tensor))
+
+    def stacked(self, own: Tensor) -> Tensor:
+        """(world_size, *shape): every process's `own` as a row, of which each holds its own."""
+        if self.world_size == 1:
+            return own.unsqueeze(0)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        mesh = init_device_mesh(own.device.type, (self.world_size,))
+        stacked: Tensor = DTensor.from_local(own.unsqueeze(0), mesh, [Shard(0)])
+        return stacked
 
     def max_(self, tensors: Sequence[Tensor]) -> None:
         """The largest of each element over the group, in place."""
@@ -111,90 +171,46 @@ SINGLE = Dist(0, 1)
 
 
 def launch(
-    worker: Callable[..., R], distributed: Distributed, *args: Any, device: str = "cpu"
-) -> R:
-    """`worker(dist, *args)` in every process of a group; rank 0's result.
+    worker: Callable[..., R], distributed: Distributed, *args: Any, device: str = "cpu",
+    name: str = "lcc",
+) -> R:  # fmt: skip
+    """`worker(dist, *args)` in every process of a group; rank 0's result (None on other nodes).
 
     World size 1 calls it right here. More start a torchelastic worker group of fresh processes, so
-    `worker` must be a module's function and `args` picklable. An LccError of any worker comes back
-    as itself.
+    `worker` must be a module's function and `args` picklable. Every node makes the same call; the
+    groups that meet at one address are told apart by `name`. An LccError of any worker comes back
+    as itself; a process that was killed or hangs is a ResourceError once restarts are used up.
     """
     if distributed.world_size == 1:
         return worker(SINGLE, *args)
-    _require_places(distributed.world_size, device)
-    return _launch_group(worker, distributed, device, args)
+    _require_places(distributed.local_size, device)
+    from lcc.parts.group import run_group
+
+    result: R = run_group(worker, distributed, args, device=device, name=name)
+    return result
 
 
-def _require_places(world_size: int, device: str) -> None:
+def node_rank(distributed: Distributed) -> int:
+    """Which of the nodes this one is; raises RecipeError when its launcher does not say."""
+    if distributed.nodes == 1:
+        return 0
+    said = next((os.environ[name] for name in NODE_RANKS if name in os.environ), None)
+    if said is None or not said.isdigit() or int(said) >= distributed.nodes:
+        raise RecipeError(
+            f"distributed.nodes: which of {distributed.nodes} nodes this is must stand in one of "
+            f"{', '.join(NODE_RANKS)} (0 to {distributed.nodes - 1}), not {said!r}; start the "
+            "command through Slurm, or set LCC_NODE_RANK."
+        )
+    return int(said)
+
+
+def _require_places(num_processes: int, device: str) -> None:
     if device == "cuda":
         places, thing = torch.cuda.device_count(), "GPUs"
     else:
         places, thing = cores(), "cores"
-    if world_size > places:
+    if num_processes > places:
         raise ResourceError(
-            f"distributed.world_size: asked for {world_size} processes, this machine has "
+            f"distributed.world_size: asked for {num_processes} processes, this machine has "
             f"{places} {thing}; use distributed=single."
         )
-
-
-def _launch_group(
-    worker: Callable[..., R], distributed: Distributed, device: str, args: tuple[Any, ...]
-) -> R:
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The agent logs every failure it also raises; ours are told once, as sentences.
-    for logger in [
-        name for name in logging.root.manager.loggerDict if "distributed.elastic" in name
-    ]:
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    backend = distributed.backend
-    if backend == "auto":
-        backend = "nccl" if device == "cuda" else "gloo"
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=distributed.world_size, run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="127.0.0.1", max_restarts=0,
-        monitor_interval=0.1, start_method="spawn",
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="lcc-dist-") as folder:
-        entry = elastic_launch(config, _work)
-        try:
-            results = entry(worker, backend, device, folder, args)
-        except SignalException as error:
-            name = signal.Signals(error.sigval).name
-            raise PreemptedError(f"stopped by {name}; the state saved so far is kept.") from None
-        except ChildFailedError as error:
-            raise _error_of(Path(folder)) or error from None
-    result: R = results[0]
-    return result
-
-
-def _work(
-    worker: Callable[..., R], backend: str, device: str, folder: str, args: tuple[Any, ...]
-) -> R | None:
-    """What every process of the group runs; only rank 0's result travels back."""
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.set_num_threads(max(1, cores() // world_size))
-    torch.distributed.init_process_group(backend)
-    try:
-        result = worker(Dist(rank, world_size), *args)
-    except LccError as error:
-        record = {"type": type(error).__name__, "message": str(error)}
-        (Path(folder) / f"error-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
-        raise SystemExit(error.exit_code) from None
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return result if rank == 0 else None
-
-
-def _error_of(folder: Path) -> LccError | None:
-    """The LccError that a worker left behind, the lowest rank's first."""
-    for path in sorted(folder.glob("error-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        kind = getattr(errors, record["type"], LccError)
-        found: LccError = (kind if issubclass(kind, LccError) else LccError)(record["message"])
-        return found
-    return None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
 
-from lcc.core.errors import DataError, PreemptedError, ResourceError
+from lcc.core.decode import decode
+from lcc.core.describe import identify
+from lcc.core.errors import DataError, PreemptedError, RecipeError, ResourceError
 from lcc.parts import dist as parts_dist
 from lcc.parts.dist import SINGLE, Dist, Distributed, launch
 
@@ -74,3 +77,29 @@ def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ResourceError) as caught:
         launch(collect, Distributed(world_size=4), 0)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("node, sentence", [
+    ({"strategy": "fsdp"}, "fsdp shards a model over several processes and world_size is 1; raise "
+     "it or use distributed=single."),
+    ({"world_size": 3, "nodes": 2, "rendezvous": "a:1"}, "3 processes cannot be dealt evenly to 2 "
+     "nodes; make world_size a multiple of nodes."),
+    ({"world_size": 2, "nodes": 2}, "2 nodes must know where to meet; set rendezvous to HOST:PORT "
+     "of the first one."),
+    ({"world_size": 2, "strategy": "fsdp", "gradients": "bf16"}, "gradients=bf16 is for ddp; fsdp "
+     "sends less with bf16_weights=true."),
+    ({"world_size": 2, "cpu_offload": True}, "cpu_offload is fsdp's; add strategy=fsdp or leave it "
+     "out."),
+])  # fmt: skip
+def test_a_group_that_cannot_be_is_refused(node: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        decode(Distributed, node, "distributed")
+    assert str(caught.value) == f"distributed: {sentence}"
+
+
+def test_a_key_says_what_is_sent_and_not_by_how_many() -> None:
+    alone = identify(Distributed())
+    many = Distributed(world_size=4, nodes=2, rendezvous="a:1", strategy="fsdp", state="full")
+    assert identify(many) == alone
+    assert identify(Distributed(world_size=2, gradients="bf16")) != alone
+    assert identify(Distributed(world_size=2, strategy="fsdp", bf16_weights=True)) != alone
