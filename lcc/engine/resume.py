@@ -13,8 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import safetensors, safetensors_torch, torch
+from lcc.core.lazy import torch
 from lcc.core.manifest import fsync
+from lcc.engine.storing import open_tensors, placed, write_tensors
+from lcc.parts.dist import SINGLE, Dist
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 GENERATIONS = 2
 STATE_FILE = "state.json"
+MICRO_TOKENS = "micro_tokens.json"
 
 
 @dataclass
@@ -50,49 +53,84 @@ class Saved:
     """One generation of training state read back: tensors by group, and everything else."""
 
     facts: dict[str, Any]
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def write_state(
-    folder: Path, step: int, *, facts: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
-) -> None:
-    """Write one generation: built beside, synced, put in place by one rename; two are kept."""
-    building = folder / "building"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    folder: Path, step: int, *, facts: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]], dist: Dist = SINGLE,
+) -> None:  # fmt: skip
+    """Write one generation: built beside, synced, put in place by one rename; two are kept.
+
+    Called by every process of `dist`, which share the folder: each writes its rows of what is
+    sharded, rank 0 everything else.
+    """
+    building, final = folder / "building", folder / f"step-{step:09d}"
+    if dist.is_main:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    dist.barrier()
     for group, values in tensors.items():
-        file = building / f"{group}.safetensors"
-        safetensors_torch.save_file({k: _plain(v) for k, v in values.items()}, file)
-    (building / STATE_FILE).write_text(json.dumps(dict(facts)), encoding="utf-8")
-    for file in building.iterdir():
-        fsync(file)
-    final = folder / f"step-{step:09d}"
+        write_tensors(building, group, values, dist)
+    dist.barrier()  # Everybody's pieces are on the disk.
+    if dist.is_main:
+        (building / STATE_FILE).write_text(json.dumps(dict(facts)), encoding="utf-8")
+        fsync(building / STATE_FILE)
+        _put_in_place(building, final)
+        for old in generations(folder)[GENERATIONS:]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def _put_in_place(building: Path, final: Path) -> None:
     if final.exists():
         # The same step saved again holds the same state.
         shutil.rmtree(building)
         return
     building.rename(final)
-    fsync(folder)
-    for old in generations(folder)[GENERATIONS:]:
-        shutil.rmtree(old)
+    fsync(final.parent)
 
 
-def read_state(folder: Path) -> Saved | None:
-    """The newest whole generation, or None."""
-    for path in generations(folder):
-        try:
-            facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            files = sorted(path.glob("*.safetensors"))
-            return Saved(facts, {f.stem: safetensors_torch.load_file(f) for f in files})
-        except (OSError, ValueError, safetensors.SafetensorError):
+def read_state(folder: Path, dist: Dist = SINGLE) -> Saved | None:
+    """The newest whole generation, or None; tensors come whole, however many processes wrote them.
+
+    Called by every process of `dist`.
+    """
+    if dist.is_main:
+        for path in generations(folder):
+            if _opened(path) is not None:
+                break
             # Renamed before its bytes reached the disk (a power cut): the one before is whole.
             shutil.rmtree(path)
-    return None
+    dist.barrier()  # Rank 0 has removed what is not whole.
+    newest = generations(folder)[:1]
+    return _opened(newest[0]) if newest else None
+
+
+def _opened(path: Path) -> Saved | None:
+    try:
+        facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return Saved(facts, open_tensors(path))
+    except (OSError, ValueError):
+        return None
 
 
 def generations(folder: Path) -> list[Path]:
     """Saved generations, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
+
+
+def note_micro_tokens(folder: Path, micro_tokens: int, *, rank: int) -> None:
+    """Leave word for the group that goes on: so many tokens at once, or fewer, fit in memory."""
+    draft = folder / f"{MICRO_TOKENS}.{rank}"
+    draft.write_text(json.dumps(micro_tokens), encoding="utf-8")
+    draft.replace(folder / MICRO_TOKENS)
+
+
+def noted_micro_tokens(folder: Path) -> int | None:
+    """What `note_micro_tokens` left."""
+    file = folder / MICRO_TOKENS
+    return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,10 +149,14 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
 def restore_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Give `optimizer` back what `optimizer_state` took."""
+    """Give `optimizer` back what `optimizer_state` took, sharded as its parameters are now."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, Any] = {}
     for path, value in [*tensors.items(), *facts["numbers"].items()]:
         index, *inner, name = path.split("/")
+        like = parameters[int(index)]
+        if isinstance(value, torch.Tensor) and value.shape == like.shape:
+            value = placed(value, like)
         node = state.setdefault(int(index), {})
         for key in inner:
             node = node.setdefault(key, {})
@@ -158,7 +200,3 @@ def watched() -> Iterator[Interruption]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
