@@ -31,6 +31,7 @@ class Batch:
     targets: Tensor  # (num_targets,)
     examples: tuple[int, ...] = ()  # which of the training examples they are, in this order
     lengths: tuple[int, ...] | None = None  # of the texts packed in one row
+    counts: bool = True  # else it only keeps a rank in step with the others
 
 
 class Samples(NamedTuple):

@@ -6,13 +6,21 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lcc.core.errors import ResourceError
+from lcc.core.errors import LostError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
-from lcc.engine.batching import Example, Micro, micro_batches, packed, padded, share_of_rank
+from lcc.engine.batching import (
+    Example,
+    Micro,
+    Size,
+    micro_batches,
+    packed,
+    padded,
+    share_of_rank,
+)
 from lcc.engine.feeding import prefetched
 from lcc.engine.objectives import (
     Batch,
@@ -25,13 +33,15 @@ from lcc.engine.objectives import (
     sampled_loss,
     summed_loss,
 )
-from lcc.parts.dist import Dist
+from lcc.engine.reducing import Reduction
+from lcc.parts.dist import Dist, Distributed
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
     from lcc.engine.projecting import Projection
+    from lcc.engine.sharding import Sharded
     from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
 
@@ -73,6 +83,11 @@ class Stepper:
     packing: bool = False
     projection: Projection | None = None
     loss_chunk: int | None = None
+    sharded: Sharded | None = None
+    distributed: Distributed = field(default_factory=Distributed)
+
+    def __post_init__(self) -> None:
+        self.reduction = Reduction(self.dist, self.distributed)
 
     @property
     def trainable(self) -> list[Parameter]:
@@ -87,7 +102,8 @@ class Stepper:
         total = sum(examples.targets[i] for i in batch)
         self.model.train()
         loss = self._with_memory(examples, batch, lambda mine: self._backward(mine, total, step))
-        self._sum_gradients()
+        if self.sharded is None:  # FSDP's backward has summed them
+            self.reduction.sum_(self.trainable, self.device)
         return loss / total
 
     def validate(self, examples: Examples) -> float:
@@ -96,6 +112,8 @@ class Stepper:
         self.model.eval()
         with torch.no_grad():
             loss = self._with_memory(examples, everything, self._summed)
+        if self.sharded is not None:
+            self.sharded.rest()
         return loss / sum(examples.targets)
 
     def _with_memory(
@@ -113,27 +131,53 @@ class Stepper:
             )  # fmt: skip
             local, failed = 0.0, False
             try:
-                batches = self._collated(examples, mine)
+                batches = self._collated(examples, mine, self._idle(pieces, examples, size))
                 # On a CPU the thread would take from the arithmetic what it saves.
                 local = work(prefetched(batches) if self.device.startswith("cuda") else batches)
             except RuntimeError as error:
                 if not _is_memory(error):
                     raise
                 failed = True
+            if failed and self.sharded is not None:
+                # The others wait in a gather for this process: only a fresh group can try again.
+                self._halve(examples, pieces)
+                raise LostError(f"finetune: out of memory; tried again with micro_tokens="
+                                f"{self.micro_tokens}, which can be set at once.")  # fmt: skip
             # Ranks must agree: a lone retry would leave the others waiting for its gradients.
             loss, num_failed = self.dist.sum([local, float(failed)], self.device)
             if not num_failed:
                 return loss
             self._halve(examples, pieces)
 
-    def _collated(self, examples: Examples, pieces: Sequence[Micro]) -> Iterator[Batch]:
-        for piece in pieces:
+    def _idle(self, pieces: Sequence[Micro], examples: Examples, size: Size) -> list[Micro]:
+        """What this rank runs without effect: under FSDP every pass is everybody's."""
+        if self.sharded is None:
+            return []
+        ranks = range(self.dist.world_size)
+        sizes = [
+            len(
+                share_of_rank(pieces, examples.lengths, rank=rank, world_size=len(ranks), size=size)
+            )
+            for rank in ranks
+        ]
+        return [pieces[-1]] * (max(sizes) - sizes[self.dist.rank])  # the narrowest one
+
+    def _collated(
+        self, examples: Examples, pieces: Sequence[Micro], idle: Sequence[Micro]
+    ) -> Iterator[Batch]:
+        for number, piece in enumerate([*pieces, *idle]):
             rows = [examples.rows[i] for i in piece]
             if self.packing:
                 batch = pack(rows, device=self.device)
             else:
                 batch = collate(rows, head=self.head, pad=self.pad, device=self.device)
-            yield replace(batch, examples=tuple(piece))
+            yield replace(batch, examples=tuple(piece), counts=number < len(pieces))
+
+    def _call(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """`function(batch)`, zero where the batch only keeps this rank in step."""
+        if self.sharded is None:
+            return function(batch)
+        return self.sharded.call(function, batch) * float(batch.counts)
 
     def _backward(self, batches: Iterator[Batch], total: int, step: int) -> float:
         for parameter in self.trainable:
@@ -142,10 +186,16 @@ class Stepper:
         loss_sum = torch.zeros((), dtype=torch.float64 if self.device != "mps" else torch.float32)
         loss_sum = loss_sum.to(self.device)
         for batch in batches:
-            loss = self._loss(batch)
+            loss = self._call(self._loss, batch)
             (loss / total).backward()  # type: ignore[no-untyped-call]
+            self._note_scattered()
             loss_sum += loss.detach()
         return float(loss_sum)
+
+    def _note_scattered(self) -> None:
+        if self.sharded is not None:  # every backward reduces every gradient, in float32
+            whole = sum(parameter.numel() for parameter in self.trainable)
+            self.reduction.bytes_sent += 4 * whole
 
     def _loss(self, batch: Batch) -> Tensor:
         distillation = self.distillation
@@ -198,22 +248,15 @@ class Stepper:
     def _summed(self, batches: Iterator[Batch]) -> float:
         loss_sum = 0.0
         for batch in batches:
-            loss_sum += float(self._cross_entropy(batch, 0.0))
+            loss_sum += float(self._call(self._validation_loss, batch))
         return loss_sum
+
+    def _validation_loss(self, batch: Batch) -> Tensor:
+        return self._cross_entropy(batch, 0.0)
 
     def _autocast(self) -> AbstractContextManager[object]:
         enabled = self.dtype == "bfloat16"
         return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=enabled)
-
-    def _sum_gradients(self) -> None:
-        # Data parallelism by one sum a step, not by DistributedDataParallel's hooks: ranks may hold
-        # different numbers of micro-batches, and all must retry when one runs out of memory.
-        if self.dist.world_size == 1:
-            return
-        for parameter in self.trainable:
-            if parameter.grad is None:  # this rank's share was empty
-                parameter.grad = torch.zeros_like(parameter)
-        self.dist.sum_([p.grad for p in self.trainable if p.grad is not None])
 
     def _halve(self, examples: Examples, pieces: Sequence[Micro]) -> None:
         for parameter in self.trainable:

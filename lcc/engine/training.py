@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.errors import DivergedError, PreemptedError
+from lcc.core.errors import DivergedError, LostError, PreemptedError
 from lcc.core.lazy import torch
 from lcc.core.progress import Bar, Progress
 from lcc.core.tracking import CurveFile, Tracker
@@ -25,6 +26,9 @@ from lcc.engine.options import TrainingOptions
 from lcc.engine.resume import (
     Counters,
     Interruption,
+    Saved,
+    note_micro_tokens,
+    noted_micro_tokens,
     optimizer_state,
     read_state,
     restore_optimizer,
@@ -33,6 +37,7 @@ from lcc.engine.resume import (
 )
 from lcc.engine.sparse_training import mask_gradients, mask_weights
 from lcc.engine.stepping import Examples, Stepper
+from lcc.engine.storing import is_sharded, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +81,15 @@ class Training:
     def run(self) -> Counters:
         """Train to the end, or raise PreemptedError or DivergedError with the state saved."""
         self._restore()
-        self.dist.broadcast_(list(self._trainable().values()))
+        if self.stepper.sharded is None:
+            self.dist.broadcast_(list(self._trainable().values()))
+        try:
+            return self._run()
+        except LostError:
+            note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
+            raise
+
+    def _run(self) -> Counters:
         counters = self.counters
         if counters.validation_before is None and len(self.validation):
             counters.validation_before = self.stepper.validate(self.validation)
@@ -169,7 +182,7 @@ class Training:
             counters.best_loss, counters.best_step = loss, counters.step
             counters.evaluations_without_gain = 0
             if self.options.keep_best:
-                self.best = {k: v.detach().cpu().clone() for k, v in self._trainable().items()}
+                self.best = {k: _kept(v) for k, v in self._trainable().items()}
         else:
             counters.evaluations_without_gain += 1
         return loss
@@ -197,37 +210,57 @@ class Training:
     def _trainable(self) -> dict[str, Tensor]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def _load(self, tensors: dict[str, Tensor]) -> None:
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = self._trainable()
         assert tensors.keys() == parameters.keys(), tensors.keys() ^ parameters.keys()
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
+                like = parameters[name]
+                like.copy_(tensor if is_sharded(tensor) else placed(tensor, like))
 
     def _save(self) -> None:
-        if self.dist.is_main:
-            self.counters.micro_tokens = self.stepper.micro_tokens
-            tensors, optimizer = optimizer_state(self.optimizer)
-            groups = {"trainable": self._trainable(), "optimizer": tensors, "best": self.best}
-            facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
-                     "schedule": self.schedule.state_dict(),
-                     "threads": torch.get_num_threads()}  # fmt: skip
-            write_state(self.state, self.counters.step, facts=facts, tensors=groups)
-        self.dist.barrier()
+        self.counters.micro_tokens = self.stepper.micro_tokens
+        tensors, optimizer = optimizer_state(self.optimizer)
+        reduction, sent = self.stepper.reduction.state()
+        groups = {"trainable": self._trainable(), "optimizer": tensors, "best": self.best,
+                  "reduction": reduction}  # fmt: skip
+        facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
+                 "schedule": self.schedule.state_dict(), "reduction": sent,
+                 "threads": torch.get_num_threads(),
+                 "world_size": self.dist.world_size}  # fmt: skip
+        if self.stepper.sharded is not None:
+            groups = self.stepper.sharded.as_saved(groups)
+        write_state(self.state, self.counters.step, facts=facts, tensors=groups, dist=self.dist)
 
     def _restore(self) -> None:
-        saved = read_state(self.state)
-        if saved is None:
-            self.curves.rewind(0)
-            return
+        saved = read_state(self.state, self.dist)
+        if saved is not None:
+            self._continue(saved)
+        if self.dist.is_main:
+            self.curves.rewind(self.counters.step)
+        noted = noted_micro_tokens(self.state) or self.stepper.micro_tokens
+        self.stepper.micro_tokens = min(self.stepper.micro_tokens, noted)
+
+    def _continue(self, saved: Saved) -> None:
         facts: dict[str, Any] = saved.facts
         self.counters = Counters(**facts["counters"])
         self.stepper.micro_tokens = self.counters.micro_tokens
         self._load(saved.tensors["trainable"])
-        self.best = saved.tensors.get("best", {})
+        parameters = self._trainable()
+        self.best = {name: _kept(placed(tensor, parameters[name]))
+                     for name, tensor in saved.tensors["best"].items()}  # fmt: skip
         restore_optimizer(self.optimizer, saved.tensors["optimizer"], facts["optimizer"])
         self.schedule.load_state_dict(facts["schedule"])
-        # Sums differ in their last bits between thread counts.
-        torch.set_num_threads(facts["threads"])
-        self.curves.rewind(self.counters.step)
+        self.stepper.reduction.restore(
+            saved.tensors["reduction"], facts["reduction"], device=self.stepper.device
+        )
+        if facts["world_size"] == self.dist.world_size:
+            # Sums differ in their last bits between thread counts.
+            torch.set_num_threads(facts["threads"])
         self.progress.say(f"resumed after step {self.counters.step}.")
+
+
+def _kept(parameter: Tensor) -> Tensor:
+    """A copy in main memory; a piece of a sharded one stays where it is."""
+    value = parameter.detach()
+    return value.clone() if is_sharded(value) else value.cpu().clone()

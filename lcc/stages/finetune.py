@@ -34,6 +34,7 @@ from lcc.stages._teaching import Lesson, Teaching
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from lcc.engine.sharding import Sharded
     from lcc.parts.model import Bundle
     from lcc.parts.task import Task
     from lcc.stage import Context
@@ -69,11 +70,13 @@ class Finetune(TrainingOptions):
         _give_head(bundle, task, context.seed)
         train = self._examples("train", bundle, task, context, limit=self.samples)
         validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
+        # FSDP brings each block to the device by itself, in pieces.
+        fsdp = self.distributed.strategy == "fsdp"
         model = self.method.apply(
-            bundle, device=context.device, dtype=context.dtype, seed=context.seed
+            bundle, device="cpu" if fsdp else context.device, dtype=context.dtype, seed=context.seed
         )
         training = self._training(model, bundle, context, train=train, validation=validation)
-        counters = self._run(training, model)
+        counters = self._run(training)
         model.eval()
         bundle.module = model
         bundle.with_card(headless=False)
@@ -111,30 +114,49 @@ class Finetune(TrainingOptions):
         if self.packing:
             allow_packing(model)
         head = context.required_task.head
+        masked = bundle.card.sparse is not None and self.method.produces == "dense"
+        masks = zero_masks(model) if masked else {}
+        sharded = self._sharded(model, context)
+        model = sharded.working if sharded else model
         stepper = Stepper(
             model=model, head=head, student=logits_function(model, head),
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
             pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
             dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
             packing=self.packing, projection=projection_of(model, head), loss_chunk=self.loss_chunk,
+            sharded=sharded, distributed=self.distributed,
         )  # fmt: skip
         if self.teacher is not None:
             lesson = Lesson(self.teacher, self.distill, stepper, train)
             stepper.distillation = lesson.distillation(bundle, context)
-        masked = bundle.card.sparse is not None and self.method.produces == "dense"
+        if sharded is not None:
+            sharded.shard()
+            masks = sharded.like(masks)
         return Training(
             options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
             optimizer_card=self.optimizer, lr=self.lr or self.method.default_lr,
             state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
             tracker=context.tracker, progress=context.progress,
-            masks=zero_masks(model) if masked else {},
+            masks=masks,
         )  # fmt: skip
 
-    def _run(self, training: Training, model: Module) -> Counters:
+    def _run(self, training: Training) -> Counters:
         from lcc.engine.fused_adapters import fused_adapters  # its class wants torch when read
 
+        model, sharded = training.model, training.stepper.sharded
         with fused_adapters(model), compiled_blocks(model) if self.compile else nullcontext():
-            return training.run()
+            counters = training.run()
+        if sharded is not None:
+            sharded.gather()
+        return counters
+
+    def _sharded(self, model: Module, context: Context) -> Sharded | None:
+        if self.distributed.strategy == "ddp":
+            return None
+        from lcc.engine.sharding import Sharded, require_shardable
+
+        require_shardable(model, self.distributed, self.optimizer, context.device)
+        return Sharded(model, self.distributed, context.dist, context.device)
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []
@@ -167,6 +189,10 @@ class Finetune(TrainingOptions):
             "clipped_share": Measure(counters.clipped_steps / max(1, counters.step), "share"),
             "nonfinite_steps": Measure(counters.nonfinite_steps, "count"),
             "micro_tokens": Measure(training.stepper.micro_tokens, "count"),
+            "processes": Measure(training.dist.world_size, "count"),
+            "gradient_bytes_per_step": Measure(
+                training.stepper.reduction.bytes_sent / max(1, counters.step), "bytes"
+            ),
         }
 
 

@@ -131,11 +131,19 @@ def test_why_names_what_differs(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_two_processes_train_as_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["+recipe=chain", "seed=1", "distributed.world_size=2"]
+    words = ["+recipe=chain", "distributed=fsdp", "seed=2"]
     assert main(["finetune", *words, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(_statuses(facts))[-2:] == ["finetune", "finetune.merged"]
     assert set(list(_statuses(facts).values())[-2:]) == {"finished"}
+    report = folder / "runs" / "store" / facts["steps"][-2]["key"] / "report.json"
+    measures = json.loads(report.read_text(encoding="utf-8"))["measures"]
+    assert measures["processes"]["value"] == 2 and measures["gradient_bytes_per_step"]["value"] > 0
+
+
+def test_another_number_of_processes_reuses_what_one_trained(folder: Path) -> None:
+    words = ["+recipe=chain", "seed=1", "distributed.world_size=2"]
+    assert _ran(lcc.run(*words)) == []
 
 
 def test_bare_eval_goes_on_with_the_last_run(

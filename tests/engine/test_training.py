@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import training_cases as cases
+from parallel_cases import Hungry
 from training_cases import Signalling, dropout_run, examples, model, stepper, training
 
 from lcc.core.errors import DivergedError, PreemptedError, ResourceError
@@ -22,7 +23,6 @@ from lcc.methods.clipping.value import Value
 from lcc.methods.optimizers.adamw import AdamW
 from lcc.methods.optimizers.adamw8bit import AdamW8bit
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.dist import SINGLE, Dist, Distributed, launch
 
 
 @pytest.fixture(autouse=True)
@@ -65,20 +65,6 @@ def test_the_loss_is_the_models_own_mean_over_all_targets() -> None:
     assert loss == pytest.approx(total / sum(data.targets), abs=1e-6)
 
 
-def two_ranks(dist: Dist, folder: str) -> list[float]:
-    torch.set_num_threads(1)
-    training(Path(folder), model(), dist=dist, max_steps=5).run()
-    return [row["loss"] for row in rows_of(Path(folder))]
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    alone = two_ranks(SINGLE, str(tmp_path / "one"))
-    (tmp_path / "two").mkdir()
-    together = launch(two_ranks, Distributed(world_size=2), str(tmp_path / "two"))
-    assert len(alone) == 5
-    assert together == pytest.approx(alone, abs=1e-5)
-
-
 def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     # Step 7 lies between a save and an evaluation.
     command = [sys.executable, cases.__file__, str(tmp_path / "killed"), "7"]
@@ -118,19 +104,6 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path: Path) -> 
     (newest / "trainable.safetensors").write_bytes(b"cut off")
     saved = read_state(tmp_path / "state")
     assert saved is not None and saved.facts["counters"]["step"] == 2
-
-
-class Hungry(torch.nn.Module):
-    """Stands in for a layer: fails for want of memory on more than `limit` tokens at once."""
-
-    def __init__(self, inner: torch.nn.Module, limit: int) -> None:
-        super().__init__()
-        self.inner, self.limit = inner, limit
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[0] * x.shape[1] > self.limit:
-            raise torch.OutOfMemoryError("out of memory (injected)")
-        return self.inner(x)
 
 
 def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:

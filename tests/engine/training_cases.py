@@ -32,11 +32,12 @@ class Encoded:
     labels: list[int] | int
 
 
-def model(dropout: float = 0.0, width: int = 16) -> Any:
+def model(dropout: float = 0.0, width: int = 16, *, tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=40, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=32, attention_dropout=dropout,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
@@ -62,16 +63,16 @@ def stepper(
 
 
 def training(folder: Path, trained: Any, **changes: Any) -> Training:
-    dist = changes.pop("dist", SINGLE)
+    made = changes.pop("stepper", None) or stepper(trained, dist=changes.pop("dist", SINGLE))
     tracker = changes.pop("tracker", NoneTracker())
     optimizer = changes.pop("optimizer", AdamW())
     clip = changes.pop("clip", Norm(max_norm=0.5))
-    train = changes.pop("train", examples(40))
+    train, lr = changes.pop("train", examples(40)), changes.pop("lr", 1e-2)
     options = {"epochs": 2, "batch_tokens": 64, "schedule": "cosine", **changes}
     (folder / "state").mkdir(parents=True, exist_ok=True)
     return Training(
-        options=TrainingOptions(**options), stepper=stepper(trained, dist=dist), train=train,
-        validation=examples(6, seed=1), clip=clip, optimizer_card=optimizer, lr=1e-2,
+        options=TrainingOptions(**options), stepper=made, train=train,
+        validation=examples(6, seed=1), clip=clip, optimizer_card=optimizer, lr=lr,
         state=folder / "state", curves=CurveFile(folder / "curves.jsonl"), tracker=tracker,
         progress=Progress(quiet=True),
     )  # fmt: skip

@@ -18,6 +18,7 @@ class AdamW8bit:
     """A quarter of AdamW's optimizer memory; tensors under 4,096 elements keep float32 moments."""
 
     revision: ClassVar[int] = 1
+    shardable: ClassVar[bool] = False  # its kernels know no DTensor
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
