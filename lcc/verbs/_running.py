@@ -7,7 +7,7 @@ from typing import Any
 
 from lcc.core.arguments import Arguments, emit
 from lcc.core.errors import LccError, RecipeError
-from lcc.recipe import scaled
+from lcc.recipe import load_recipe, scaled
 
 
 def run_verb(verb: str, arguments: Arguments) -> int:
@@ -44,10 +44,14 @@ def _print_composed(words: list[str], *, as_json: bool) -> int:
 
 
 def _run_one(verb: str, words: list[str], *, as_json: bool) -> int:
-    from lcc.sweep import refuse_sweep, run_words
+    from lcc.following import follow_pipeline, is_follower
+    from lcc.sweep import pipeline_of, refuse_sweep, run_words
 
     refuse_sweep(words)
     check_installed(words)
+    if is_follower(load_recipe(words, verb)):
+        follow_pipeline(pipeline_of(words, verb))
+        return 0
     run = run_words(words, verb=verb)
     from lcc import views
 
@@ -92,7 +96,6 @@ def _worst(errors: list[LccError]) -> int:
 def check_installed(words: list[str]) -> None:
     """Say in one line which fetch is missing, before anything starts."""
     from lcc.parts import data, sources
-    from lcc.recipe import load_recipe
 
     recipe = load_recipe(words)
     sentences = [sources.missing(recipe.model) if recipe.model else None,

@@ -9,8 +9,8 @@ import lcc
 
 ROOT = Path(lcc.__file__).parent
 FLOORS = ["core", "views", "parts", "engine", "compression", "stage", "methods", "stages",
-          "recipe", "pipeline", "planning", "estimates", "worker", "runner", "sweep", "__init__",
-          "verbs", "cli", "__main__"]  # fmt: skip
+          "recipe", "pipeline", "planning", "estimates", "worker", "runner", "following", "sweep",
+          "__init__", "verbs", "cli", "__main__"]  # fmt: skip
 
 
 def _room(module: str) -> str:
