@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from lcc.core.errors import GateError, LccError, PreemptedError, RecipeError
 from lcc.core.machine import machine, versions
 from lcc.core.progress import Progress
 from lcc.core.store import Artifact, Store, Work
+from lcc.core.writing import write_json, write_text
 from lcc.parts.dist import Distributed, launch
 from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
@@ -36,9 +38,7 @@ class Run:
 
     def write(self) -> None:
         """Write run.json in one rename, so that a reader never sees half of it."""
-        draft = self.folder / "run.json.new"
-        draft.write_text(json.dumps(self.facts, ensure_ascii=False, indent=1), encoding="utf-8")
-        draft.replace(self.folder / "run.json")
+        write_json(self.folder / "run.json", self.facts)
 
 
 def run_pipeline(
@@ -83,23 +83,29 @@ def _check_family(pipeline: Pipeline, base: Artifact) -> None:
             raise RecipeError(f"step {step.name!r} cannot run: {error}") from None
 
 
+def run_name(pipeline: Pipeline) -> str:
+    """The folder below runs/ that a run of these very steps has."""
+    return f"{pipeline.recipe.name}-{digest([step.key for step in pipeline.steps])[:8]}"
+
+
 def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
     recipe = pipeline.recipe
-    identity = digest([step.key for step in pipeline.steps])[:8]
-    folder = ROOT / f"{recipe.name}-{identity}"
+    folder = ROOT / run_name(pipeline)
     folder.mkdir(parents=True, exist_ok=True)
     for link in folder.glob("[0-9][0-9]-*"):
-        link.unlink()
+        link.unlink(missing_ok=True)
     steps = [{"name": s.name, "kind": s.kind, "key": s.key, "status": "pending", "seconds": 0,
               "folder": f"{i:02d}-{s.name}", "checkpoint": s.checkpoint}
              for i, s in enumerate(pipeline.steps, 1)]  # fmt: skip
-    command = shlex.join(["lcc", verb, *words])
+    # The race of a sweep's results is started by the command of the sweep.
+    spoken = ["compress", "-m"] if verb == "sweep" else [verb]
+    command = shlex.join(["lcc", *spoken, *words])
     facts = {"format": 1, "run": folder.name, "recipe_name": recipe.name,
              "recipe": describe(recipe), "command": command, "words": words, "verb": verb,
              "status": "running", "started": _now(), "seconds": 0, "steps": steps}  # fmt: skip
     run = Run(folder, facts)
     run.write()
-    (ROOT / "last").write_text(folder.name + "\n")
+    write_text(ROOT / "last", folder.name + "\n")
     return run
 
 
@@ -123,9 +129,16 @@ def _walk(
     seconds = round(time.monotonic() - started, 2)
     facts.update(status=status, seconds=seconds, model_bytes=artifact.report.get("model_bytes"))
     link = run.folder / facts["folder"]
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("..") / "store" / step.key)
+    _point_to(link, Path("..") / "store" / step.key)
     run.write()
+
+
+def _point_to(link: Path, target: Path) -> None:
+    """Make the readable link in one rename: equal points of a sweep walk one folder at once."""
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.replace(link)
 
 
 def _claim_and_run(
