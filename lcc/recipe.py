@@ -7,7 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lcc.core.catalog import STAGES, Choice, names
 from lcc.core.catalog import card as card_named
@@ -15,6 +15,7 @@ from lcc.core.config import Composed, compose
 from lcc.core.decode import Mistakes, card, card_schema, decode
 from lcc.core.errors import RecipeError
 from lcc.core.machine import versions
+from lcc.core.searching import Direction, flat
 from lcc.parts.data import DatasetSpec
 from lcc.parts.dist import Distributed
 from lcc.parts.sources import ModelSpec
@@ -22,13 +23,6 @@ from lcc.parts.task import Task
 
 # Verbs that are their own only stage in a recipe without stages.
 OWN_STAGE = ("finetune", "compress", "eval", "bench", "sensitivity")
-
-
-@card
-class Launcher:
-    """Where the points of a sweep run; this machine, one after another, for now."""
-
-    name: Literal["local"] = "local"
 
 
 @card
@@ -61,7 +55,9 @@ class Recipe:
     plan: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
     tracker: Annotated[Any, Choice("trackers")] = None
-    launcher: Launcher = field(default_factory=Launcher)
+    launcher: Annotated[Any, Choice("launchers")] = None
+    sampler: Annotated[Any, Choice("samplers")] = None
+    objectives: Annotated[dict[str, Direction], BeforeValidator(flat)] = field(default_factory=dict)
     scale: Scale = field(default_factory=Scale)
 
     @property

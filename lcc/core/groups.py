@@ -14,7 +14,7 @@ from lcc.core.packaged import config_roots, recipe_roots
 from lcc.core.yaml_source import YamlSource
 
 GROUPS = ("model", "dataset", "task", "method", "clip", "distributed", "plan", "tracker",
-          "launcher", "scale", "recipe")  # fmt: skip
+          "launcher", "sampler", "scale", "recipe")  # fmt: skip
 
 _FILES: dict[str, Path] = {}  # recipes given by path, for the length of one command
 

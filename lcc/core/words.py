@@ -1,4 +1,4 @@
-"""Words of a command line: what is refused of them, and what a sweep makes of them."""
+"""Words of a command line: what is refused of them, and how they are read."""
 
 from __future__ import annotations
 
@@ -27,39 +27,22 @@ def check_word(word: str) -> None:
         raise RecipeError(f"'{word}' is no override; write key=value, +recipe=NAME or ~key.")
     if not KEY.fullmatch(name):
         raise RecipeError(f"'{word}': {name!r} is no key; write key=value, for example seed=1.")
-    _parsed(word)
+    parsed(word)
 
 
-def expanded(words: list[str]) -> list[tuple[str, list[str]]]:
-    """Each word with the words that its sweep stands for, in Hydra's own grammar."""
-    from hydra.errors import HydraException
-
-    result = []
-    for word in words:
-        override = _parsed(word)
-        values = [word]
-        if override.is_sweep_override():
-            head = word.partition("=")[0]
-            try:
-                values = [f"{head}={value}" for value in override.sweep_string_iterator()]
-            except HydraException:
-                raise _unreadable(word) from None
-        result.append((word, values))
-    return result
-
-
-def _parsed(word: str) -> Override:
+def parsed(word: str) -> Override:
+    """One word by Hydra's grammar; raises RecipeError where it is none."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
-        raise _unreadable(word) from None
+        raise unreadable(word) from None
 
 
-def _unreadable(word: str) -> RecipeError:
-    """The parser's own words name its tokens, which help nobody."""
+def unreadable(word: str) -> RecipeError:
+    """The sentence for what the parser refuses; its own words name tokens, which help nobody."""
     return RecipeError(
         f"'{word}': its value cannot be read; allowed are a number, true, false, null, text, "
         "[a, list], {a: mapping} and, with -m, 1,2 or range(1,3) or choice(a,b). Put text with "

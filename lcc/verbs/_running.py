@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 from lcc.core.arguments import Arguments, emit
-from lcc.core.errors import LccError, RecipeError
+from lcc.core.errors import RecipeError
+from lcc.core.report import read_run
+from lcc.core.sweeps import ROOT, Point, Sweep
 from lcc.recipe import load_recipe, scaled
 
 
@@ -65,32 +67,35 @@ def _run_one(verb: str, words: list[str], *, as_json: bool) -> int:
 
 def _run_many(verb: str, words: list[str], *, as_json: bool) -> int:
     from lcc import views
-    from lcc.sweep import race, run_sweep
+    from lcc.sweep import Entrant, race, run_sweep
 
-    done = run_sweep(words, verb=verb)
-    together = race(done, words) if verb == "compress" else None
-    facts: list[dict[str, Any]] = []
-    for point in done:
-        if point.run is not None:
-            views.write_reports(point.run.folder)
-            facts.append({"point": point.varied, **point.run.facts})
-        else:
-            facts.append({"point": point.varied, "status": "failed", "error": str(point.error)})
-            print(f"lcc: {' '.join(point.varied)}: {point.error}", file=sys.stderr)
+    driver = run_sweep(words, verb=verb)
+    finished = driver.finished
+    together = None
+    if verb == "compress":
+        entrants = [Entrant(point.label, driver.pipelines[point.index]) for point in finished]
+        together = race(entrants, words)
+    views.write_sweep(driver.sweep.folder)
     if together is not None:
         views.write_reports(together.folder)
     if as_json:
-        emit(facts, True, "")
-    elif together is not None:
-        views.print_sweep(together.folder)
-    elif any(point.run is not None for point in done):
-        runs = {" ".join(p.varied) or p.run.name: p.run.folder for p in done if p.run is not None}
-        views.print_comparison(runs)
-    return _worst([p.error for p in done if p.error is not None])
+        emit([_point_facts(driver.sweep, point) for point in driver.sweep.points], True, "")
+    else:
+        if together is not None:
+            views.print_sweep(together.folder)
+        views.print_points(driver.sweep.folder)
+    for point, result in driver.failed:
+        print(f"lcc: {' '.join(point.varied)}: {result.error}", file=sys.stderr)
+    return driver.failed[0][1].exit_code if driver.failed else 0
 
 
-def _worst(errors: list[LccError]) -> int:
-    return errors[0].exit_code if errors else 0
+def _point_facts(sweep: Sweep, point: Point) -> dict[str, Any]:
+    """run.json of a finished point; of another what became of it."""
+    status, result = sweep.status(point), sweep.result(point.index)
+    if status == "finished" and result is not None:
+        return {"point": point.varied, **read_run(ROOT / result.run).facts}
+    error = result.error if result else ""
+    return {"point": point.varied, "status": status, "error": error}
 
 
 def check_installed(words: list[str]) -> None:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcc.views.document import Document
 
 
 def write_reports(run_folder: Path) -> list[Path]:
     """Write report.md and report.html into the run's folder, from its JSON; returns their paths."""
     from lcc.core.report import read_run
-    from lcc.views import html, markdown
     from lcc.views.story import story
 
-    document = story(read_run(run_folder))
-    written = []
-    for name, text in (
-        ("report.md", markdown.render(document)),
-        ("report.html", html.render(document)),
-    ):
-        path = run_folder / name
-        draft = run_folder / f"{name}.new"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-        written.append(path)
-    return written
+    return _written(run_folder, story(read_run(run_folder)))
+
+
+def write_sweep(folder: Path) -> list[Path]:
+    """Write report.md and report.html of a sweep into its folder; returns their paths."""
+    from lcc.core.sweeps import read_sweep
+    from lcc.views.sweeps import page
+
+    return _written(folder, page(read_sweep(folder)))
+
+
+def _written(folder: Path, document: Document) -> list[Path]:
+    from lcc.core.writing import write_text
+    from lcc.views import html, markdown
+
+    paths = [folder / "report.md", folder / "report.html"]
+    for path, text in zip(paths, (markdown.render(document), html.render(document)), strict=True):
+        write_text(path, text)
+    return paths
 
 
 def print_run(run_folder: Path) -> None:
@@ -34,11 +43,11 @@ def print_run(run_folder: Path) -> None:
     terminal.print_run(run_folder)
 
 
-def print_comparison(runs: Mapping[str, Path]) -> None:
-    """The runs of a sweep as one table, by the words that made each."""
+def print_points(folder: Path) -> None:
+    """Every point of a sweep as one table, and where its page is."""
     from lcc.views import terminal
 
-    terminal.print_comparison(runs)
+    terminal.print_points(folder)
 
 
 def print_sweep(run_folder: Path) -> None:

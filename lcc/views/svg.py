@@ -62,10 +62,11 @@ class Drawing:
     description: str
     parts: list[str] = field(default_factory=list)
 
-    def line(self, points: Iterable[tuple[float, float]], style: str) -> None:
-        """A line through `points`."""
+    def line(self, points: Iterable[tuple[float, float]], style: str, *, title: str = "") -> None:
+        """A line through `points`; `title` shows when a pointer rests on it."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self.parts.append(f'<polyline class="{style}" points="{path}"/>')
+        end = f"><title>{_text(title)}</title></polyline>" if title else "/>"
+        self.parts.append(f'<polyline class="{style}" points="{path}"{end}')
 
     def dot(self, x: float, y: float, *, radius: float, style: str, title: str = "") -> None:
         """A filled circle; `title` shows when a pointer rests on it."""

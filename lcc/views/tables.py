@@ -20,15 +20,6 @@ def results_table(found: Sequence[Row], *, max_metrics: int | None = None) -> Ta
     return Table("Every checkpoint on the same samples; ranges are 95 % intervals.", titles, rows)
 
 
-def compare_table(points: Sequence[tuple[str, Row]], *, max_metrics: int | None = None) -> Table:
-    """One row per run of a sweep: its last checkpoint."""
-    inner = results_table([row for _, row in points], max_metrics=max_metrics)
-    rows = [[Cell(units.clean(label)), *cells]
-            for (label, _), cells in zip(points, inner.rows, strict=True)]  # fmt: skip
-    return Table("The last checkpoint of every point.", [Column("point", "name"), *inner.columns],
-                 rows)  # fmt: skip
-
-
 def speed_table(found: Sequence[Row]) -> Table:
     """Every line of the bench; columns that no line fills are left out."""
     lines = [(row, speed) for row in found for speed in row.speeds]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from lcc.core.report import Run, read_run
+from lcc.core.sweeps import read_sweep
 from lcc.views import pareto, results, units
 from lcc.views.document import Cell, Column, Table
 from lcc.views.headline import headline
+from lcc.views.points import directions, point_rows
 from lcc.views.sensitivity import sensitivity_table
-from lcc.views.tables import compare_table, results_table
+from lcc.views.sweeps import headline as headline_of
+from lcc.views.sweeps import points_table
+from lcc.views.tables import results_table
 
 MAX_METRICS = 4  # the report files show all
 COLUMNS = 100  # where nobody's terminal says how wide it is
@@ -74,22 +78,24 @@ def print_sensitivity(
     console.print(Text(str(folder / "report.html")), soft_wrap=True)
 
 
-def print_comparison(runs: Mapping[str, Path], console: Console | None = None) -> None:
-    """The points of a sweep beside one another, by the words that made each."""
+def print_points(folder: Path, console: Console | None = None) -> None:
+    """Every point of a sweep, the best one in a sentence, and where the page is."""
+    sweep = read_sweep(folder)
+    rows = point_rows(sweep)
     console = console or _console()
-    console.print(compare(runs, width=console.width))
+    console.print(_grid(_narrowed(points_table(sweep, rows), console.width)))
+    console.print(Text(headline_of(rows, directions(sweep, rows)), style="bold"))
+    for row in rows:
+        if row.status in ("failed", "preempted"):
+            told = row.result.error if row.result else ""
+            console.print(Text(units.clean(f"{row.name} {row.status}: {told}"), style="red"))
+            console.print(Text(f"   log: {sweep.log(row.point.index)}"), soft_wrap=True)
+    console.print(Text(str(folder / "report.html")), soft_wrap=True)
 
 
 def table(run: Run, *, width: int = COLUMNS) -> Grid:
     """One row per checkpoint; columns that no row fills are left out."""
     return _grid(_narrowed(results_table(results.rows(run), max_metrics=MAX_METRICS), width))
-
-
-def compare(runs: Mapping[str, Path], *, width: int = COLUMNS) -> Grid:
-    """One row per run, by its label: the run's last checkpoint."""
-    found = [(label, results.rows(read_run(folder))[-1:]) for label, folder in runs.items()]
-    points = [(label, row) for label, rows in found for row in rows]
-    return _grid(_narrowed(compare_table(points, max_metrics=MAX_METRICS), width))
 
 
 def _narrowed(shown: Table, width: int) -> Table:

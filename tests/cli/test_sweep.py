@@ -10,7 +10,7 @@ import pytest
 
 from lcc.cli import main
 from lcc.core.report import Run, find_run, read_run
-from lcc.sweep import Point
+from lcc.core.sweeps import Point
 
 WORDS = ["-m", "model=tiny_llama", "task=generation", "dataset=tiny_text", "scale=smoke",
          "threads=1", "plan=sparse50_sparsegpt,width25_heal"]  # fmt: skip
@@ -59,6 +59,6 @@ def test_every_point_is_judged_beside_the_parent_and_raced_once(
 
 
 def test_a_label_is_the_choice_where_one_group_varies() -> None:
-    assert Point([], ["plan=w8"]).label == "w8"
-    assert Point([], ["plan.quantize.bits=4"]).label == "plan.quantize.bits=4"
-    assert Point([], ["plan=w8", "seed=1"]).label == "plan=w8,seed=1"
+    assert Point(0, [], {"plan": "w8"}).label == "w8"
+    assert Point(0, [], {"plan.quantize.bits": "4"}).label == "plan.quantize.bits=4"
+    assert Point(0, [], {"plan": "w8", "seed": "1"}).label == "plan=w8,seed=1"

@@ -9,7 +9,8 @@ import lcc
 
 ROOT = Path(lcc.__file__).parent
 FLOORS = ["core", "views", "parts", "engine", "compression", "stage", "methods", "stages",
-          "recipe", "pipeline", "planning", "estimates", "worker", "runner", "following", "sweep",
+          "recipe", "pipeline", "planning", "estimates", "worker", "runner", "following",
+          "sweeping", "sweep",
           "__init__", "verbs", "cli", "__main__"]  # fmt: skip
 
 

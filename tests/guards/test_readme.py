@@ -12,7 +12,9 @@ import lcc
 from lcc.cli import main, verbs
 from lcc.core.arguments import Arguments, parse
 from lcc.core.groups import GROUPS, choices
-from lcc.sweep import pipeline_of, points
+from lcc.core.ranges import chosen_words
+from lcc.sweep import pipeline_of
+from lcc.sweeping.opening import asked
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,13 +55,15 @@ def test_a_command_is_one_that_lcc_takes(words: list[str]) -> None:
 
 
 def _require_composes(verb: str, arguments: Arguments) -> None:
-    swept = points(arguments.overrides)
-    assert arguments.multirun == (len(swept) > 1)
-    for point in swept:
-        pipeline = pipeline_of(point.words, "run" if verb == "why" else verb)
-        assert pipeline.steps
-        for step in arguments.words:
-            pipeline.step(step)
+    wanted = asked(arguments.overrides)
+    assert arguments.multirun == (wanted.sampler.total(wanted.search) > 1)
+    trial = wanted.sampler.ask(wanted.search)
+    pipeline = pipeline_of(
+        chosen_words(wanted.words, trial.chosen), "run" if verb == "why" else verb
+    )
+    assert pipeline.steps
+    for step in arguments.words:
+        pipeline.step(step)
 
 
 @pytest.mark.parametrize("words", OFFLINE, ids=" ".join)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from rich.console import Console
-from sample_run import change_report, write_sample_run
+from sample_run import change_report
 
 from lcc import views
 from lcc.views import terminal
@@ -48,13 +48,3 @@ def test_a_narrow_terminal_loses_columns_and_never_half_a_figure(run_folder: Pat
     assert max(map(len, text.splitlines())) <= 70
     assert "−3.9…−0.5" in text and "35.1" in text and "121 MB" in text
     assert "memory" not in text
-
-
-def test_a_sweep_has_one_row_per_point(tmp_path: Path) -> None:
-    runs = {f"plan.quantize.bits={bits}": write_sample_run(tmp_path / str(bits)) for bits in (4, 8)}
-    stream = io.StringIO()
-    terminal.print_comparison(runs, Console(file=stream, width=100))
-    text = stream.getvalue()
-    assert max(map(len, text.splitlines())) <= 100
-    assert "plan.quantize.bits=4" in text and "plan.quantize.bits=8" in text
-    assert text.count("35.1") == 2

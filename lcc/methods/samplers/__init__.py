@@ -1,0 +1,1 @@
+"""Which points of a sweep are tried, and in what order."""

@@ -1,0 +1,49 @@
+"""Independent draws from every range (Bergstra and Bengio, 2012)."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.ranges import Interval, Range
+from lcc.core.searching import Search, Trial, require_ranges, typed
+
+
+@card
+class Random:
+    """`trials` points; the n-th is the same whatever ran before it."""
+
+    revision: ClassVar[int] = 1
+    adaptive: ClassVar[bool] = False
+
+    trials: Annotated[int, Field(ge=1)] = 16
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def check(self, search: Search) -> None:
+        require_ranges(search, "random")
+
+    def total(self, search: Search) -> int:
+        return self.trials
+
+    def ask(self, search: Search) -> Trial | None:
+        if len(search.trials) >= self.trials:
+            return None
+        draw = random.Random(f"{self.seed}/{len(search.trials)}")
+        return Trial({r.head: _drawn(r, draw) for r in search.ranges})
+
+
+def _drawn(range_: Range, draw: random.Random) -> str:
+    if not isinstance(range_, Interval):
+        return draw.choice(range_.values)
+    low, high = range_.low, range_.high
+    if range_.whole and not range_.log:
+        return str(draw.randint(round(low), round(high)))
+    if range_.log:
+        value = math.exp(draw.uniform(math.log(low), math.log(high)))
+    else:
+        value = draw.uniform(low, high)
+    return typed(min(max(value, low), high), whole=range_.whole)
