@@ -123,7 +123,7 @@ def _until(holds: Callable[[], bool], folder: Path) -> None:
     deadline = time.monotonic() + SECONDS
     while not holds():
         if time.monotonic() > deadline:
-            logs = [f"{p.name}: {p.read_text(errors='replace')[-800:]}"
-                    for p in sorted(folder.glob("*.out")) + sorted(folder.glob("*.log"))]  # fmt: skip
+            files = [*sorted(folder.glob("*.out")), *sorted(folder.glob("*.log"))]
+            logs = [f"{path.name}: {path.read_text(errors='replace')[-800:]}" for path in files]
             raise AssertionError("Slurm did not start:\n" + "\n".join(logs))
         time.sleep(0.2)
