@@ -1,9 +1,9 @@
-"""From gradients to changed weights: parameter groups, schedules, what clipping promises."""
+"""From gradients to changed weights: what clipping and optimizers promise, groups, schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,31 +22,39 @@ DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob"
 
 @dataclass(frozen=True)
 class ClipResult:
-    """What clipping found: the gradient norm before it, and whether it changed anything."""
+    """What clipping found in one step and what it did.
+
+    `norm_before` is the 2-norm over all gradients, `threshold` the bound in force at this step, and
+    `clipped_share` the share that exceeded it of what the card `clips`.
+    """
 
     norm_before: float
-    clipped: bool
+    threshold: float | None
+    clipped_share: float
 
 
 class Clip(Protocol):
-    """A card of the shelf `clipping`; changes gradients in place."""
+    """A card of the shelf `clipping`."""
 
     @property
-    def threshold(self) -> float | None: ...
+    def clips(self) -> str:
+        """What its share counts: steps, layers, units or elements."""
+        ...
 
-    def apply(self, parameters: Sequence[Parameter]) -> ClipResult: ...
+    @property
+    def window(self) -> int:
+        """How many earlier norms it reads; the loop keeps them, and resuming restores them."""
+        ...
+
+    def apply(self, parameters: Mapping[str, Parameter], past_norms: Sequence[float]) -> ClipResult:
+        """Clip the gradients of the trainable parameters in place; norms are the newest last."""
+        ...
 
 
 class OptimizerCard(Protocol):
     """A card of the shelf `optimizers`."""
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer: ...
-
-
-def gradient_norm(parameters: Iterable[Parameter]) -> float:
-    """The 2-norm over all gradients, infinite or NaN where one of them is."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
 def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:

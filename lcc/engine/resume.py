@@ -37,7 +37,10 @@ class Counters:
     seconds: float = 0.0
     loss_sum: float = 0.0  # of this epoch's steps, weighted by their targets
     loss_targets: int = 0
-    clipped_steps: int = 0
+    clipped_steps: int = 0  # in which anything was clipped
+    clipped_share_sum: float = 0.0
+    clip_threshold: float | None = None  # of the last step
+    past_norms: list[float] = field(default_factory=list)  # newest last, as many as clipping reads
     nonfinite_steps: int = 0
     nonfinite_in_row: int = 0
     micro_tokens: int = 0

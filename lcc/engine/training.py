@@ -18,6 +18,7 @@ from lcc.core.tracking import CurveFile, Tracker
 from lcc.engine.batching import batches_from, epoch_ends
 from lcc.engine.optimization import (
     Clip,
+    ClipResult,
     OptimizerCard,
     parameter_groups,
     schedule_of,
@@ -41,6 +42,7 @@ from lcc.engine.storing import is_sharded, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Training:
         loss = self.stepper.accumulate(self.train, batch, step=counters.step)
         mask_gradients(self.model, self.masks)
         rate = float(self.schedule.get_last_lr()[0])
-        found = self.clip.apply(self.stepper.trainable)
+        found = self.clip.apply(self._trainable(), counters.past_norms)
         is_finite = math.isfinite(loss) and math.isfinite(found.norm_before)
         if is_finite:
             self.optimizer.step()
@@ -129,28 +131,32 @@ class Training:
         counters.step += 1
         counters.tokens += sum(self.train.lengths[i] for i in batch)
         counters.seconds += time.monotonic() - started
-        self._count(batch, loss, is_finite=is_finite, clipped=found.clipped)
-        row = {"loss": loss, "lr": rate, "grad_norm": found.norm_before, "clipped": found.clipped,
+        self._count(batch, loss, found, is_finite=is_finite)
+        row = {"loss": loss, "lr": rate, "grad_norm": found.norm_before,
+               "clipped_share": found.clipped_share if is_finite else 0.0,
                "tokens": counters.tokens, "seconds": counters.seconds}  # fmt: skip
+        if found.threshold is not None:
+            row["clip_threshold"] = found.threshold
         if self._is_evaluation_due():
             row["validation_loss"] = self._evaluate()
         if self.dist.is_main:
             self.curves.log(counters.step, row)
-            clipping = {"clipped_share": counters.clipped_steps / counters.step}
-            if self.clip.threshold is not None:
-                clipping["clip_threshold"] = self.clip.threshold
-            self.tracker.log(counters.step, {**row, **clipping})
+            self.tracker.log(counters.step, row)
         bar.advance(1, loss=loss, lr=rate)
         self._stop_if_diverged()
 
-    def _count(self, batch: list[int], loss: float, *, is_finite: bool, clipped: bool) -> None:
+    def _count(self, batch: list[int], loss: float, found: ClipResult, *, is_finite: bool) -> None:
         counters = self.counters
         if not is_finite:
             counters.nonfinite_steps += 1
             counters.nonfinite_in_row += 1
             return
         counters.nonfinite_in_row = 0
-        counters.clipped_steps += clipped
+        counters.clipped_steps += found.clipped_share > 0
+        counters.clipped_share_sum += found.clipped_share
+        counters.clip_threshold = found.threshold
+        if self.clip.window:
+            counters.past_norms = [*counters.past_norms, found.norm_before][-self.clip.window :]
         num_targets = sum(self.train.targets[i] for i in batch)
         counters.loss_sum += loss * num_targets
         counters.loss_targets += num_targets
@@ -207,7 +213,7 @@ class Training:
                                  f"{self.counters.step} is saved.")  # fmt: skip
         return by_step or bool(timed)
 
-    def _trainable(self) -> dict[str, Tensor]:
+    def _trainable(self) -> dict[str, Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -222,8 +228,10 @@ class Training:
         self.counters.micro_tokens = self.stepper.micro_tokens
         tensors, optimizer = optimizer_state(self.optimizer)
         reduction, sent = self.stepper.reduction.state()
-        groups = {"trainable": self._trainable(), "optimizer": tensors, "best": self.best,
-                  "reduction": reduction}  # fmt: skip
+        groups: Mapping[str, Mapping[str, Tensor]] = {
+            "trainable": self._trainable(), "optimizer": tensors, "best": self.best,
+            "reduction": reduction,
+        }  # fmt: skip
         facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
                  "schedule": self.schedule.state_dict(), "reduction": sent,
                  "threads": torch.get_num_threads(),

@@ -54,7 +54,9 @@ def test_training_lowers_the_validation_loss(
     assert outcome.bundle.card.form == ("dense" if method == "full" else "adapter")
     rows = tuning.curves(tmp_path / "work")
     assert len(rows) == measures["steps"]
-    assert {"loss", "lr", "grad_norm", "clipped", "tokens", "seconds"} <= rows[0].keys()
+    assert {"loss", "lr", "grad_norm", "clip_threshold", "clipped_share", "tokens",
+            "seconds"} <= rows[0].keys()  # fmt: skip
+    assert measures["clipped_share_counts"] == "steps" and 0 < measures["clipped_share"] <= 1
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

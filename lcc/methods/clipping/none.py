@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
-from lcc.engine.optimization import ClipResult, gradient_norm
+from lcc.engine.clipping import gradient_norm
+from lcc.engine.optimization import ClipResult
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -17,10 +18,8 @@ class NONE:
     """No clipping."""
 
     revision: ClassVar[int] = 1
+    clips: ClassVar[str] = "steps"
+    window: ClassVar[int] = 0
 
-    @property
-    def threshold(self) -> None:
-        return None
-
-    def apply(self, parameters: Sequence[Parameter]) -> ClipResult:
-        return ClipResult(gradient_norm(parameters), clipped=False)
+    def apply(self, parameters: Mapping[str, Parameter], past_norms: Sequence[float]) -> ClipResult:
+        return ClipResult(gradient_norm(parameters.values()), None, 0.0)

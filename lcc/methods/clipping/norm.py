@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.core.lazy import torch
+from lcc.engine.clipping import bound_norm, gradient_norm
 from lcc.engine.optimization import ClipResult
 
 if TYPE_CHECKING:
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 class Norm:
     """Joint 2-norm at most `max_norm`."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
+    clips: ClassVar[str] = "steps"
+    window: ClassVar[int] = 0
+
     max_norm: Annotated[float, Field(gt=0)] = 1.0
 
-    @property
-    def threshold(self) -> float:
-        return self.max_norm
-
-    def apply(self, parameters: Sequence[Parameter]) -> ClipResult:
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_norm))
-        return ClipResult(norm, norm > self.max_norm)
+    def apply(self, parameters: Mapping[str, Parameter], past_norms: Sequence[float]) -> ClipResult:
+        norm = gradient_norm(parameters.values())
+        return bound_norm(parameters, norm, threshold=self.max_norm)
