@@ -113,40 +113,75 @@ def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
     return Figure(drawing.render(), f"{step}: {_ends('training loss', losses)}.{extra}")
 
 
-def norm_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
-    """The gradient norm before clipping, and below it the share of steps that were clipped."""
+def norm_curve(
+    curve: Sequence[dict[str, Any]], step: str, *, counts: str = "steps"
+) -> Figure | None:
+    """The gradient norm before clipping with its threshold; below, the share that was clipped.
+
+    A share of anything but steps (layers, units, elements) has a threshold of its own scale, which
+    is told and not drawn.
+    """
     norms = _points(curve, "grad_norm")
     if len(norms) < 2:
         return None
-    clipped = [(row["step"], float(bool(row.get("clipped")))) for row in curve]
-    share = sum(v for _, v in clipped) / len(clipped)
-    told = f"clipped in {units.share(share)} of {len(clipped):,} steps"
+    clipped = [(row["step"], _clipped_share(row)) for row in curve]
+    bounds = _points(curve, "clip_threshold")
+    told = f"{_clipping(clipped, counts)}{_threshold(bounds, counts)}"
     drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", told)
     x = Scale(norms[0][0], norms[-1][0], LEFT, WIDTH - RIGHT)
     bottom = drawing.height - BOTTOM
-    buckets = _bucketed(norms)
-    y = Scale(*padded([v for _, v in buckets], floor=0.0), bottom - STRIP - 18, TOP)
+    lines = {"curve": _bucketed(norms)}
+    if bounds and counts == "steps":
+        lines["threshold"] = _bucketed(bounds)
+    values = [v for line in lines.values() for _, v in line]
+    y = Scale(*padded(values, floor=0.0), bottom - STRIP - 18, TOP)
     drawing.upward(y, "gradient norm", num=4)
-    drawing.line([(x(s), y(v)) for s, v in buckets], "curve")
-    _strip(drawing, clipped, x, bottom)
+    for style, line in lines.items():
+        drawing.line([(x(s), y(v)) for s, v in line], style)
+    _strip(drawing, clipped, x, bottom, counts=counts)
     drawing.across(x, "optimizer step", whole=True)
     return Figure(drawing.render(), f"{step}: gradient norm before clipping, {told}.")
 
 
+def _clipped_share(row: dict[str, Any]) -> float:
+    # Curves of earlier versions say only whether a step was clipped.
+    return float(row.get("clipped_share", row.get("clipped")) or 0)
+
+
+def _clipping(clipped: Sequence[tuple[float, float]], counts: str) -> str:
+    mean = sum(v for _, v in clipped) / len(clipped)
+    if counts == "steps":
+        return f"clipped in {units.share(mean)} of {len(clipped):,} steps"
+    touched = sum(v > 0 for _, v in clipped) / len(clipped)
+    return (f"{units.share(mean)} of {units.clean(counts)} clipped, some in "
+            f"{units.share(touched)} of {len(clipped):,} steps")  # fmt: skip
+
+
+def _threshold(bounds: Sequence[tuple[float, float]], counts: str) -> str:
+    if not bounds:
+        return ""
+    ends = dict.fromkeys(units.quantity(value, "") for _, value in (bounds[0], bounds[-1]))
+    where = " (dashed)" if counts == "steps" else ""
+    return f"; threshold{where} {' → '.join(ends)}"
+
+
 def _strip(
-    drawing: Drawing, clipped: Sequence[tuple[float, float]], x: Scale, bottom: float
-) -> None:
-    """Bars of the clipped share, whose full height is every step of the bucket."""
+    drawing: Drawing, clipped: Sequence[tuple[float, float]], x: Scale, bottom: float, *,
+    counts: str,
+) -> None:  # fmt: skip
+    """Bars of the clipped share; the full height is all of a bucket, or the largest small share."""
     top = bottom - STRIP
     drawing.bar(Box(x.start, top, x.end - x.start, STRIP), "ground")
     buckets = _bucketed(clipped, 60)
+    largest = max(value for _, value in buckets)
+    full = largest if counts != "steps" and largest else 1.0
     edges = [x(s) for s, _ in buckets]
     width = max(min((b - a for a, b in pairwise(edges)), default=8.0) * 0.9, 0.8)
     for (_, value), left in zip(buckets, edges, strict=True):
-        height = value * STRIP
+        height = value / full * STRIP
         drawing.bar(Box(min(left, x.end - width), bottom - height, width, height), "clipped")
-    drawing.label(x.start + 4, top - 4, "share of steps clipped", style="name")
-    drawing.label(LEFT - 6, top + 10, "all", anchor="end")
+    drawing.label(x.start + 4, top - 4, f"share of {counts} clipped", style="name")
+    drawing.label(LEFT - 6, top + 10, "all" if full == 1 else units.share(full), anchor="end")
     drawing.label(LEFT - 6, bottom, "none", anchor="end")
 
 

@@ -23,6 +23,7 @@ from lcc.views.headline import headline
 from lcc.views.results import Delta
 from lcc.views.sensitivity import sensitivity_table
 from lcc.views.tables import change, results_table, speed_table
+from lcc.views.training import training_table
 
 NUM_SAMPLES = 8
 
@@ -126,9 +127,13 @@ def _sensitivity(run: Run) -> Iterator[Block]:
 
 
 def _training(run: Run) -> Iterator[Block]:
+    told = training_table(run)
+    yield from [told] if told else []
     for step in run.steps:
         curve = step.report.curve() if step.report else []
-        drawn = [charts.loss_curve(curve, step.name), charts.norm_curve(curve, step.name)]
+        counts = (step.report.word("clipped_share_counts") if step.report else "") or "steps"
+        drawn = [charts.loss_curve(curve, step.name),
+                 charts.norm_curve(curve, step.name, counts=counts)]  # fmt: skip
         figures: list[Figure] = [figure for figure in drawn if figure is not None]
         if figures:
             yield Figures(figures)

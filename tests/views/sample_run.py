@@ -85,6 +85,7 @@ def _steps() -> Any:
         if kind == "merge":
             inputs["adapter"] = key_of(name.removesuffix(".merged"))
         measures = {"parameters": _m(model[2], "count")} if model else {}
+        measures |= _training() if kind == "finetune" else {}
         yield _report(name, kind, inputs=inputs, measures=measures, node=_node(name, kind),
                       model_bytes=model[3] if model else None, notes=_notes(name),
                       warnings=_warnings(name))  # fmt: skip
@@ -93,6 +94,14 @@ def _steps() -> Any:
         yield _evaluation(checkpoint)
     yield _report("bench", "bench", tables={"speed": list(_speeds()), "machine": []},
                   measures={"memory_bandwidth": _m(14.5e9, "bytes/s")})  # fmt: skip
+
+
+def _training() -> dict[str, Any]:
+    return {"steps": _m(560, "count"), "lr": _m(1e-3), "train_loss": _m(1.41, "nats"),
+            "validation_loss_before": _m(3.42, "nats"), "validation_loss_after": _m(1.507, "nats"),
+            "clip_threshold": _m(0.5), "clipped_share": _m(0.375, "share"),
+            "clipped_share_counts": _m("steps"), "clipped_steps_share": _m(0.375, "share"),
+            "nonfinite_steps": _m(0, "count")}  # fmt: skip
 
 
 def _report(name: str, kind: str, **facts: Any) -> dict[str, Any]:
@@ -190,7 +199,8 @@ def _curve() -> list[dict[str, Any]]:
         norm = 0.3 + 1.2 * math.exp(-step / 120) + draw.random() * 0.25
         row: dict[str, Any] = {"step": step, "loss": 1.4 + 2.2 * math.exp(-step / 90)
                                + draw.gauss(0, 0.12), "lr": 1e-3, "grad_norm": norm,
-                               "clipped": norm > 0.5, "tokens": 2048 * step,
+                               "clip_threshold": 0.5, "clipped_share": float(norm > 0.5),
+                               "tokens": 2048 * step,
                                "seconds": 0.7 * step}  # fmt: skip
         if step % 80 == 0:
             row["validation_loss"] = 1.5 + 1.9 * math.exp(-step / 100)

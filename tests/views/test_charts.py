@@ -15,7 +15,8 @@ from lcc.views.svg import Scale, ticks
 
 
 def curve(num_steps: int, **fields: Any) -> list[dict[str, Any]]:
-    return [{"step": s, "loss": 2.0 + 1.0 / s, "grad_norm": 1.0, "clipped": s % 4 == 0, **fields}
+    return [{"step": s, "loss": 2.0 + 1.0 / s, "grad_norm": 1.0,
+             "clipped_share": float(s % 4 == 0), **fields}
             for s in range(1, num_steps + 1)]  # fmt: skip
 
 
@@ -23,6 +24,31 @@ def test_the_clipped_share_is_told_in_words() -> None:
     figure = charts.norm_curve(curve(400), "finetune")
     assert figure is not None
     assert "clipped in 25 % of 400 steps" in figure.caption
+
+
+def test_a_moving_threshold_is_drawn_with_the_norm() -> None:
+    rows = [row | {"clip_threshold": 0.5 + row["step"] / 100} for row in curve(50)]
+    figure = charts.norm_curve(rows, "finetune")
+    assert figure is not None
+    (threshold,) = re.findall(r'class="threshold" points="([^"]*)"', figure.svg)
+    heights = [float(point.split(",")[1]) for point in threshold.split()]
+    assert len(heights) == 50 and heights == sorted(heights, reverse=True)
+    assert "threshold (dashed) 0.51 → 1" in figure.caption
+
+
+def test_a_share_of_elements_is_told_with_the_steps_it_touched() -> None:
+    rows = [row | {"clipped_share": 0.002 * (row["step"] % 2), "clip_threshold": 0.5}
+            for row in curve(50)]  # fmt: skip
+    figure = charts.norm_curve(rows, "finetune", counts="elements")
+    assert figure is not None
+    assert "0.1 % of elements clipped, some in 50 % of 50 steps; threshold 0.5" in figure.caption
+    assert 'class="threshold"' not in figure.svg and "share of elements clipped" in figure.svg
+
+
+def test_the_curve_of_an_earlier_version_still_says_what_was_clipped() -> None:
+    rows = [{"step": s, "loss": 1.0, "grad_norm": 1.0, "clipped": s > 5} for s in range(1, 11)]
+    figure = charts.norm_curve(rows, "finetune")
+    assert figure is not None and "clipped in 50 % of 10 steps" in figure.caption
 
 
 def test_a_long_curve_is_thinned_and_a_short_one_is_left_alone() -> None:
@@ -35,7 +61,11 @@ def test_a_long_curve_is_thinned_and_a_short_one_is_left_alone() -> None:
 
 
 def test_steps_without_a_finite_loss_are_left_out_of_the_line() -> None:
-    rows = [*curve(5), {"step": 6, "loss": None, "grad_norm": None, "clipped": False}, *curve(0)]
+    rows = [
+        *curve(5),
+        {"step": 6, "loss": None, "grad_norm": None, "clipped_share": 0.0},
+        *curve(0),
+    ]
     figure = charts.loss_curve(rows, "finetune")
     assert figure is not None
     assert len(re.findall(r'class="curve" points="([^"]*)"', figure.svg)[0].split()) == 5
