@@ -47,15 +47,20 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(), "spawn", shutdown_timeout=GRACE_SECONDS)
         self.folder = folder
         self.history: list[str] = []
+        self.exit_codes: dict[int, int] = {}  # by rank, once a process failed
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if not result.is_failed():
             return result
+        # The result names one of those that failed, perhaps not the first.
+        workers, processes = worker_group.workers, getattr(self._pcontext, "_pc").processes  # noqa: B009
+        self.exit_codes = {worker.global_rank: process.exitcode or 0
+                           for worker, process in zip(workers, processes, strict=True)}  # fmt: skip
         if any(not record["passing"] for record in _records(self.folder)):
             self._remaining_restarts = 0  # the same mistake would be made again
         if self._remaining_restarts:
-            self.history.append(reason_of(result.failures, self.folder))
+            self.history.append(reason_of(self.exit_codes, self.folder))
             (self.folder / HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
         return result
 
@@ -188,20 +193,19 @@ def lost_sentence(error: RuntimeError, rank: int, timeout: float) -> tuple[str, 
     return None
 
 
-def reason_of(failures: Mapping[int, ProcessFailure], folder: Path) -> str:
-    """Why the group failed, as the end of a sentence: who was killed, else who hangs."""
-    killed = {rank: f for rank, f in failures.items() if f.exitcode < 0}
-    for rank, failure in sorted(killed.items()):
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
-        return f"process {rank} was killed by {name}{hint}."
-    # Who gave up by itself, else who waited in vain, else who found the others gone.
-    order = ["LostError", SILENT, GONE]
-    records = sorted(_records(folder), key=lambda record: order.index(record["type"]))
-    if records:
-        return str(records[0]["message"])
-    first = min(failures)
-    return f"process {first} ended with exit code {failures[first].exitcode}."
+def reason_of(exit_codes: Mapping[int, int], folder: Path) -> str:
+    """Why the group failed: who gave up by itself, else who hangs, else who was killed."""
+    told = {record["type"]: str(record["message"]) for record in reversed(_records(folder))}
+    for kind in ("LostError", SILENT):
+        if kind in told:
+            return told[kind]
+    for rank, code in sorted(exit_codes.items()):
+        if code < 0 and -code != signal.SIGTERM:  # which is ours, for those that are left
+            name = signal.Signals(-code).name
+            hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
+            return f"process {rank} was killed by {name}{hint}."
+    failed = next((rank for rank, code in sorted(exit_codes.items()) if code), 0)
+    return told.get(GONE, f"process {failed} ended with exit code {exit_codes.get(failed)}.")
 
 
 def _error_of(
@@ -218,7 +222,7 @@ def _error_of(
             return found
     num_tried, allowed = len(agent.history), distributed.max_restarts
     tried = f" It was started again {num_tried} of {allowed} times." if num_tried else ""
-    return ResourceError(f"distributed: {reason_of(failures, agent.folder)}{tried}")
+    return ResourceError(f"distributed: {reason_of(agent.exit_codes, agent.folder)}{tried}")
 
 
 def _leave(folder: Path, rank: int, kind: str, message: str, *, passing: bool) -> None:
