@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from lcc.core.catalog import name_of
 from lcc.core.decode import Mistake, Mistakes
 from lcc.core.describe import FORMAT, digest, identify
 from lcc.core.errors import RecipeError
@@ -72,13 +73,45 @@ class Pipeline:
         return Pipeline(self.recipe, self.steps[: last + 1])
 
 
+def trained_step(name: str) -> str:
+    """The step that a person wrote, of the one that planning put behind it for its adapter."""
+    return name.removesuffix(".merged").removesuffix(".attached")
+
+
+def form_of(stage: Any) -> str:
+    """The form of checkpoint that a stage hands on."""
+    produces = getattr(stage, "produces", None)
+    if produces is None:
+        produces = getattr(getattr(stage, "method", None), "produces", "dense")
+    return str(produces)
+
+
+def require_fit(name: str, stage: Any, source: Step, where: str) -> None:
+    """Raise Mistakes where step `name` cannot work on the model that `source` hands on."""
+    form = form_of(source.stage)
+    if form == "adapted" and form not in stage.accepts:
+        raise Mistakes([Mistake(where, f"the adapter of {trained_step(source.name)!r} stays beside "
+                                       f"its weights, so nothing can change them after it; place "
+                                       f"{name!r} before it, or train dense weights with a method "
+                                       "that merges, such as lora.")])  # fmt: skip
+    if form not in stage.accepts:
+        raise Mistakes([Mistake(where, f"takes a {' or '.join(stage.accepts)} model, but "
+                                       f"{source.name!r} before it makes a {form} one; place "
+                                       f"{name!r} before it.")])  # fmt: skip
+    method = getattr(stage, "method", None)
+    if method is not None and form == "packed" and not method.over_packed:
+        raise Mistakes([Mistake(f"{where}.method", f"{name_of(method)} needs the weights "
+                                f"that {source.name!r} has packed; use lora, whose adapter stays "
+                                "beside them, or train before packing.")])  # fmt: skip
+
+
 def _belongs(pipeline: Pipeline, step: Step, verb: str) -> bool:
     planned = pipeline.recipe.plan
-    origin = step.name.removesuffix(".merged")
+    origin = trained_step(step.name)
     if verb == "compress":
         return origin in planned
     if verb == "finetune":
-        kind = step.kind if step.kind != "merge" else pipeline.step(origin).kind
+        kind = step.kind if step.kind not in ("merge", "attach") else pipeline.step(origin).kind
         return kind == "finetune" and origin not in planned
     return step.kind == verb
 

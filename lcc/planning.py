@@ -14,11 +14,11 @@ from lcc.core.nearest import did_you_mean
 from lcc.parts import data as datasets
 from lcc.parts import sources
 from lcc.parts.packages import file_digest
-from lcc.pipeline import Pipeline, Step, ordered
+from lcc.pipeline import Pipeline, Step, form_of, ordered, require_fit
 from lcc.recipe import Recipe
 from lcc.stage import Stage
 
-IMPLICIT = ("base", "prepare", "merge", "calibrate")  # steps the pipeline adds by itself
+IMPLICIT = ("base", "prepare", "merge", "attach", "calibrate")  # steps the pipeline adds by itself
 STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
 NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
 # Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
@@ -97,7 +97,7 @@ class _Planner:
 
     def _model_step(self, name: str, kind: str, stage: Stage, where: str) -> None:
         source = self._require_model(where)
-        self._check_form(name, stage, source, where)
+        require_fit(name, stage, source, where)
         inputs = {"model": source}
         if getattr(stage, "needs", None):
             stage = self._with_mode(stage)
@@ -105,13 +105,14 @@ class _Planner:
                 inputs["stats"] = self._statistics(name, stage, source)
         if getattr(stage, "teacher", None):
             inputs["teacher"] = self._teacher(str(stage.teacher), source, where)  # type: ignore[attr-defined]
-        adapter = _form(stage) == "adapter"
+        adapter = form_of(stage) == "adapter"
         changes = stage.changes_model
         step = self._add(name, kind, stage, inputs, checkpoint=None if adapter else name)
         if adapter:
-            merged = card(STAGES, "merge")()
-            step = self._add(f"{name}.merged", "merge", merged, {"model": source, "adapter": step},
-                             checkpoint=name)  # fmt: skip
+            merges = form_of(source.stage) == "dense" and stage.method.merges  # type: ignore[attr-defined]
+            kind, suffix = ("merge", "merged") if merges else ("attach", "attached")
+            step = self._add(f"{name}.{suffix}", kind, card(STAGES, kind)(),
+                             {"model": source, "adapter": step}, checkpoint=name)  # fmt: skip
         if changes:
             self.current = step
         self.trained = self.trained or getattr(stage, "trains", False)
@@ -226,13 +227,6 @@ class _Planner:
             raise RecipeError(f"{where}: no model is chosen; add model=NAME or model=FOLDER.")
         return self.current
 
-    def _check_form(self, name: str, stage: Stage, source: Step, where: str) -> None:
-        form = _form(source.stage)
-        if form not in stage.accepts:
-            raise Mistakes([Mistake(where, f"takes a {' or '.join(stage.accepts)} model, but "
-                                           f"{source.name!r} before it makes a {form} one; place "
-                                           f"{name!r} before it.")])  # fmt: skip
-
     def _teacher(self, teacher: str, source: Step, where: str) -> Step:
         known = self._checkpoints()
         if teacher == "plan_input":
@@ -269,13 +263,6 @@ def _task_of(recipe: Recipe, kind: str) -> Any:
     unseen = {"eval": (), "bench": (), "vocab": ("metrics", "decode")}
     ignored = unseen.get(kind, ("metrics", "decode", "demonstrations"))
     return {key: value for key, value in described.items() if key not in ignored}
-
-
-def _form(stage: Stage) -> str:
-    produces = getattr(stage, "produces", None)
-    if produces is None:
-        produces = getattr(getattr(stage, "method", None), "produces", "dense")
-    return str(produces)
 
 
 def _was_trained(step: Step) -> bool:

@@ -18,6 +18,7 @@ from lcc.core.lazy import torch, transformers
 from lcc.core.machine import cores
 from lcc.core.progress import Progress
 from lcc.core.tracking import Tracker
+from lcc.engine.adapter_gate import adapter_gate
 from lcc.parts import checkpoint
 from lcc.parts.allocator import keep_large_blocks, return_freed
 from lcc.parts.gate import logits_as_stored, reload_gate
@@ -138,6 +139,9 @@ def _keep_model(outcome: Outcome, job: Job) -> dict[str, Measure]:
     gate = reload_gate(
         bundle, target, parent=parent / "model" if parent else None, expected=expected
     )
+    if bundle.card.form == "adapter":
+        assert parent is not None, "an adapter is trained on a base"
+        gate |= adapter_gate(bundle, target.parent / "adapter", parent=parent / "model")
     return {**size, **gate}
 
 

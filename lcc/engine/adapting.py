@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lcc.core.errors import IntegrityError, RecipeError
-from lcc.core.lazy import peft, torch, transformers
+from lcc.core.lazy import torch, transformers
 from lcc.engine.sparse_training import mask_adapters, mask_weights, zero_masks
+from lcc.parts.adapters import hush as hush
+from lcc.parts.adapters import put_adapter
+from lcc.parts.bottlenecks import Bottlenecks, write_bottlenecks
 from lcc.parts.model import Bundle, auto_class
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ class Note:
     labels: tuple[str, ...] = ()
 
 
-def hush() -> None:
-    """Silence what peft and bitsandbytes say about themselves; nothing in it is the user's."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-
-
 def attach(bundle: Bundle, model: Any, note: Note) -> None:
     """Make `bundle` the adapter `model` (a PeftModel), written together with `note`."""
 
@@ -48,9 +43,10 @@ def attach(bundle: Bundle, model: Any, note: Note) -> None:
         file = folder / "adapter_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         # peft notes the path it was trained from: a path of this machine, true nowhere else.
-        target = sorted(config["target_modules"])  # a set: its order changes between processes
-        _write_json(file, config | {"base_model_name_or_path": written.card.name,
-                                    "target_modules": target})  # fmt: skip
+        config["base_model_name_or_path"] = written.card.name
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()  # a set: its order changes between processes
+        _write_json(file, config)
         _write_json(folder / NOTE_FILE, asdict(note))
 
     bundle.module = model
@@ -58,9 +54,29 @@ def attach(bundle: Bundle, model: Any, note: Note) -> None:
     bundle.with_card(form="adapter")
 
 
+def attach_bottlenecks(bundle: Bundle, model: Module, note: Note, shape: Bottlenecks) -> None:
+    """Make `bundle` the bottleneck adapters inside `model`, written together with `note`."""
+
+    def write(written: Bundle, folder: Path) -> None:
+        write_bottlenecks(model, shape, folder)
+        _write_json(folder / NOTE_FILE, asdict(note))
+
+    bundle.module = model
+    bundle.write = write
+    bundle.with_card(form="adapter")
+
+
+def fills_zeros(bundle: Bundle) -> bool:
+    """Whether a dense change merged into this parent would fill its zeros.
+
+    An adapter of packed weights stays beside them and fills nothing.
+    """
+    return bundle.card.sparse is not None and bundle.card.form == "dense"
+
+
 def refuse_sparse(bundle: Bundle, method: str) -> None:
     """A dense change would fill a sparse model's zeros when it is merged."""
-    if bundle.card.sparse:
+    if fills_zeros(bundle):
         raise RecipeError(
             f"method: model {bundle.card.name!r} is sparse ({bundle.card.sparse}) and {method} "
             "would fill its zeros; use method=full or method=lora, which keep them."
@@ -137,7 +153,7 @@ def merge(
     """
     hush()
     masks = zero_masks(base) if sparse else {}
-    adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+    adapted: Any = put_adapter(base, folder)
     if sparse:
         mask_adapters(adapted)
     before = _logits(adapted, probes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch, transformers
+from lcc.parts.adapters import is_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +54,36 @@ def answer(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i]), reverse=True)
     answers: dict[int, Generated] = {}
     with torch.inference_mode(), _own_settings(module):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in _batches(module, [len(prompt) for prompt in prompts], order, batch_size):
             batch = _Batch(module, tokenizer, decode, [limits[i] for i in chosen])
             found = batch.generate([prompts[i] for i in chosen])
             answers.update(zip(chosen, found, strict=True))
             advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
+
+
+def ends_batch(module: Any, lengths: Sequence[int], last: int, following: int) -> bool:
+    """Whether row `following` must not be padded to the length of row `last`, the one before it.
+
+    Padding of the left stands between a text and the virtual tokens of prompt or prefix tuning,
+    where none was in training.
+    """
+    if module.config.is_encoder_decoder or not is_prompt(module):
+        return False
+    return lengths[last] != lengths[following]
+
+
+def _batches(
+    module: Any, lengths: Sequence[int], order: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or ends_batch(module, lengths, batch[-1], i)):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def token_times(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> list[float]:

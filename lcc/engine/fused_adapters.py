@@ -43,11 +43,11 @@ def _is_plain(layer: Any) -> bool:
     (name,) = names
     down, up = layer.lora_A[name], layer.lora_B[name]
     is_linear = type(down) is torch.nn.Linear and type(up) is torch.nn.Linear and up.bias is None
-    if base.weight.requires_grad or base.weight.dtype != down.weight.dtype:
+    if not is_linear or base.weight.requires_grad or base.weight.dtype != down.weight.dtype:
         return False
     has_own = "forward" in vars(layer) or bool(layer.lora_variant)
     is_quiet = isinstance(layer.lora_dropout[name], torch.nn.Identity)
-    return is_linear and is_quiet and not has_own
+    return is_quiet and not has_own
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

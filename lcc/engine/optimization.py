@@ -67,6 +67,25 @@ def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]
     return [group for group in groups if group["params"]]
 
 
+def with_own_rates(
+    groups: list[dict[str, Any]], model: Module, *, lr: float, ratios: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The groups, cut where parameters learn at another share of `lr` (LoRA+; Hayou et al., 2024).
+
+    `ratios` gives the share by a part of the parameter's name.
+    """
+    own = {id(p): ratio for n, p in model.named_parameters()
+           for part, ratio in ratios.items() if part in n and ratio != 1}  # fmt: skip
+    if not own:
+        return groups
+    cut = []
+    for group in groups:
+        for ratio in sorted({own.get(id(p), 1.0) for p in group["params"]}):
+            chosen = [p for p in group["params"] if own.get(id(p), 1.0) == ratio]
+            cut.append({**group, "params": chosen, "lr": lr * ratio})
+    return cut
+
+
 def schedule_of(
     name: ScheduleName, optimizer: Optimizer, *, num_steps: int, warmup_ratio: float
 ) -> LRScheduler:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.lazy import torch
 from lcc.engine.objectives import Batch, LogitsOf, unsupervised
 from lcc.engine.packing import laid_out
+from lcc.parts.adapters import is_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +41,10 @@ class Projection:
 def projection_of(model: Any, head: Head) -> Projection | None:
     """`model` cut before its output layer; None where that layer is not all that makes logits."""
     whole = unwrapped(model)
-    virtual = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    if virtual or head not in ("causal", "seq2seq") or whole.get_output_embeddings() is None:
+    if is_prompt(model):
         return None  # Virtual tokens are put in front by what is around the model.
+    if head not in ("causal", "seq2seq") or whole.get_output_embeddings() is None:
+        return None
     for states in _causal_states(whole) if head == "causal" else _pair_states(whole):
         found = Projection(states, _output_of(whole), whole.get_output_embeddings())
         if _agrees(whole, found, head):
@@ -66,9 +68,11 @@ def _whole_logits(model: Any, head: Head, batch: Batch) -> Tensor:
         labels = inputs.pop("labels")
         shifted = unwrapped(model).prepare_decoder_input_ids_from_labels(labels=labels)
         inputs["decoder_input_ids"] = shifted
+    assert batch.positions is not None
     with laid_out(batch.lengths):
-        logits: Tensor = model(**inputs, use_cache=False).logits[batch.positions]
-    return logits
+        logits = model(**inputs, use_cache=False).logits  # (B, virtual + T, V) behind a prompt
+    found: Tensor = logits[:, -batch.positions.shape[1] :][batch.positions]
+    return found
 
 
 def unwrapped(model: Any) -> Any:

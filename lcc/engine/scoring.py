@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.engine.decoding import pad_id, padded
+from lcc.engine.decoding import ends_batch, pad_id, padded
+from lcc.parts.adapters import is_prompt, num_virtual
 from lcc.parts.encoding import IGNORED
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def context_length(module: Any) -> int:
     for name in ("max_position_embeddings", "n_positions"):
         found = getattr(config, name, None)
         if isinstance(found, int) and found > 0:
-            return found
+            return found - num_virtual(module)
     return DEFAULT_CONTEXT
 
 
@@ -112,12 +113,15 @@ def _batches(
 ) -> Iterator[list[int]]:
     """Runs of `order` whose logits fit into memory; the first of a run is its longest."""
     vocabulary = int(module.get_output_embeddings().weight.shape[0])
+    lengths = [len(span.ids) for span in spans]
     batch: list[int] = []
     kept = 0
     for i in order:
         kept = max(kept, len(spans[i].ids) - spans[i].start + 1)
         if batch and (
-            len(batch) == batch_size or (len(batch) + 1) * kept * vocabulary > MAX_LOGITS
+            len(batch) == batch_size
+            or (len(batch) + 1) * kept * vocabulary > MAX_LOGITS
+            or ends_batch(module, lengths, batch[-1], i)
         ):
             yield batch
             batch, kept = [], len(spans[i].ids) - spans[i].start + 1
@@ -131,8 +135,9 @@ def _causal_nats(module: Any, batch: list[Span], pad: int) -> list[float]:
     ids, mask = padded([span.ids for span in batch], pad, left=True, device=module.device)
     kept = max(len(span.ids) - span.start for span in batch) + 1
     options: dict[str, Any] = {}
-    accepted = inspect.signature(module.forward).parameters
-    if "position_ids" in accepted:
+    plain = module.get_base_model() if is_prompt(module) else module
+    accepted = inspect.signature(plain.forward).parameters
+    if "position_ids" in accepted and not is_prompt(module):  # it counts the virtual tokens itself
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = kept

@@ -22,8 +22,10 @@ from lcc.engine.optimization import (
     OptimizerCard,
     parameter_groups,
     schedule_of,
+    with_own_rates,
 )
 from lcc.engine.options import TrainingOptions
+from lcc.engine.rank_allocation import RankAllocation
 from lcc.engine.resume import (
     Counters,
     Interruption,
@@ -61,6 +63,8 @@ class Training:
     tracker: Tracker
     progress: Progress
     masks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    lr_ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    allocation: RankAllocation | None = None
 
     def __post_init__(self) -> None:
         o, self.model, self.dist = self.options, self.stepper.model, self.stepper.dist
@@ -74,6 +78,9 @@ class Training:
         self.num_steps = self.epoch_ends[-1]
         self.counters = Counters(micro_tokens=self.stepper.micro_tokens)
         groups = parameter_groups(self.model, o.weight_decay)
+        groups = with_own_rates(groups, self.model, lr=self.lr, ratios=self.lr_ratios)
+        if self.allocation is not None:
+            self.allocation.plan(self.num_steps)
         self.optimizer = self.optimizer_card.build(groups, self.lr)
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
@@ -118,6 +125,8 @@ class Training:
         counters, started = self.counters, time.monotonic()
         loss = self.stepper.accumulate(self.train, batch, step=counters.step)
         mask_gradients(self.model, self.masks)
+        if self.allocation is not None:
+            self.allocation.regularise()
         rate = float(self.schedule.get_last_lr()[0])
         found = self.clip.apply(self._trainable(), counters.past_norms)
         is_finite = math.isfinite(loss) and math.isfinite(found.norm_before)
@@ -125,6 +134,8 @@ class Training:
             self.optimizer.step()
             self.schedule.step()
             mask_weights(self.model, self.masks)
+            if self.allocation is not None:
+                self.allocation.allocate(counters.step + 1)
         self.optimizer.zero_grad()
         if epoch != counters.epoch:
             counters.epoch, counters.loss_sum, counters.loss_targets = epoch, 0.0, 0
@@ -184,6 +195,8 @@ class Training:
 
     def _evaluate(self) -> float:
         loss, counters = self.stepper.validate(self.validation), self.counters
+        if self.allocation is not None and not self.allocation.is_settled(counters.step):
+            return loss  # of ranks that will not stay
         if math.isfinite(loss) and (counters.best_loss is None or loss < counters.best_loss):
             counters.best_loss, counters.best_step = loss, counters.step
             counters.evaluations_without_gain = 0
@@ -231,10 +244,12 @@ class Training:
         groups: Mapping[str, Mapping[str, Tensor]] = {
             "trainable": self._trainable(), "optimizer": tensors, "best": self.best,
             "reduction": reduction,
+            **({"allocation": self.allocation.tensors()} if self.allocation is not None else {}),
         }  # fmt: skip
         facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
                  "schedule": self.schedule.state_dict(), "reduction": sent,
                  "threads": torch.get_num_threads(),
+                 "ranks": self.allocation and self.allocation.pattern,
                  "world_size": self.dist.world_size}  # fmt: skip
         if self.stepper.sharded is not None:
             groups = self.stepper.sharded.as_saved(groups)
@@ -257,6 +272,8 @@ class Training:
         parameters = self._trainable()
         self.best = {name: _kept(placed(tensor, parameters[name]))
                      for name, tensor in saved.tensors["best"].items()}  # fmt: skip
+        if self.allocation is not None:
+            self.allocation.restore(saved.tensors["allocation"], facts["ranks"])
         restore_optimizer(self.optimizer, saved.tensors["optimizer"], facts["optimizer"])
         self.schedule.load_state_dict(facts["schedule"])
         self.stepper.reduction.restore(

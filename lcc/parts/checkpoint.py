@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from lcc.parts.model import Bundle
     from lcc.parts.tensor_files import Entry
 
-Form = Literal["dense", "packed", "adapter"]
+Form = Literal["dense", "packed", "adapter", "adapted"]
+"""`adapted` is what a step hands on whose adapter stays; the card keeps the form of its base."""
 Head = Literal["causal", "seq2seq", "classify", "embed"]
 
 CARD_FILE = "lcc_card.json"
@@ -93,6 +94,17 @@ def save(bundle: Bundle, folder: Path) -> None:
         folder = folder.parent / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
     hush()
+    write_weights(bundle, folder)
+    if bundle.card.form != "adapter":
+        _save_tokenizer(bundle, folder)
+    write_card(bundle.card, folder)
+    for file in folder.rglob("*"):
+        # transformers writes weights 0600, which a shared store could not read.
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def write_weights(bundle: Bundle, folder: Path) -> None:
+    """Weights and config alone, by the bundle's own `write` where it has one."""
     if bundle.write is not None:
         bundle.write(bundle, folder)
     elif bundle.streamed is not None:
@@ -103,12 +115,6 @@ def save(bundle: Bundle, folder: Path) -> None:
         _save_adapter(bundle, folder)
     else:
         _save_dense(bundle, folder)
-    if bundle.card.form != "adapter":
-        _save_tokenizer(bundle, folder)
-    write_card(bundle.card, folder)
-    for file in folder.rglob("*"):
-        # transformers writes weights 0600, which a shared store could not read.
-        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def _is_untouched(bundle: Bundle) -> bool:

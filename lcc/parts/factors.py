@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lcc.parts.model import Bundle
 
+FORMAT = "low-rank factors"  # on the card
 MODEL_TYPE = "lcc_low_rank"
 KEY = "low_rank"  # in config.json: the family's own model_type, and the rank of each layer
 

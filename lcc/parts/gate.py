@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_TOKENS = 24
-ROUNDED = 2.5e-2  # what half-precision arithmetic may do to a logit, twice over in _compare
+ROUNDED = 2.5e-2  # what half-precision arithmetic may do to a logit, twice over in compare
 WHOLE_BYTES = 1 << 29  # a streamed result below this is reloaded whole, as a stranger does
 # Largest |Δlogit| as a share of the largest |logit|. Dense weights reload bit for bit, so only the
 # order of sums may differ; packed scales are stored in half precision.
@@ -38,6 +38,8 @@ def logits_as_stored(bundle: Bundle, folder: Path) -> Tensor | None:
         return None
     card = read_card(folder)
     if card.form != "dense" or card.loads_with != "transformers" or bundle.streamed is not None:
+        return None
+    if card.adapter:
         return None
     like = Bundle(card=card, path=folder).load(dtype=card.dtype, device=None, device_map="meta")
     dtypes = {name: tensor.dtype for name, tensor in like.state_dict().items()}
@@ -68,7 +70,7 @@ def reload_gate(
     return_freed()
     if expected is None:
         expected = probe_logits(_in_dtypes(bundle.load(dtype=None), dtypes))
-    measures = {"reload_max_logit_difference": _compare(expected, got, folder, card.form)}
+    measures = {"reload_max_logit_difference": compare(expected, got, folder, card.form)}
     if card.form == "packed" and card.loads_with == "transformers":
         measures |= _native_check(folder, exact, noise=float((got - exact).abs().max()))
     return measures
@@ -88,7 +90,7 @@ def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[st
     _check_stored(folder, parent, bundle.module.base_model_prefix)
     reread = offloaded(Bundle(card=card, path=folder))
     exact = probe_logits(reread)
-    difference = _compare(_logits(aside.output), exact, folder, card.form)
+    difference = compare(_logits(aside.output), exact, folder, card.form)
     measures = {"reload_max_logit_difference": difference}
     if sum(file.stat().st_size for file in weight_files(folder)) < WHOLE_BYTES:
         return {**measures, **_as_a_stranger(card, folder, exact)}
@@ -98,7 +100,7 @@ def _streamed_gate(bundle: Bundle, folder: Path, parent: Path | None) -> dict[st
             disk = Bundle(card=card, path=folder).load(dtype=card.dtype, device=None, **options)
             got = probe_logits(disk)
         noise = ROUNDED * float(exact.abs().max())
-        _compare(exact, got, folder, card.form, noise=0.0 if card.dtype == "float32" else noise)
+        compare(exact, got, folder, card.form, noise=0.0 if card.dtype == "float32" else noise)
     return measures
 
 
@@ -106,7 +108,7 @@ def _as_a_stranger(card: Card, folder: Path, exact: Tensor) -> dict[str, Measure
     disk = Bundle(card=card, path=folder).load(dtype="float32")
     whole = probe_logits(disk)
     if card.form == "dense":
-        _compare(exact, whole, folder, "dense")
+        compare(exact, whole, folder, "dense")
         return {}
     # Where the format rounds inputs too, `exact` does not; the difference is the native check's.
     rounded = probe_logits(disk.to(getattr(torch, card.dtype)))
@@ -158,9 +160,10 @@ def _logits(output: Any) -> Tensor:
     return result
 
 
-def _compare(
+def compare(
     expected: Tensor, got: Tensor, folder: Path, form: str, *, noise: float = 0.0
 ) -> Measure:
+    """The largest difference of two sets of logits; GateError beyond the form's tolerance."""
     if expected.shape != got.shape:
         raise GateError(
             f"{folder}: logits have shape {tuple(got.shape)} after reloading, "
@@ -253,5 +256,5 @@ def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Mea
     card = read_card(folder)
     module = Bundle(card=card, path=folder).load(dtype=card.dtype, native=True)
     native = probe_logits(module)
-    found = _compare(exact, native, folder, "packed", noise=noise)
+    found = compare(exact, native, folder, "packed", noise=noise)
     return {"native_max_logit_difference": found}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import DataError, IntegrityError, RecipeError
-from lcc.core.lazy import peft, torch, transformers
+from lcc.core.lazy import torch, transformers
+from lcc.parts.adapters import put_adapter
 from lcc.parts.checkpoint import ADAPTER, AUTO_CLASSES, Card, Head, hush, read_card
-from lcc.parts.factors import read_factored
+from lcc.parts.factors import FORMAT, read_factored
 from lcc.parts.folder import examine, read_json
 from lcc.parts.packed import is_one_scheme, unpacked
 
@@ -115,10 +116,10 @@ class Bundle:
     def _read(self, dtype: str, *, native: bool, placed: dict[str, Any]) -> Any:
         assert self.path is not None, "a bundle without a folder must carry its module"
         hush()
-        if self.card.loads_with == "lcc":
-            return read_factored(auto_class(self.card), self.path, dtype=dtype)
         if self.card.adapter:
             return self._read_adapted(dtype, native=native)
+        if self.card.format == FORMAT:
+            return read_factored(auto_class(self.card), self.path, dtype=dtype)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **placed}
         dequantize = self.card.form == "packed" and not native
         integers = dequantize and self.card.format == "compressed-tensors"
@@ -138,12 +139,11 @@ class Bundle:
         return _with_parameters_in(unpacked(module), dtype) if by_layer else module
 
     def _read_adapted(self, dtype: str, *, native: bool) -> Any:
-        """The base with its own adapter on it, or merged into it."""
+        """The base with its own adapter on it, or merged into it where that can be."""
         assert self.path is not None
         base = Bundle(dataclasses.replace(self.card, adapter=False), self.path)
         module = base._read(dtype, native=native, placed={})
-        adapted = peft.PeftModel.from_pretrained(module, self.path / ADAPTER).eval()
-        return adapted if native else adapted.merge_and_unload()
+        return put_adapter(module, self.path / ADAPTER, merge=not native)
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -21,6 +21,13 @@ def is_one_scheme(folder: Path) -> bool:
     return len(groups) == 1 and not any(g.get("input_activations") for g in groups.values())
 
 
+def rounds_inputs(folder: Path) -> bool:
+    """Whether layers of the packed model in `folder` round what they are given."""
+    told = read_json(folder / "config.json").get("quantization_config") or {}
+    groups = (told.get("config_groups") or {}).values()
+    return any(group.get("input_activations") for group in groups)
+
+
 def unpacked(module: Any) -> Any:
     """A natively loaded module with dense weights, in place; inputs are rounded as they were."""
     module.hf_quantizer.compressor.decompress_model(module)

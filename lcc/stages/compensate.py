@@ -16,7 +16,7 @@ from lcc.compression.rounding import Rounding
 from lcc.core.decode import card
 from lcc.core.errors import RecipeError
 from lcc.methods.quantizers import Smoother
-from lcc.parts.checkpoint import ADAPTER
+from lcc.parts.checkpoint import ADAPTER, Form
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import Needs, few_tokens, input_groups
 from lcc.stages._grids import common_group_size, layer_bits
@@ -38,6 +38,7 @@ class Compensate(Quantize):
     quantizes again what the change leaves and keeps the best turn of every layer.
     """
 
+    produces: ClassVar[Form] = "adapted"
     revision: ClassVar[int] = 1
 
     bits: Bits = 4

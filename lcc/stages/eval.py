@@ -41,7 +41,7 @@ class Eval:
     """
 
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
-    accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
+    accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed", "adapted")
     changes_model: ClassVar[bool] = False
     revision: ClassVar[int] = 1
 

@@ -25,7 +25,7 @@ from lcc.core.decode import card
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import as_linear, block_linears
 from lcc.engine.calibration import Calibration
-from lcc.parts.factors import put_factors, write_factored
+from lcc.parts.factors import FORMAT, put_factors, write_factored
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import Needs, few_tokens, input_groups
 
@@ -166,7 +166,7 @@ class Factorize:
             put_factors(model, name, up, down)
         ranks = {name: down.shape[0] for name, (_, down) in pairs.items()}
         bundle.write = partial(write_factored, ranks=ranks)
-        bundle.with_card(form="packed", format="low-rank factors", loads_with="lcc")
+        bundle.with_card(form="packed", format=FORMAT, loads_with="lcc")
 
     def _measures(
         self, rows: list[dict[str, Any]], num_before: int, model: Any

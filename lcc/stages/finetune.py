@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice
+from lcc.core.catalog import Choice, name_of
 from lcc.core.decode import card
-from lcc.core.errors import DataError
+from lcc.core.errors import DataError, RecipeError
 from lcc.core.tracking import CurveFile
 from lcc.engine.compiling import compiled_blocks
 from lcc.engine.objectives import require_loss
@@ -19,6 +19,7 @@ from lcc.engine.optimization import set_dropout
 from lcc.engine.options import TrainingOptions
 from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function, projection_of
+from lcc.engine.rank_allocation import RankAllocation, allocation_of
 from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper
@@ -26,8 +27,10 @@ from lcc.engine.training import Training
 from lcc.methods.adapters.lora import Lora
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.optimizers.adamw import AdamW
+from lcc.parts.adapters import is_prompt
 from lcc.parts.checkpoint import Form
 from lcc.parts.dist import Distributed
+from lcc.parts.packed import rounds_inputs
 from lcc.stage import Measure, Noun, Outcome
 from lcc.stages._teaching import Lesson, Teaching
 
@@ -49,7 +52,7 @@ class Finetune(TrainingOptions):
     """
 
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
-    accepts: ClassVar[tuple[Form, ...]] = ("dense",)
+    accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     revision: ClassVar[int] = 2  # the loss in chunks and LoRA fused: sums in another order
@@ -67,6 +70,7 @@ class Finetune(TrainingOptions):
         require_loss(task.head)
         if self.packing:
             require_packable(task.head)
+        _refuse_unfit_packing(bundle, task)
         _give_head(bundle, task, context.seed)
         train = self._examples("train", bundle, task, context, limit=self.samples)
         validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
@@ -109,9 +113,11 @@ class Finetune(TrainingOptions):
         if self.dropout is not None:
             set_dropout(model, self.dropout)
         if self.gradient_checkpointing:
+            _refuse_recomputing(self.method)
             enable: Any = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.packing:
+            _refuse_packed_prompts(model, self.method)
             allow_packing(model)
         head = context.required_task.head
         masked = bundle.card.sparse is not None and self.method.produces == "dense"
@@ -137,7 +143,8 @@ class Finetune(TrainingOptions):
             optimizer_card=self.optimizer, lr=self.lr or self.method.default_lr,
             state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
             tracker=context.tracker, progress=context.progress,
-            masks=masks,
+            masks=masks, lr_ratios=getattr(self.method, "lr_ratios", {}),
+            allocation=self._allocation(model, sharded),
         )  # fmt: skip
 
     def _run(self, training: Training) -> Counters:
@@ -157,6 +164,15 @@ class Finetune(TrainingOptions):
 
         require_shardable(model, self.distributed, self.optimizer, context.device)
         return Sharded(model, self.distributed, context.dist, context.device)
+
+    def _allocation(self, model: Module, sharded: Sharded | None) -> RankAllocation | None:
+        found = allocation_of(self.method, model)
+        if found is not None and sharded is not None:
+            raise RecipeError(
+                f"finetune.distributed: {name_of(self.method)} weighs whole gradients and fsdp"
+                " holds pieces of them; use strategy=ddp."
+            )
+        return found
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []
@@ -196,6 +212,35 @@ class Finetune(TrainingOptions):
                 training.stepper.reduction.bytes_sent / max(1, counters.step), "bytes"
             ),
         }
+
+
+def _refuse_recomputing(method: Any) -> None:
+    if not getattr(method, "recomputes", True):
+        raise RecipeError(
+            f"finetune.gradient_checkpointing: {name_of(method)} puts its prefix into the cache,"
+            " where a second forward would find the first one's keys; set it to false."
+        )
+
+
+def _refuse_packed_prompts(model: Module, method: Any) -> None:
+    if is_prompt(model):
+        raise RecipeError(f"finetune.packing: {name_of(method)} puts its vectors before a row, not "
+                          "before each text in it; set it to false.")  # fmt: skip
+
+
+def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
+    """Packed weights are trained around, never opened: what is missing in them stays missing."""
+    if bundle.card.form != "packed":
+        return
+    if bundle.lacks_head(task.head):
+        raise RecipeError(
+            f"finetune: packed model {bundle.card.name!r} has no {task.head} head and can be given"
+            " none; train the head before packing."
+        )
+    if bundle.path is not None and rounds_inputs(bundle.path):
+        raise RecipeError(f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
+                          "and no gradient passes through rounding; train before it, or pack "
+                          "weights alone.")  # fmt: skip
 
 
 def _give_head(bundle: Bundle, task: Task, seed: int) -> None:

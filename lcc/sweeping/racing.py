@@ -11,7 +11,7 @@ from lcc.core.catalog import STAGES, card
 from lcc.core.decode import decode
 from lcc.core.errors import LccError, PreemptedError
 from lcc.core.progress import Progress
-from lcc.pipeline import Pipeline, Step
+from lcc.pipeline import Pipeline, Step, trained_step
 from lcc.planning import one_more_step
 from lcc.recipe import Recipe
 from lcc.runner import Run, run_pipeline
@@ -87,7 +87,7 @@ def _relinked(made: dict[str, Step]) -> list[Step]:
 def _ends(pipeline: Pipeline) -> tuple[Step, Step]:
     """The model that the plan was given, and the last one it made."""
     made = list(pipeline.checkpoints.values())
-    planned = [s for s in made if s.name.removesuffix(".merged") in pipeline.recipe.plan]
+    planned = [s for s in made if trained_step(s.name) in pipeline.recipe.plan]
     if not planned:
         return made[0], made[-1]
     before = made[: made.index(planned[0])]

@@ -25,7 +25,7 @@ def test_a_card_is_a_page(shelf: str, name: str) -> None:
 def test_a_stage_keeps_the_contract(name: str) -> None:
     cls = card(STAGES, name)
     assert set(cls.reads) <= {"task", "data", "seed", "device", "dtype"}
-    assert set(cls.accepts) <= {"dense", "packed", "adapter"}
+    assert set(cls.accepts) <= {"dense", "packed", "adapter", "adapted"}
     assert isinstance(cls.changes_model, bool)
     assert callable(cls.run)
 

@@ -141,7 +141,7 @@ def test_full_training_keeps_a_sparse_parents_zeros(world: Path, tmp_path: Path)
     assert not torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "ia3", "adalora", "vera"])
 def test_an_adapter_merged_into_a_sparse_parent_keeps_its_zeros(
     sparse_world: Path, tmp_path: Path, method: str
 ) -> None:
@@ -174,7 +174,7 @@ def sparse_world(world: Path) -> Path:
     return world
 
 
-@pytest.mark.parametrize("method", ["dora", "qlora"])
+@pytest.mark.parametrize("method", ["dora", "qlora", "oft"])
 def test_an_adapter_that_would_fill_zeros_is_refused(
     sparse_world: Path, tmp_path: Path, method: str
 ) -> None:

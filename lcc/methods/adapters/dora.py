@@ -21,7 +21,8 @@ class Dora(LowRank):
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
-    default_lr: ClassVar[float] = 1e-3
+    merges: ClassVar[bool] = True
+    over_packed: ClassVar[bool] = False  # its norms are taken of the weights themselves
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         refuse_sparse(bundle, "dora")

@@ -19,6 +19,8 @@ class Full:
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "dense"
+    merges: ClassVar[bool] = True
+    over_packed: ClassVar[bool] = False
     default_lr: ClassVar[float] = 5e-5
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:

@@ -27,6 +27,8 @@ class Ia3:
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
+    merges: ClassVar[bool] = True
+    over_packed: ClassVar[bool] = False  # peft has no such layer around bitsandbytes' own
     default_lr: ClassVar[float] = 5e-3
     target: tuple[str, ...] | None = None
     feedforward: tuple[str, ...] | None = None

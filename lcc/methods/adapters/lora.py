@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lcc.core.decode import card
+from lcc.core.errors import RecipeError
+from lcc.engine.adapting import fills_zeros
 from lcc.engine.sparse_training import mask_adapters
+from lcc.engine.starting import initial_factors, subtract_at_writing
 from lcc.methods.adapters._low_rank import LowRank, adapt
 from lcc.parts.checkpoint import Form
 
@@ -14,18 +17,38 @@ if TYPE_CHECKING:
 
     from lcc.parts.model import Bundle
 
+PISSA = "pissa_niter_16"  # a randomised SVD: exact ones of large layers take a minute each
+
 
 @card
 class Lora(LowRank):
-    """Over a sparse parent the change is masked in the forward: pruned weights stay zero."""
+    """Over a sparse parent the change is masked in the forward: pruned weights stay zero.
+
+    `init: pissa` (Meng et al., 2024) trains the largest singular directions of W and freezes the
+    rest; what is stored is what they changed, an adapter of twice the rank for the untouched base.
+    """
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
-    default_lr: ClassVar[float] = 1e-3
+    merges: ClassVar[bool] = True
+    over_packed: ClassVar[bool] = True
+    init: Literal["zero", "pissa"] = "zero"
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
-        base = bundle.load(device=device, dtype=dtype)
+        if self.init == "pissa":
+            return self._principal(bundle, device, seed)
+        masked, base = fills_zeros(bundle), bundle.load(device=device, dtype=dtype)
         model = adapt(bundle, base, self.config(bundle), seed=seed)
-        if bundle.card.sparse:
+        if masked:
             mask_adapters(model)
+        return model
+
+    def _principal(self, bundle: Bundle, device: str, seed: int) -> Module:
+        if fills_zeros(bundle):
+            raise RecipeError(f"method.init: model {bundle.card.name!r} is sparse and pissa would "
+                              "fill its zeros; use init=zero, which keeps them.")  # fmt: skip
+        # The frozen rest of each weight is no number of the stored dtype.
+        base = bundle.load(device=device, dtype="float32")
+        model = adapt(bundle, base, self.config(bundle, init_lora_weights=PISSA), seed=seed)
+        subtract_at_writing(bundle, initial_factors(model))
         return model

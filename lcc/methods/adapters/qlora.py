@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lcc.core.decode import card
 from lcc.engine.adapting import load_nf4, refuse_sparse
+from lcc.engine.starting import make_up_for_nf4
 from lcc.methods.adapters._low_rank import LowRank, adapt
 from lcc.parts.checkpoint import Form
 
@@ -17,13 +18,22 @@ if TYPE_CHECKING:
 
 @card
 class Qlora(LowRank):
-    """The adapter fits the NF4 base only, so merging dequantizes that base, not the original."""
+    """The adapter fits the NF4 base only, so merging dequantizes that base, not the original.
+
+    `init: loftq` (Li et al., 2023) begins with the change of this rank that makes up for most of
+    what the 4 bits lost, where `zero` begins with the loss.
+    """
 
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
-    default_lr: ClassVar[float] = 1e-3
+    merges: ClassVar[bool] = True
+    over_packed: ClassVar[bool] = False
+    init: Literal["zero", "loftq"] = "zero"
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         refuse_sparse(bundle, "qlora")
         base = load_nf4(bundle, device, dtype, seed=seed)
-        return adapt(bundle, base, self.config(bundle), seed=seed, form="nf4")
+        model = adapt(bundle, base, self.config(bundle), seed=seed, form="nf4")
+        if self.init == "loftq":
+            make_up_for_nf4(model, bundle)
+        return model

@@ -1,0 +1,43 @@
+"""Train word vectors before the text through a small network (P-tuning; Liu et al., 2021)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.lazy import peft
+from lcc.engine.adapting import hush
+from lcc.methods.adapters._low_rank import TASK_TYPES, adapt
+from lcc.methods.adapters._prompts import Virtual
+from lcc.parts.checkpoint import Form
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from lcc.parts.model import Bundle
+
+
+@card
+class PTuning(Virtual):
+    """The network ties the vectors together while they train; only what it says is stored."""
+
+    revision: ClassVar[int] = 1
+    produces: ClassVar[Form] = "adapter"
+    merges: ClassVar[bool] = False
+    over_packed: ClassVar[bool] = True
+    default_lr: ClassVar[float] = 3e-3
+
+    network: Literal["MLP", "LSTM"] = "MLP"
+    width: Annotated[int, Field(ge=1)] = 128
+
+    def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
+        base = bundle.load(device=device, dtype=dtype)
+        hush()
+        config = peft.PromptEncoderConfig(
+            num_virtual_tokens=self.num_tokens, encoder_hidden_size=self.width,
+            encoder_reparameterization_type=self.network, num_transformer_submodules=1,
+            task_type=TASK_TYPES[bundle.card.head],
+        )  # fmt: skip
+        return adapt(bundle, base, config, seed=seed)

@@ -1,0 +1,55 @@
+"""Train word vectors that stand before the text (prompt tuning; Lester et al., 2021)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from lcc.core.decode import card
+from lcc.core.lazy import peft, torch
+from lcc.engine.adapting import hush
+from lcc.methods.adapters._low_rank import TASK_TYPES, adapt
+from lcc.methods.adapters._prompts import Virtual
+from lcc.parts.checkpoint import Form
+from lcc.parts.encoding import plain_ids
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from lcc.parts.model import Bundle
+
+
+@card
+class PromptTuning(Virtual):
+    """They begin as random words of the vocabulary, or as those of `text`, said again as needed."""
+
+    revision: ClassVar[int] = 1
+    produces: ClassVar[Form] = "adapter"
+    merges: ClassVar[bool] = False
+    over_packed: ClassVar[bool] = True
+    default_lr: ClassVar[float] = 3e-2
+
+    init: Literal["vocabulary", "text"] = "vocabulary"
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.init == "text") != bool(self.text):
+            raise ValueError("init: text and a text belong together; give both or neither")
+
+    def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
+        base = bundle.load(device=device, dtype=dtype)
+        hush()
+        config = peft.PromptTuningConfig(
+            num_virtual_tokens=self.num_tokens, prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1, task_type=TASK_TYPES[bundle.card.head],
+        )  # fmt: skip
+        model = adapt(bundle, base, config, seed=seed)
+        if self.text:
+            self._say(model, bundle)
+        return model
+
+    def _say(self, model: Any, bundle: Bundle) -> None:
+        ids = plain_ids(self.text, bundle.tokenizer)
+        chosen = torch.tensor([ids[i % len(ids)] for i in range(self.num_tokens)])
+        weight = model.prompt_encoder["default"].embedding.weight
+        with torch.no_grad():
+            weight.copy_(model.word_embeddings(chosen.to(weight.device)))
