@@ -151,8 +151,8 @@ class _Planner:
             trained = trained or _was_trained(source)
             if checkpoint not in chosen:
                 continue
-            shots = 0 if trained or task is None else task.demonstrations
-            stage = decode(card(STAGES, "eval"), {"demonstrations": shots, **options}, where)
+            shots = 0 if trained or task is None else task.shots
+            stage = decode(card(STAGES, "eval"), {"shots": shots, **options}, where)
             inputs = {"model": source}
             before = [c for c in evaluations if c not in plan]
             if before:
@@ -261,7 +261,7 @@ def _task_of(recipe: Recipe, kind: str) -> Any:
     """What a step sees of the task: how it is scored matters to evaluation only."""
     described = describe(recipe.task)
     unseen = {"eval": (), "bench": (), "vocab": ("metrics", "decode")}
-    ignored = unseen.get(kind, ("metrics", "decode", "demonstrations"))
+    ignored = unseen.get(kind, ("metrics", "decode", "shots"))
     return {key: value for key, value in described.items() if key not in ignored}
 
 

@@ -76,10 +76,29 @@ class Answering:
                         advance=self.advance)  # fmt: skip
         return [names[i] for i in found]
 
+    def ranked(self, rows: Sequence[Row]) -> list[str]:
+        """The label that a language model finds likeliest after each row's prompt."""
+        names = self.task.label_names
+        labels = [self.task.label_ids(name, self.tokenizer) for name in names]
+        room = context_length(self.module) - max(map(len, labels))
+        spans = []
+        for row in rows:
+            prompt = self._prompt(row, max_length=room)
+            spans += [
+                Span(label, 0, prompt) if self.task.head == "seq2seq"
+                else Span(prompt + label, max(1, len(prompt))) for label in labels
+            ]  # fmt: skip
+        found = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size,
+                     advance=lambda n: self.advance(n / len(names)))  # fmt: skip
+        each = [found[i : i + len(names)] for i in range(0, len(found), len(names))]
+        return [names[values.index(min(values))] for values in each]
+
     def outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
         """What the model says to each row, and whether it ended by itself."""
         if self.task.head == "classify":
             return [(name, True) for name in self.chosen(rows)]
+        if self.task.is_ranked:
+            return [(name, True) for name in self.ranked(rows)]
         if self.task.head == "embed":
             raise DataError(f"task {self.task.name!r}: head embed gives no answers to evaluate; "
                             "choose a task with another head.")  # fmt: skip

@@ -6,15 +6,17 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lcc.core.errors import DataError
 from lcc.core.nearest import did_you_mean
 from lcc.parts.packages import Requirement
 
 Row = dict[str, Any]
+R = TypeVar("R")
 
 KEPT_APART = ("id", "doc", "split", "label")
 USUAL = ("source", "target", "text")
@@ -41,6 +43,16 @@ def text_fields(row: Mapping[str, Any]) -> list[str]:
     names = [name for name, value in row.items()
              if name not in KEPT_APART and (value is None or isinstance(value, str))]  # fmt: skip
     return [name for name in names if name in USUAL] or names
+
+
+def in_turns(rows: Iterable[R], label_of: Callable[[R], str]) -> list[R]:
+    """One row of each label after another, in the order given."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        seen[label := label_of(row)] += 1
+        turns.append((seen[label], row))
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
 def normalised(text: str) -> str:

@@ -20,6 +20,7 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
+from lcc.parts.rows import in_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ class Decode:
     """How answers are generated: greedily unless `num_beams` says otherwise, never sampled.
 
     `max_length_ratio` also caps the new tokens of each row at that multiple of its own prompt's
-    tokens (demonstrations not counted). An answer ends before the first of the `stop` strings.
+    tokens (shots not counted). An answer ends before the first of the `stop` strings.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -56,8 +57,11 @@ class Task:
 
     `template` makes the prompt and `answer` the completion: plain text with `{field}`; other
     braces stand for themselves, `{{` and `}}` for one brace. For `classify` the answer names the
-    label. `labels: from_data` means the sorted labels of the training split (`for_data` fills
-    them in). `truncate` is the side that loses tokens of a text longer than the model's window.
+    label. `labels: from_data` means the sorted labels of the training split, found by `for_data`.
+    A generating model whose task has labels is asked which of them is likeliest after the prompt,
+    as the answer says them; `verbalizer` gives words for values (`neg` → `terrible`). A model that
+    was not trained is shown `shots` rows of the training split before the prompt. `truncate` is the
+    side that loses tokens of a text longer than the model's window.
     """
 
     name: str = "task"
@@ -66,9 +70,10 @@ class Task:
     template: str = ""
     answer: str = ""
     separator: str = "\n"
-    demonstrations: Annotated[int, Field(ge=0)] = 0
+    shots: Annotated[int, Field(ge=0)] = 0
     chat: bool = False
     labels: tuple[str, ...] | Literal["from_data"] | None = None
+    verbalizer: dict[str, str] = field(default_factory=dict)
     language: str = ""
     truncate: Literal["left", "right"] = "right"
     decode: Decode = field(default_factory=Decode)
@@ -84,32 +89,41 @@ class Task:
             raise ValueError("template and answer are both empty; a task needs one of them")
 
     def prompt(self, row: Row, demos: Sequence[Row] = ()) -> str:
-        """What the model is shown, demonstrations first, without any chat template."""
+        """What the model is shown, shots first, without any chat template."""
         shots = "".join(self.text(demo) + self.separator for demo in demos)
         return shots + fill(self.template, row)
 
     def completion(self, row: Row) -> str:
         """What the model should say, leading space included."""
-        return fill(self.answer, row)
+        return fill(self.answer, self._spoken(row))
 
     def text(self, row: Row) -> str:
         """Prompt and completion as one text; what vocabulary and calibration read."""
-        return fill(self.template, row) + fill(self.answer, row)
+        return fill(self.template, row) + self.completion(row)
 
     def source(self, row: Row) -> dict[str, Any]:
         """The fields that the prompt shows; what a report prints beside the answer."""
         return {name: row[name] for name in _places(self.template) if name in row}
 
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
-        """`num` demonstrations, the same for every model: by hash, from the shorter half."""
-        num = self.demonstrations if num is None else num
+        """`num` shots, the same for every model: by hash, from the shorter half.
+
+        Where the task has labels, no label is shown twice more often than another.
+        """
+        num = self.shots if num is None else num
         if not num:
             return []
         short = sorted(rows, key=lambda row: len(self.text(row)))
         short = short[: max(num, len(short) // 2)]
         if len(short) < num:
-            raise DataError(f"{num} demonstrations asked, the training split has {len(short)} rows")
-        return sorted(short, key=lambda row: _rank(row, seed))[:num]
+            raise DataError(f"{num} shots asked, the training split has {len(short)} rows")
+        ranked = sorted(short, key=lambda row: _rank(row, seed))
+        return ranked[:num] if self.labels is None else in_turns(ranked, self.completion)[:num]
+
+    def _spoken(self, row: Row) -> Row:
+        if not self.verbalizer:
+            return row
+        return {key: self.verbalizer.get(str(value), value) for key, value in row.items()}
 
     def for_data(self, data: PreparedData) -> Task:
         """This task with its labels known; reads the training split only for `from_data`."""
@@ -119,6 +133,11 @@ class Task:
         if len(names) < 2:
             raise DataError(f"the training split has {len(names)} labels; two are needed.")
         return dataclasses.replace(self, labels=tuple(names))
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether a language model chooses among labels instead of writing."""
+        return self.labels is not None and self.head in ("causal", "seq2seq")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -159,6 +178,13 @@ class Task:
             return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
         text = self.completion(row)
         return plain_ids(text.strip() if self.chat else text, tokenizer)
+
+    def label_ids(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """The tokens of a label as a completion."""
+        lead = self.answer[: len(self.answer) - len(self.answer.lstrip())]
+        if self.head == "seq2seq":
+            return list(tokenizer(text_target=f"{lead}{name}")["input_ids"])
+        return plain_ids(name if self.chat else f"{lead}{name}", tokenizer)
 
     def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Example:
         """A row as training sees it, at most `max_length` tokens, EOS after the completion.

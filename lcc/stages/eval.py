@@ -36,7 +36,7 @@ NATIVE_TOKENS = 4  # packed weights without a fast kernel run at about one token
 class Eval:
     """The task's metrics over `samples` rows of `split`, the same rows for every checkpoint.
 
-    `demonstrations: null` shows as many as the task says. `keep_ratio` is the share of the
+    `shots: null` shows as many examples as the task says. `keep_ratio` is the share of the
     reference's score that a checkpoint must keep for the verdict "kept".
     """
 
@@ -48,7 +48,7 @@ class Eval:
     samples: Annotated[int, Field(ge=2)] = 300
     split: Literal["train", "validation", "test"] = "test"
     batch_size: Annotated[int, Field(ge=1)] = 32
-    demonstrations: Annotated[int, Field(ge=0)] | None = None
+    shots: Annotated[int, Field(ge=0)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     window: Annotated[int, Field(ge=8)] = 1024
     stride: Annotated[int, Field(ge=1)] = 512
@@ -91,7 +91,7 @@ class Eval:
     ) -> list[Answer]:
         if bundle.lacks_head(task.head):
             return _without_head(bundle, task, context.data.rows("train"), rows, outcome)
-        num_shots = task.demonstrations if self.demonstrations is None else self.demonstrations
+        num_shots = task.shots if self.shots is None else self.shots
         demos = task.draw(context.data.rows("train"), context.seed, num_shots)
         needs = {metric.needs for metric in task.metrics}
         with context.progress.track("evaluate", total=len(rows), unit="sample") as bar:
@@ -111,7 +111,10 @@ class Eval:
     ) -> dict[str, Measure]:
         """How it was measured, in words and numbers that stand beside the scores."""
         told = {"num_shots": Measure(num_shots, "count")}
-        if "answers" in needs and task.head in ("causal", "seq2seq"):
+        if "answers" in needs and task.is_ranked:
+            names = ", ".join(map(repr, task.label_names))
+            told["decoding"] = Measure(f"the likeliest of the labels {names}, {dtype}")
+        elif "answers" in needs and task.head in ("causal", "seq2seq"):
             how = task.decode
             search = "greedy" if how.num_beams == 1 else f"{how.num_beams} beams"
             ratio = f" and {how.max_length_ratio:g} × the prompt" if how.max_length_ratio else ""
@@ -226,9 +229,7 @@ def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: 
         dense, task=dataclasses.replace(dense.task, decode=decode), demos=(), advance=lambda n: None
     )
     packed = dataclasses.replace(short, module=native)
-    is_classifier = dense.task.head == "classify"
-    said = [model.chosen([row])[0] if is_classifier else model.generated([row])[0].text
-            for model in (short, packed)]  # fmt: skip
+    said = [model.outputs([row])[0][0] for model in (short, packed)]
     is_same = said[0] == said[1]
     told = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
     outcome.measures["native_output"] = Measure("same" if is_same else "different")

@@ -124,7 +124,7 @@ def _notes(before: _Size, after: _Size) -> list[str]:
 
 
 def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:
-    """Each row as it is trained on and as it is prompted, and one prompt with demonstrations."""
+    """Each row as it is trained on and as it is prompted, and one prompt with shots."""
     whole = [task.text(row) for row in rows]
     prompts = [task.prompt(row) for row in rows]
     # Always two: how many an evaluation shows must not change the vocabulary.

@@ -104,13 +104,22 @@ def test_plain_text_is_all_completion() -> None:
     assert example.labels == [IGNORED, *example.input_ids[1:]]
 
 
-def test_demonstrations_are_the_same_every_time_and_change_with_the_seed() -> None:
-    one = task(demonstrations=2)
+def test_shots_are_the_same_every_time_and_change_with_the_seed() -> None:
+    one = task(shots=2)
     assert one.draw(ROWS, 3) == one.draw(list(reversed(ROWS)), 3)
     assert len({tuple(row["id"] for row in one.draw(ROWS, seed)) for seed in range(8)}) > 1
     shown = one.prompt(ROW, one.draw(ROWS, 3))
     assert shown.endswith("English: open the file\nChinese:")
     assert shown.count("Chinese: 字\n") == 2
+
+
+def test_shots_show_every_label_in_turns_as_the_verbalizer_says_it() -> None:
+    node = {"fields": ["text", "label"], "template": "{text} is", "answer": " {label}",
+            "labels": ["good", "poor"], "verbalizer": {"neg": "poor", "pos": "good"}}  # fmt: skip
+    rows = [{"id": str(i), "text": "it", "label": "pos" if i % 5 else "neg"} for i in range(40)]
+    chosen = decode(Task, node).draw(rows, 0, 6)
+    assert sorted(row["label"] for row in chosen) == ["neg"] * 3 + ["pos"] * 3
+    assert decode(Task, node).text(rows[0]) == "it is poor"
 
 
 def test_labels_come_from_the_training_split() -> None:

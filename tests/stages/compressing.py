@@ -34,7 +34,7 @@ class TextTask:
     """The least of a Task: a row is its text."""
 
     head: str = "causal"
-    demonstrations: int = 0
+    shots: int = 0
 
     def for_data(self, data: Any) -> TextTask:
         return self

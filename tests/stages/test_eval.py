@@ -18,6 +18,7 @@ from lcc.core.decode import decode
 from lcc.core.errors import DataError
 from lcc.core.progress import Progress
 from lcc.methods.trackers.none import NoneTracker
+from lcc.parts.data import PreparedData
 from lcc.parts.dist import SINGLE
 from lcc.parts.model import open_bundle
 from lcc.parts.task import Task
@@ -149,10 +150,40 @@ def test_translations_are_kept_scored_and_compared(
 
 def test_a_batch_size_changes_no_answer(causal: Path, data: Path, tmp_path: Path) -> None:
     what = task("translation")
-    run(causal, what, tmp_path / "a", {"data": data}, batch_size=1, demonstrations=0)
-    run(causal, what, tmp_path / "b", {"data": data}, batch_size=12, demonstrations=0)
+    run(causal, what, tmp_path / "a", {"data": data}, batch_size=1, shots=0)
+    run(causal, what, tmp_path / "b", {"data": data}, batch_size=12, shots=0)
     outputs = [[s["output"] for s in samples(tmp_path / name)] for name in "ab"]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("shots", [0, 3])
+def test_of_labels_a_language_model_chooses_the_likeliest(
+    causal: Path, data: Path, tmp_path: Path, shots: int
+) -> None:
+    what = task("sentiment_words", verbalizer={"good": "fine", "bad": "poor"})
+    outcome = run(causal, what, tmp_path / "a", {"data": data}, shots=shots)
+    assert value(outcome, "decoding").startswith("the likeliest of the labels 'fine', 'poor', 'so'")
+    assert value(outcome, "num_shots") == shots
+    bundle, rows = open_bundle(causal), PreparedData.open(data / "data").rows("train")
+    known = dataclasses.replace(what, labels=("fine", "poor", "so"))
+    shown = "".join(f"{known.text(row)}\n\n" for row in known.draw(rows, 0, shots))
+    assert shown.count("Sentiment: ") == shots
+    for sample in samples(tmp_path / "a"):
+        prompt = f"{shown}Review: {sample['source']['text']}\nSentiment:"
+        found = {name: likelihood(bundle, prompt, f" {name}") for name in known.label_names}
+        assert sample["output"] == max(found, key=found.__getitem__)
+        assert sample["reference"] in known.label_names
+
+
+def likelihood(bundle: Any, prompt: str, label: str) -> float:
+    """Summed log-probability of the label's tokens after the prompt, one row alone."""
+    before, after = (bundle.tokenizer(t, add_special_tokens=False)["input_ids"]
+                     for t in (prompt, label))  # fmt: skip
+    ids = torch.tensor([[1, *before, *after][-256:]])
+    with torch.no_grad():
+        logs = bundle.load()(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    steps = logs[-len(after) :].gather(1, ids[0, -len(after) :, None])
+    return float(steps.sum())
 
 
 def test_other_samples_are_not_compared(causal: Path, data: Path, tmp_path: Path) -> None:
