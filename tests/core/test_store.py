@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,32 @@ def test_of_two_processes_one_computes_and_the_other_waits_and_reuses(store: Sto
     found = store.find(KEY)
     assert found is not None
     assert (found.path / "result").read_text() == str(first.popen.pid)
+
+
+def test_of_eight_that_want_a_step_at_one_moment_one_computes_also_when_it_dies(
+    store: Store,
+) -> None:
+    with ExitStack() as stack:
+        eight = [stack.enter_context(process("say('ready'); wait()" + COMPUTE, store.root))
+                 for _ in range(8)]  # fmt: skip
+        assert [one.heard() for one in eight] == ["ready"] * 8
+        for one in eight:
+            one.go()
+        first = {one: one.heard() for one in eight}
+        (owner,) = (one for one, said in first.items() if said == "computing")
+        rest = [one for one in eight if one is not owner]
+        assert all(first[one].endswith(f":{owner.popen.pid}.") for one in rest)
+        owner.kill()
+        then = {one: one.heard() for one in rest}
+        (heir,) = (one for one, said in then.items() if said == "computing")
+        heir.go()
+        assert heir.heard() == "published"
+        others = [one for one in rest if one is not heir]
+        assert all(then[one].endswith(f":{heir.popen.pid}.") for one in others)
+        assert [one.heard() for one in others] == ["reused"] * 6
+    found = store.find(KEY)
+    assert found is not None
+    assert (found.path / "result").read_text() == str(heir.popen.pid)
 
 
 def test_the_work_of_a_killed_owner_is_taken_up_where_it_was(store: Store) -> None:
