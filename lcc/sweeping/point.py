@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from lcc.core.errors import LccError, PreemptedError
 from lcc.core.leases import Lease
@@ -19,7 +20,7 @@ from lcc.runner import run_name, run_pipeline
 from lcc.sweeping.planned import point_pipeline
 
 SECONDS_BETWEEN_LOOKS = 0.5
-STOPPING = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # of schedulers that want the place back
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers that want the place back
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,9 +44,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _stop_when_told() -> None:
-    """Every way of being told to stop is Ctrl-C to whoever has no handler of its own."""
-    for name in STOPPING:
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    """Every way of being told to stop is Ctrl-C to code that has no handler of its own."""
+    for number in STOPPING:
+        signal.signal(number, _interrupt)
+    # What submitit has Slurm send ahead of time goes to every process of the job, so also to us.
+    signal.signal(signal.SIGUSR2, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for told in STOPPING:
+        signal.signal(told, signal.SIG_IGN)  # once is enough; the end must not be interrupted
+    raise KeyboardInterrupt
 
 
 def _lease(sweep: Sweep, point: Point) -> Lease:

@@ -157,6 +157,8 @@ class SlurmCrew:
     def close(self) -> str:
         left = self.alive()
         if not left:
+            for path in (self.folder / "jobs").glob("*.pkl"):
+                path.unlink()  # submitit's own mail, which nobody will read any more
             return ""
         word = "1 point goes" if len(left) == 1 else f"{len(left)} points go"
         names = ",".join(batch.name for batch in self._batches)
