@@ -1,7 +1,8 @@
-"""The local launcher: places dealt out, logs kept, ends told, children ended with their driver."""
+"""Launchers: places dealt out, logs kept, ends told, jobs found again; what is missing is said."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from lcc.core.decode import Mistakes, decode
+from lcc.core.errors import ResourceError
 from lcc.core.launching import Task
 from lcc.methods.launchers.local import Local, LocalCrew, Place, places
+from lcc.methods.launchers.ray import Ray
+from lcc.methods.launchers.slurm import Slurm, SlurmCrew
 
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 WAIT = "import signal, sys\nprint('ready', flush=True)\nsignal.pause()"
@@ -105,3 +110,64 @@ def test_one_child_can_be_stopped_and_its_place_is_free_again(tmp_path: Path) ->
     assert crew.fate(0) == "was killed by SIGTERM"
     crew.submit([task(tmp_path, 1, "pass")])
     until_ended(crew, 1)
+
+
+def test_what_a_cluster_needs_and_lacks_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ResourceError) as caught:
+        Slurm().open(tmp_path, "sweep")
+    assert str(caught.value) == (
+        "launcher=slurm: this machine has no sbatch; start the sweep where Slurm's commands are "
+        "installed, or choose launcher=local."
+    )
+    for name in ("submitit", "ray"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ResourceError) as caught:
+        Ray().open(tmp_path, "sweep")
+    assert str(caught.value) == (
+        "launcher=ray needs Ray; pip install 'lcc[ray]', or choose launcher=local."
+    )
+    for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(ResourceError) as caught:
+        Slurm().open(tmp_path, "sweep")
+    assert str(caught.value) == (
+        "launcher=slurm needs submitit; pip install 'lcc[slurm]', or choose launcher=local."
+    )
+
+
+def test_jobs_are_found_again_by_the_names_noted_before_they_were_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"""#!/bin/sh
+case "$*" in *--name=s-0,s-1*) cat {tmp_path}/queue;; esac
+""")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "queue").write_text("7_0|s-0|COMPLETED\n7_1|s-0|OUT_OF_MEMORY\n7_2|s-0|RUNNING\n"
+                                    "9|s-1|PENDING\n")  # fmt: skip
+    batches = [{"name": "s-0", "indices": [0, 3, 5]}, {"name": "s-1", "indices": [4]}]
+    (tmp_path / "jobs.json").write_text(json.dumps(batches))
+    crew = SlurmCrew(Slurm(), None, tmp_path, "s")
+    assert crew.alive() == {4, 5}
+    assert crew.fate(3) == "is gone without a word of its own (Slurm job 7_1: OUT_OF_MEMORY)"
+    assert crew.close() == (
+        "2 points go on in Slurm's queue; run the same command again to see how they end, or "
+        "scancel --name=s-0,s-1 to end them."
+    )
+    # A point that was submitted anew is what its newest job is.
+    (tmp_path / "queue").write_text("10|s-1|RUNNING\n9|s-1|FAILED\n7_2|s-0|COMPLETED\n")
+    assert crew.alive() == {4}
+
+
+def test_only_names_reach_the_script_that_slurm_runs() -> None:
+    with pytest.raises(Mistakes, match="should match pattern"):
+        decode(Slurm, {"partition": "gpu\nrm"})
+    parameters = Slurm(partition="gpu", gpus=2, memory_gb=8, requeue=False).parameters("s-0")
+    assert parameters["mem"] == "8GB" and parameters["gpus_per_node"] == 2
+    assert parameters["additional_parameters"] == {"no-requeue": True}
+    assert "qos" not in parameters
