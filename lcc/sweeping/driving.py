@@ -171,7 +171,10 @@ class Driver:
     def _submit(self, todo: list[Point]) -> None:
         for point in todo:
             point.submitted = True
-            (self.sweep.folder / "points" / f"{point.index:03d}.json").unlink(missing_ok=True)
+            earlier = self.sweep.result(point.index)
+            if earlier is not None:  # what it said then must not be taken for its word now
+                again = Result("queued", point.run, attempts=earlier.attempts)
+                self.sweep.keep_result(point.index, again)
         self.sweep.write()
         self.crew.submit([self._task(point) for point in todo])
 
@@ -188,7 +191,7 @@ class Driver:
             if self.sweep.is_running(index):
                 continue
             point, result = self.sweep.points[index], self.sweep.result(index)
-            if result is None or result.status == "running":
+            if result is None or result.status in ("queued", "running"):
                 result = self._killed(point, result)
             self._open.discard(index)
             if point.pruned:

@@ -13,7 +13,7 @@ from lcc.views.points import PointRow, figure_text, front
 from lcc.views.svg import LETTER, Drawing
 
 WIDTH, HEIGHT = 480.0, 330.0
-TOP, BOTTOM, SIDE = 44.0, 30.0, 52.0
+TOP, BOTTOM, LEFT, RIGHT = 44.0, 30.0, 14.0, 62.0
 MOST_AXES = 6  # more cannot be told apart on a telephone
 MOST_CHOICES = 8  # of a listed word, by name
 STEEP = 30.0  # a ratio of largest to smallest number from which an axis is logarithmic
@@ -39,13 +39,14 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
         return None
     best = {row.point.index for row in front(whole, better)}
     drawing = Drawing(WIDTH, HEIGHT, "Choices and results of every point", _told(whole, better))
-    xs = [SIDE + n * (WIDTH - 2 * SIDE) / (len(axes) - 1) for n in range(len(axes))]
+    gap = (WIDTH - LEFT - RIGHT) / (len(axes) - 1)
+    xs = [LEFT + n * gap for n in range(len(axes))]
     for row in sorted(whole, key=lambda row: row.point.index in best):
         at = [(x, _y(axis.heights[row.point.index])) for x, axis in zip(xs, axes, strict=True)]
         style = "thread best" if row.point.index in best else "thread"
         drawing.line(at, style, title=_hint(row, better))
     for number, (x, axis) in enumerate(zip(xs, axes, strict=True)):
-        _upright(drawing, x, axis, number, len(axes))
+        _upright(drawing, x, axis, number, gap)
     left_out = len(chosen) - len(shown)
     rest = f" {left_out} more words vary; the table has them." if left_out else ""
     return Figure(drawing.render(), "Every line is a finished point: what it chose, and what it "
@@ -70,7 +71,7 @@ def _choice(rows: Sequence[PointRow], head: str) -> Axis | None:
     }
     title = short(head, [h for row in rows for h in row.point.chosen])
     if len(numbers) == len(texts):
-        heights, marks = _numeric(numbers, lambda value: f"{value:.4g}")
+        heights, marks = _numeric(numbers, lambda value: f"{value:.3g}")
         return Axis(title, heights, marks)
     names = list(dict.fromkeys(texts.values()))
     places = {name: n / max(len(names) - 1, 1) for n, name in enumerate(names)}
@@ -124,22 +125,24 @@ def short(head: str, heads: Sequence[str]) -> str:
     return head.lstrip("+")
 
 
-def _upright(drawing: Drawing, x: float, axis: Axis, number: int, num: int) -> None:
+def _upright(drawing: Drawing, x: float, axis: Axis, number: int, gap: float) -> None:
+    """An axis with its words to the right, where they stand on paper of their own."""
     drawing.line([(x, _y(0)), (x, _y(1))], "axis")
+    is_last = x + gap > WIDTH
     # Two rows of titles, in turns: neighbours' words would run into one another.
-    room = int((WIDTH - 2 * SIDE) / max(num - 1, 1) * (2 if num > 3 else 1) / LETTER)
-    title = axis.title if len(axis.title) <= room else f"{axis.title[: max(room - 1, 1)]}…"
-    top = TOP - 12 if number % 2 or num <= 3 else TOP - 28
-    drawing.label(x, top, title, anchor=_anchor(number, num), style="name")
-    is_last = number == num - 1
+    title = _cut(axis.title, gap + RIGHT if is_last else 2 * gap)
+    anchor = "start" if number == 0 else "end" if is_last else "middle"
+    drawing.label(WIDTH if is_last else x, TOP - (28 if number % 2 else 12), title, anchor=anchor,
+                  style="name")  # fmt: skip
     for height, text in axis.marks:
-        words = text if len(text) <= 12 else f"{text[:11]}…"
-        drawing.label(x + (5 if is_last else -5), _y(height) + 4, words,
-                      anchor="start" if is_last else "end", style="mark thin")  # fmt: skip
+        words = _cut(text, RIGHT if is_last else gap)
+        drawing.label(x + 5, _y(height) + 4, words, style="mark thin")
 
 
-def _anchor(number: int, num: int) -> str:
-    return "start" if number == 0 else "end" if number == num - 1 else "middle"
+def _cut(words: str, room: float) -> str:
+    """As many letters as have room."""
+    most = max(int((room - 8) / LETTER), 2)
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def _hint(row: PointRow, better: dict[str, Direction]) -> str:
