@@ -47,6 +47,12 @@ def launched(launcher: str) -> list[str]:
     return ["launcher=ray"]
 
 
+def said(text: str, title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The transcript, for whoever runs this with -s."""
+    with capsys.disabled():
+        print(f"--- {title}\n{text}", flush=True)
+
+
 def kept_out(sweep: Sweep, word: str) -> int:
     """How many lines of all logs hold `word`."""
     logs = [sweep.log(point.index) for point in sweep.points]
@@ -73,11 +79,11 @@ def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
     driven.until(lambda sweep: "finished" in statuses(sweep))
     driven.process.kill()
     first = driven.wait()[1]
-    print(f"--- first driver, killed\n{first}")
+    said(first, "first driver, killed", capsys)
 
     code, out = Driven(tmp_path, *words).wait()
-    print(f"--- second driver, exit code {code}\n{out}")
-    assert code == 9 or code == 2 or code == 6, out
+    said(out, f"second driver, exit code {code}", capsys)
+    assert code == 2, out
     by_plan = dict(zip(PLANS, statuses(driven.sweep), strict=True))
     assert {plan for plan, status in by_plan.items() if status != "finished"} == {"broken"}
     assert "finished before" in out
@@ -86,7 +92,7 @@ def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
     results = {n: driven.sweep.result(n) for n in range(6) if n != PLANS.index("broken")}
 
     code, out = Driven(tmp_path, *words).wait()
-    print(f"--- third driver, exit code {code}\n{out}")
+    said(out, f"third driver, exit code {code}", capsys)
     assert out.count("submitted") == 1 and "submitted [5/6] broken\n" in out
     assert {n: driven.sweep.result(n) for n in results} == results
     monkeypatch.chdir(tmp_path)
