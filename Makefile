@@ -15,6 +15,7 @@ test: install check
 	$(BIN)/python -m pytest -n 2
 
 test-slow: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
 	$(BIN)/lcc fetch +recipe=mt_en_zh_small
 	$(BIN)/python -m pytest -m "slow or network" -x
 

@@ -18,9 +18,10 @@ from lcc.sweeping.opening import asked
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHOWN = README + (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", SHOWN, re.MULTILINE | re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-INLINE = re.findall(r"`((?:lcc|make) [^`]+)`", README)
+INLINE = re.findall(r"`((?:lcc|make) [^`]+)`", SHOWN)
 # A word with an ellipsis or a name in capitals stands for what the reader puts there.
 TYPED = [words for line in [*LINES, *INLINE] if (words := shlex.split(line, comments=True))
          and not re.search(r"…|=NAME\b|\bpath/to\b|=mine\b", " ".join(words))]  # fmt: skip
