@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from lcc.core.leases import Lease
 
 REPORT = "report.json"
 STATE = "state"
+# Of a link, a copy, or a file that core.writing was about to replace.
+DRAFT = re.compile(r"\..+\.(link|copy|\d+\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,15 @@ def link_identical(folder: Path, files: dict[str, str], *, reuse: Iterable[Path]
 
 
 def unshare(folder: Path) -> None:
-    """Give `folder` its own copy of files linked elsewhere: who works on may write into them."""
+    """Give `folder` its own copy of files linked elsewhere: who works on may write into them.
+
+    Drafts that a killed process left are removed.
+    """
     for name in manifest.file_names(folder):
         path = folder / name
-        if path.lstat().st_nlink > 1:
+        if DRAFT.fullmatch(path.name):
+            path.unlink()
+        elif path.lstat().st_nlink > 1:
             draft = path.with_name(f".{path.name}.copy")
             shutil.copyfile(path, draft)
             draft.replace(path)

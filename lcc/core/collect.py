@@ -120,7 +120,7 @@ class _Needs:
 
     def has(self, path: Path) -> bool:
         """Whether `path` must stay; of an unfinished step a run needs what resumes it."""
-        place, key = path.parent.name, path.name
+        place, key = path.parent.name, path.name.partition(".")[0]
         if place == "damaged" or (place == "work" and self.store.path(key).is_dir()):
             return False
         stamp = self._stamp()

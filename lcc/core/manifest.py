@@ -13,6 +13,7 @@ from typing import Any
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+KEYS = {"format", "key", "files", "created", "digest"}
 # Hashing releases the interpreter lock; more threads than this only wait for the disk.
 NUM_THREADS = 4
 
@@ -21,22 +22,28 @@ class Damage(Exception):
     """An artifact is not what its manifest says; the message is the rest of a sentence about it."""
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The manifest of the artifact in `folder`; raises Damage when it makes no sense."""
+def read(folder: Path, *, key: str | None = None) -> dict[str, Any]:
+    """The manifest of the artifact in `folder`; raises Damage when it makes no sense.
+
+    Its key is the folder's name unless another is given.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Damage(f"{MANIFEST} is missing") from None
     except ValueError:
         raise Damage(f"{MANIFEST} is no JSON") from None
-    if not _is_manifest(manifest, folder.name):
+    if not _is_manifest(manifest, folder.name if key is None else key):
         raise Damage(f"{MANIFEST} is not one of format {FORMAT} for this key")
+    # Older manifests have no digest of their own: they are taken as they are.
+    if manifest.keys() - KEYS or manifest.get("digest") not in (None, _own_digest(manifest)):
+        raise Damage(f"{MANIFEST} has changed")
     return dict(manifest)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, *, key: str | None = None) -> dict[str, Any]:
     """The manifest, after every byte was read and compared; raises Damage naming the first file."""
-    manifest = read(folder)
+    manifest = read(folder, key=key)
     promised: dict[str, dict[str, Any]] = manifest["files"]
     present = {name for name in file_names(folder) if name != MANIFEST}
     for name in sorted(promised.keys() - present):
@@ -65,6 +72,7 @@ def write(folder: Path, key: str, *, files: dict[str, str]) -> dict[str, Any]:
                   for name, digest in sorted(files.items())},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
+    manifest["digest"] = _own_digest(manifest)
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     path.chmod(0o644)
@@ -101,6 +109,11 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    told = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _is_manifest(manifest: Any, key: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lcc.core import collect, manifest
+from lcc.core import collect, disk, manifest, preemption
 from lcc.core.artifact import (
     REPORT,
     STATE,
@@ -25,9 +25,8 @@ from lcc.core.artifact import (
     unshare,
     write_report,
 )
-from lcc.core.errors import BusyError, IntegrityError, RecipeError, ResourceError
+from lcc.core.errors import BusyError, IntegrityError, RecipeError
 from lcc.core.leases import Lease, Leases
-from lcc.core.machine import free_bytes
 
 __all__ = ["ROOT", "Artifact", "Store", "Work"]
 
@@ -105,20 +104,20 @@ class Store:
         files = result_files(work.path)
         link_identical(work.path, files, reuse=reuse)
         settle(work.path, files)
-        # Only now: a crash during the slow part above still resumes from the state.
-        if (work.path / STATE).exists():
-            shutil.rmtree(work.path / STATE)
         written = manifest.write(work.path, work.key, files=files)
+        # Beside, not away: until the last rename a killed run has nothing else to go on from.
+        beside = self._state_beside(work.key)
+        if (work.path / STATE).exists():
+            (work.path / STATE).rename(beside)
         manifest.fsync(work.path)
-        return self._move_in(work, written)
+        artifact = self._move_in(work, written)
+        if beside.exists():
+            shutil.rmtree(beside)
+        return artifact
 
     def require_space(self, bytes: int, what: str) -> None:
         """Raise ResourceError unless `bytes` are free for `what`."""
-        free = free_bytes(self.root)
-        if free < bytes:
-            raise ResourceError(f"{what} needs {_size(bytes)} of free disk in {self.root}, where "
-                                f"{_size(free)} is free; make room, for example with "
-                                "lcc store gc.")  # fmt: skip
+        disk.require_space(self.root, bytes, what)
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact, oldest first, without reading its files; unreadable ones are named."""
@@ -171,6 +170,7 @@ class Store:
             if holder is None:
                 time.sleep(POLL_SECONDS[0])
                 continue
+            preemption.check(f"waiting for {label}")
             if limit is not None and time.monotonic() - started >= limit:
                 raise BusyError(f"{label} is held by {holder} for more than {limit:g} s; "
                                 "run again when that process is done.")  # fmt: skip
@@ -184,13 +184,18 @@ class Store:
                 return artifact
 
     def _open_work(self, key: str, lease: Lease) -> Work:
-        path = self.root / "work" / key
+        path, beside = self.root / "work" / key, self._state_beside(key)
         path.mkdir(parents=True, exist_ok=True)
+        if beside.exists():
+            beside.rename(path / STATE)
         # Left by an owner that died while publishing; they must not be taken for results.
         for name in (manifest.MANIFEST, REPORT):
             (path / name).unlink(missing_ok=True)
         unshare(path)
         return Work(key, path, lease)
+
+    def _state_beside(self, key: str) -> Path:
+        return self.root / "work" / f"{key}.{STATE}"
 
     def _move_in(self, work: Work, written: dict[str, Any]) -> Artifact:
         target = self.path(work.key)
@@ -235,7 +240,3 @@ def _check_lease(work: Work) -> None:
     if not work.lease.is_held():
         raise BusyError(f"the lease of {work.key[:12]} was lost (this process slept too long); "
                         "run again to continue.")  # fmt: skip
-
-
-def _size(bytes: int) -> str:
-    return f"{bytes / 1e9:,.2f} GB" if bytes >= 1e8 else f"{bytes / 1e6:,.1f} MB"

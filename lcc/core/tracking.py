@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from lcc.core.writing import write_text
 
 Value = float | int | bool
 
@@ -54,9 +55,7 @@ class CurveFile:
         if not self.path.is_file():
             return
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
-        beside = self.path.with_name(f"{self.path.name}.new")
-        beside.write_text("".join(kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_text(self.path, "".join(kept))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every complete line; the last may be cut off by a kill and is then left out."""

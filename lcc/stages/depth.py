@@ -18,6 +18,7 @@ from lcc.compression.layering import (
 from lcc.compression.skipping import Part, Skipping
 from lcc.core.decode import card
 from lcc.core.errors import RecipeError
+from lcc.core.writing import write_text
 from lcc.engine.calibration import Calibration
 from lcc.stage import Measure, Outcome
 from lcc.stages._calibrated import SEQUENTIAL, text_batches
@@ -128,7 +129,7 @@ class Depth:
                 least = min(found, key=found.__getitem__)
                 search.left_out.add(least)
                 rows.append({"order": len(rows) + 1, "removed": least.name, "kl": found[least]})
-                file.write_text(json.dumps(rows), encoding="utf-8")
+                write_text(file, json.dumps(rows))
                 bar.advance(kl=found[least])
         return rows
 

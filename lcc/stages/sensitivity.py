@@ -10,6 +10,7 @@ from pydantic import Field
 from lcc.compression.probing import Probing
 from lcc.core.decode import card
 from lcc.core.errors import ResourceError
+from lcc.core.writing import write_text
 from lcc.engine.blocks import as_linear, block_linears, blocks
 from lcc.engine.calibration import Calibration, encoded_batches
 from lcc.engine.statistics import StoredStats
@@ -116,9 +117,8 @@ class Sensitivity:
         parts: dict[str, tuple[str, dict[str, Linear]]], context: Context,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """One row for every part and action; a killed run goes on after its last one."""
-        file = context.state / "rows.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        file = context.state / "rows.json"
+        rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
         todo = [(part, action) for part in parts for action in self.actions]
         with context.progress.track("probe", len(todo), "trial", done=len(rows)) as bar:
             for part, action in todo[len(rows) :]:
@@ -127,8 +127,7 @@ class Sensitivity:
                 kl = None if change is None else probing.divergence(block, change.weights)
                 rows.append({"part": part, "action": action, "kl": kl,
                              "bytes": None if change is None else change.bytes})  # fmt: skip
-                with file.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(rows[-1]) + "\n")
+                write_text(file, json.dumps(rows))
                 bar.advance()
         return rows
 

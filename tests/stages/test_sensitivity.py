@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_after_its_last_trial(tmp_path: Path) -> None:
     state = tmp_path / "killed" / "state"
     state.mkdir(parents=True)
     marked = [{**rows[0], "kl": 7.0}, *rows[1:2]]
-    (state / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in marked))
+    (state / "rows.json").write_text(json.dumps(marked))
     again = found(tiny.llama(), tmp_path / "killed", actions=["w8", "w4"], samples=4)
     assert again.tables["sensitivity"] == [marked[0], *rows[1:]]
 

@@ -1,0 +1,60 @@
+"""Disks that are full or fail, told in a sentence with what is needed and what is free."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lcc.core.errors import IntegrityError, LccError, ResourceError
+from lcc.core.machine import free_bytes
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What writes outside Python (weights, tokenizers) says in words only.
+SAYS_FULL = ("no space left on device", "disk quota exceeded")
+
+
+def require_space(folder: Path, bytes: int, what: str) -> None:
+    """Raise ResourceError unless `bytes` are free below `folder` for `what`."""
+    if free_bytes(folder) < bytes:
+        raise too_full(folder, bytes, what)
+
+
+def too_full(folder: Path, bytes: int, what: str) -> ResourceError:
+    """The sentence that says how much `what` needs and how much there is."""
+    return ResourceError(
+        f"{what} needs {_size(bytes)} of free disk in {folder}, where {_size(free_bytes(folder))} "
+        "is free; make room, for example with lcc store gc."
+    )
+
+
+@contextmanager
+def told(folder: Path, bytes: int, what: str) -> Iterator[None]:
+    """Turn what a full or failing disk raises inside into a sentence; other errors pass.
+
+    `bytes` is what `what` needs below `folder` in all. Raises ResourceError or IntegrityError.
+    """
+    try:
+        yield
+    except LccError:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise too_full(folder, bytes, what) from error
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            place = error.filename or folder
+            raise IntegrityError(f"{what}: {place} cannot be written or read "
+                                 f"({error.strerror}); check the disk.") from error  # fmt: skip
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk without room is what `error` is about."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(words in str(error).lower() for words in SAYS_FULL)
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes / 1e9:,.2f} GB" if bytes >= 1e8 else f"{bytes / 1e6:,.1f} MB"
