@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import torch
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import (
@@ -52,6 +53,7 @@ def sensitivities(
     totals = {unit.name: torch.zeros(unit.num, device=model.device) for unit in units}
     with _differentiable(model, list(parameters.values())):
         for loss in losses:
+            preemption.check("sensitivity")
             torch.autograd.backward(loss)
             for unit, found in own:
                 for member, parameter, dim in found:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def _replaced(module: Any, by: Patch, what: Any) -> Iterator[None]:
 
 def said(model: Any, batch: Batch) -> Answers:
     """The model's answers where the batch has no padding; its last states where it has no head."""
+    preemption.check("compare")
     cache = {"use_cache": False} if model.config.to_dict().get("use_cache") else {}
     output = model(**batch, **cache)
     is_scored = "logits" in output

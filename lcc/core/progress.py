@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from lcc.core import preemption
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -26,13 +28,19 @@ class Bar:
         self.done, self.seconds = done, 0.0
         self.info: dict[str, Any] = {}
         self._resumed_at, self._started, self._last_line = done, now, now
+        self.polls = True
         self._notify: Callable[[Bar], None] = lambda bar: None
 
     def advance(self, n: float = 1, **info: Any) -> None:
-        """`n` more units are done; `info` such as `loss=2.31` replaces what was shown before."""
+        """`n` more units are done; `info` such as `loss=2.31` replaces what was shown before.
+
+        What was done is to be kept before: raises PreemptedError if this process was asked to stop.
+        """
         self.done += n
         self.info.update(info)
         self._notify(self)
+        if self.polls:
+            preemption.check(self.label)
 
     @property
     def rate(self) -> float | None:
@@ -96,11 +104,15 @@ class Progress:
 
     @contextmanager
     def track(
-        self, label: str, total: float | None = None, unit: str = "step", *, done: float = 0
-    ) -> Iterator[Bar]:
-        """Show work of `total` units, of which a resumed run has `done` already."""
+        self, label: str, total: float | None = None, unit: str = "step", *, done: float = 0,
+        polls: bool = True,
+    ) -> Iterator[Bar]:  # fmt: skip
+        """Show work of `total` units, of which a resumed run has `done` already.
+
+        A loop that must agree with other processes before it stops says `polls=False`.
+        """
         bar = Bar(label, total, unit, done=done, now=self._clock())
-        bar._notify = self._moved
+        bar.polls, bar._notify = polls, self._moved
         self._open(bar)
         try:
             yield bar
@@ -165,9 +177,11 @@ class Progress:
     def _record(self, sentence: str) -> None:
         if self.log is None:
             return
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}\n")
+        # A full disk stops a step where it writes what counts, with that sentence, and not here.
+        with suppress(OSError):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}\n")
 
     def _out(self) -> TextIO:
         # stdout belongs to results (`--json` must stay JSON), so progress goes beside it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lcc.core import errors
+from lcc.core import errors, preemption
 from lcc.core.lazy import torch, transformers
 
 if TYPE_CHECKING:
@@ -230,6 +231,9 @@ def _forget_peak() -> None:
 
 def serve(pipe: Connection, log: str) -> None:
     """Answer every command until the other end closes; what is printed goes to `log`."""
+    for number in preemption.ASKING:
+        # A scheduler asks every process of a job to stop; the client hangs up when it is time.
+        signal.signal(number, signal.SIG_IGN)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)

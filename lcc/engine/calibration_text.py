@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def encoded_batches(
     examples: list[Any] = []
     left = max_tokens or len(rows) * longest
     for row in rows:
+        preemption.check("calibrate")
         if left > 0:
             examples.append(task.encode(row, tokenizer, max_length=min(longest, left)))
             left -= len(examples[-1].input_ids)

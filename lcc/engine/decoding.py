@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import torch, transformers
 from lcc.parts.adapters import is_prompt
 
@@ -184,6 +185,7 @@ class _Batch:
         stop, limits = self.decode.stop, torch.tensor(self.limits, device=self.module.device)
 
         def is_done(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            preemption.check("answer")
             num_new = ids.shape[1] - num_before
             # Beam search asks about several candidates of each row at once.
             done = limits.repeat_interleave(len(ids) // len(limits)) <= num_new

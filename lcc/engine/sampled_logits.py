@@ -15,8 +15,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import safetensors, safetensors_torch, torch
 from lcc.core.progress import Progress
+from lcc.core.writing import write_text
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import LogitsOf, Samples, collate
 from lcc.parts.dist import SINGLE, Dist
@@ -96,6 +98,7 @@ class SampledLogits:
         members = self._members(part)
         done: dict[int, Samples] = {}
         for piece in micro_batches(members, self.examples.lengths, micro_tokens=micro_tokens):
+            preemption.check("sample the teacher")
             rows = [self.examples.rows[i] for i in piece]
             with torch.no_grad():
                 logits = teacher(collate(rows, head=head, pad=pad, device=device))
@@ -138,7 +141,7 @@ class SampledLogits:
             return
         for part in self.folder.glob("*.safetensors"):
             part.unlink()
-        file.write_text(json.dumps(told), encoding="utf-8")
+        write_text(file, json.dumps(told))
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.safetensors"

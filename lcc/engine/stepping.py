@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lcc.core.errors import LostError, ResourceError
+from lcc.core import preemption
+from lcc.core.errors import LostError, PreemptedError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
 from lcc.engine.batching import (
@@ -34,6 +35,7 @@ from lcc.engine.objectives import (
     summed_loss,
 )
 from lcc.engine.reducing import Reduction
+from lcc.parts.allocator import is_out_of_memory
 from lcc.parts.dist import Dist, Distributed
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from lcc.engine.teaching import HiddenMatch
     from lcc.parts.checkpoint import Head
 
-_SAYS_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
+STOPPED = "asked to stop; this batch changed nothing."
 
 
 class Examples:
@@ -129,13 +131,16 @@ class Stepper:
                 pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size,
                 size=size,
             )  # fmt: skip
-            local, failed = 0.0, False
+            self._agree_to_go_on()
+            local, failed, stopped = 0.0, False, False
             try:
                 batches = self._collated(examples, mine, self._idle(pieces, examples, size))
                 # On a CPU the thread would take from the arithmetic what it saves.
                 local = work(prefetched(batches) if self.device.startswith("cuda") else batches)
+            except PreemptedError:
+                stopped = True
             except RuntimeError as error:
-                if not _is_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failed = True
             if failed and self.sharded is not None:
@@ -144,10 +149,18 @@ class Stepper:
                 raise LostError(f"finetune: out of memory; tried again with micro_tokens="
                                 f"{self.micro_tokens}, which can be set at once.")  # fmt: skip
             # Ranks must agree: a lone retry would leave the others waiting for its gradients.
-            loss, num_failed = self.dist.sum([local, float(failed)], self.device)
+            told = [local, float(failed), float(stopped)]
+            loss, num_failed, num_stopped = self.dist.sum(told, self.device)
+            if num_stopped:
+                raise PreemptedError(STOPPED)
             if not num_failed:
                 return loss
             self._halve(examples, pieces)
+
+    def _agree_to_go_on(self) -> None:
+        """Under FSDP every pass is everybody's: nobody may stop between two of them alone."""
+        if self.sharded is not None and self.dist.sum([preemption.requested()], self.device)[0]:
+            raise PreemptedError(STOPPED)
 
     def _idle(self, pieces: Sequence[Micro], examples: Examples, size: Size) -> list[Micro]:
         """What this rank runs without effect: under FSDP every pass is everybody's."""
@@ -166,6 +179,8 @@ class Stepper:
         self, examples: Examples, pieces: Sequence[Micro], idle: Sequence[Micro]
     ) -> Iterator[Batch]:
         for number, piece in enumerate([*pieces, *idle]):
+            if self.sharded is None:
+                preemption.check("batch")
             rows = [examples.rows[i] for i in piece]
             if self.packing:
                 batch = pack(rows, device=self.device)
@@ -282,8 +297,3 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     mixed = random.Random(f"step {seed} {step} {rank}").getrandbits(63)
     torch.manual_seed(mixed)
     random.seed(mixed)
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    is_typed = isinstance(error, torch.OutOfMemoryError)
-    return is_typed or any(words in str(error).lower() for words in _SAYS_MEMORY)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import greenlet, torch
 from lcc.engine.blocks import blocks
@@ -79,6 +80,7 @@ class Visit:
     ) -> None:
         """Run the block on each batch (or the first few) and drop what comes out."""
         for call in self._calls[:num_batches]:
+            preemption.check("calibrate")
             self._spill.wake(call)
             with torch.no_grad(), _watching(layers, see, call.padding):
                 self.module(*call.args, **(call.kwargs or {}))
@@ -149,6 +151,7 @@ def run_whole(
 ) -> None:
     """Run `body` on each batch from end to end, and see the inputs of `layers`."""
     for batch in batches:
+        preemption.check("calibrate")
         call = _call(model, body, batch)
         with _encoders_output([call]), _watching(layers, see, call.padding), torch.no_grad():
             call.coroutine.switch()
@@ -172,6 +175,7 @@ class _Steps:
     def go_on(self, visit: Visit | None, *, expected: str | None) -> None:
         """Run every batch up to the block it meets next."""
         for call in self.calls:
+            preemption.check("calibrate")
             self.spill.wake(call)
             layers = {} if call.unseen else self.outside
             around = nullcontext() if visit is None else visit.leaving(call)

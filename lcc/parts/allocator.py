@@ -1,4 +1,4 @@
-"""What malloc keeps of freed memory: nothing, where a model is to take less than its bytes."""
+"""Memory: what malloc keeps of what was freed, and which errors say that there is not enough."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import functools
 import sys
 from typing import Any
 
+from lcc.core.lazy import torch
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 LARGE_BYTES = 1 << 20
+_SAYS_MEMORY = ("not enough memory", "out of memory", "can't allocate memory")
 USUAL_BYTES = 1 << 25  # where glibc's own threshold ends up once tensors come and go
 
 
@@ -40,3 +43,9 @@ def return_freed() -> None:
     """Give back what was freed until now."""
     if _libc() is not None:
         _libc().malloc_trim(0)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory is what `error` is about, of a GPU or the machine's."""
+    is_typed = isinstance(error, torch.OutOfMemoryError)
+    return is_typed or any(words in str(error).lower() for words in _SAYS_MEMORY)

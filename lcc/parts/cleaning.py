@@ -54,13 +54,15 @@ class Cleaning:
         """The rows to keep, their texts tidied, and how many each rule removed."""
         removed: Counter[str] = Counter()
         kept: list[Row] = []
-        for row in rows:
-            tidy = {k: self._tidied(k, v) for k, v in row.items()}
-            reason = self._fault(tidy)
-            if reason is None:
-                kept.append(tidy)
-            else:
-                removed[reason] += 1
+        with progress.track("clean", unit="row") as bar:
+            for row in rows:
+                tidy = {k: self._tidied(k, v) for k, v in row.items()}
+                reason = self._fault(tidy)
+                if reason is None:
+                    kept.append(tidy)
+                else:
+                    removed[reason] += 1
+                bar.advance()
         kept = without_conflicts(kept, removed)
         kept = without_duplicates(kept, removed)
         if self.near_duplicates is not None:

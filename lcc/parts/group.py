@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousPa
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.rendezvous import rendezvous
 
-from lcc.core import errors
+from lcc.core import errors, preemption
 from lcc.core.errors import LccError, LostError, PreemptedError, ResourceError
 from lcc.core.machine import cores
 from lcc.parts.dist import Dist, Distributed, node_rank
@@ -34,6 +34,8 @@ STOP_SECONDS = 10  # for the others when one is lost: what they do is lost anywa
 JOIN_SECONDS = 900  # for the other nodes to arrive
 HISTORY = "restarts.json"
 GONE, SILENT = "gone", "silent"  # what a process says of the others
+# Requests to stop are passed on as such: the agent would end whoever does not save in time.
+AGENTS_SIGNALS = "SIGHUP,SIGQUIT"
 CRASH = "crash"  # our own fault: its traceback is wanted, and a second time would end alike
 # What gloo says when a process it talks with is gone, and when it does not answer.
 _SAYS_GONE = ("closed by peer", "reset by peer", "broken pipe", "connection refused")
@@ -57,8 +59,8 @@ class Agent(LocalElasticAgent):
         workers, processes = worker_group.workers, getattr(self._pcontext, "_pc").processes  # noqa: B009
         self.exit_codes = {worker.global_rank: process.exitcode or 0
                            for worker, process in zip(workers, processes, strict=True)}  # fmt: skip
-        if any(not record["passing"] for record in _records(self.folder)):
-            self._remaining_restarts = 0  # the same mistake would be made again
+        if preemption.requested() or any(not r["passing"] for r in _records(self.folder)):
+            self._remaining_restarts = 0  # so it was meant, or the same mistake would be made again
         if self._remaining_restarts:
             self.history.append(reason_of(self.exit_codes, self.folder))
             (self.folder / HISTORY).write_text(json.dumps(self.history), encoding="utf-8")
@@ -92,8 +94,12 @@ def run_group(
             **_master(distributed),
         )  # fmt: skip
         agent = Agent(spec, Path(folder))
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = AGENTS_SIGNALS
         try:
-            result = agent.run()
+            with preemption.watched(), preemption.passed_on():
+                result = agent.run()
+                if result.is_failed():
+                    raise _error_of(agent, result.failures, distributed)
         except SignalException as error:
             name = signal.Signals(error.sigval).name
             raise PreemptedError(f"stopped by {name}; the state saved so far is kept.") from None
@@ -103,8 +109,6 @@ def run_group(
                                 "is what another of them says.") from None  # fmt: skip
         finally:
             handler.shutdown()
-        if result.is_failed():
-            raise _error_of(agent, result.failures, distributed)
     return result.return_values.get(0)
 
 
@@ -135,6 +139,14 @@ def work(
     args: tuple[Any, ...],
 ) -> Any:  # fmt: skip
     """What every process of the group runs; only rank 0's result travels back."""
+    with preemption.watched():
+        return _work(worker, distributed, device, folder, args)
+
+
+def _work(
+    worker: Callable[..., Any], distributed: Distributed, device: str, folder: str,
+    args: tuple[Any, ...],
+) -> Any:  # fmt: skip
     rank, size = int(os.environ["RANK"]), distributed.local_size
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -147,7 +159,7 @@ def work(
         result = worker(dist, *args)
         torch.distributed.barrier()
     except LccError as error:
-        passing = isinstance(error, LostError)
+        passing = isinstance(error, LostError | PreemptedError)
         _leave(Path(folder), rank, type(error).__name__, str(error), passing=passing)
         raise SystemExit(error.exit_code) from None
     except RuntimeError as error:
@@ -205,7 +217,8 @@ def reason_of(exit_codes: Mapping[int, int], folder: Path) -> str:
             hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
             return f"process {rank} was killed by {name}{hint}."
     failed = next((rank for rank, code in sorted(exit_codes.items()) if code), 0)
-    return told.get(GONE, f"process {failed} ended with exit code {exit_codes.get(failed)}.")
+    ended = f"process {failed} ended with exit code {exit_codes.get(failed)}."
+    return told.get(GONE) or told.get("PreemptedError") or ended
 
 
 def _error_of(
@@ -220,6 +233,9 @@ def _error_of(
             kind = getattr(errors, record["type"], LccError)
             found: LccError = (kind if issubclass(kind, LccError) else LccError)(record["message"])
             return found
+    if preemption.requested():
+        said = [r["message"] for r in records if r["type"] == PreemptedError.__name__]
+        return PreemptedError(said[0] if said else "asked to stop before anything was done.")
     num_tried, allowed = len(agent.history), distributed.max_restarts
     tried = f" It was started again {num_tried} of {allowed} times." if num_tried else ""
     return ResourceError(f"distributed: {reason_of(agent.exit_codes, agent.folder)}{tried}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from lcc.core import preemption
 from lcc.core.decode import card
 from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.core.lazy import torch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 NUM_PROBES, PROBE_LENGTH = 4, 64
 TOLERANCE = 1e-4  # relative; a narrower matrix product may round otherwise in the last bits
+CHUNK = 1000  # texts that are encoded between two looks at whether to stop
 HELD_OUT_LINES = 20  # every so many-th line of a corpus only measures what the others kept
 
 
@@ -98,7 +101,7 @@ class Vocab:
         counts: Counter[int] = Counter()
         for lines in corpora.values():
             shown = [line for i, line in enumerate(lines) if i % HELD_OUT_LINES]
-            for ids in tokenizer(shown)["input_ids"] if shown else []:
+            for ids in _encoded(shown, tokenizer):
                 counts.update(ids)
         return {token for token, count in counts.items() if count >= self.min_count}
 
@@ -139,13 +142,20 @@ def _pieces(
     task: Task,
 ) -> list[list[int]]:
     """Every text, and every row as training encodes it: its completion stands apart."""
-    found: list[list[int]] = tokenizer(texts)["input_ids"]
+    found = list(_encoded(texts, tokenizer))
     for row in rows:
+        preemption.check("vocab")
         example = task.encode(row, tokenizer, max_length=1 << 20)
         found.append(list(example.input_ids))
         if isinstance(example.labels, list):
             found.append([label for label in example.labels if label >= 0])
     return found
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    for start in range(0, len(texts), CHUNK):
+        preemption.check("vocab")
+        yield from tokenizer(texts[start : start + CHUNK])["input_ids"]
 
 
 def _require_same_pieces(

@@ -14,6 +14,8 @@ def headline(run: Run) -> str:
     found = results.rows(run)
     if run.status == "failed":
         return units.clean(f"The run failed: {run.error or 'see the steps below'}")
+    if run.status == "preempted":
+        return units.clean(f"The run was stopped and can go on: {run.error}")
     metric = results.primary(found)
     judged = [row for row in found if metric in row.scores]
     if metric is None or not judged:

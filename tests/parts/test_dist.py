@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lcc.core import preemption
 from lcc.core.decode import decode
 from lcc.core.describe import identify
 from lcc.core.errors import DataError, PreemptedError, RecipeError, ResourceError
@@ -40,8 +41,17 @@ def one_fails(dist: Dist) -> None:
 def parent_is_stopped(dist: Dist) -> None:
     if dist.is_main:
         os.kill(os.getppid(), signal.SIGTERM)
+    while True:
+        dist.barrier()
+        preemption.check("wait")
+
+
+def one_fails_and_takes_the_other_down(dist: Dist) -> None:
+    if dist.rank == 1:
+        raise DataError("row 7 has no text.")
+    # What the agent then does to the others.
+    signal.raise_signal(signal.SIGTERM)
     dist.barrier()
-    signal.pause()
 
 
 def test_one_process_is_the_identity() -> None:
@@ -63,8 +73,14 @@ def test_the_error_of_any_rank_comes_back_as_itself() -> None:
 
 
 @pytest.mark.slow
+def test_the_error_that_took_the_others_down_is_the_one_told() -> None:
+    with pytest.raises(DataError, match="row 7 has no text"):
+        launch(one_fails_and_takes_the_other_down, TWO)
+
+
+@pytest.mark.slow
 def test_a_stopped_group_says_that_it_can_go_on() -> None:
-    with pytest.raises(PreemptedError, match="SIGTERM"):
+    with pytest.raises(PreemptedError, match="asked to stop"):
         launch(parent_is_stopped, TWO)
 
 

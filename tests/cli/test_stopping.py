@@ -1,0 +1,93 @@
+"""Asked to stop inside any long loop, a run ends with 75 and goes on to the very same bytes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lcc.cli import main
+from lcc.core import preemption
+
+RECIPE = """# Every long loop there is, each in fractions of a second.
+defaults:
+  - override /model: tiny_llama
+  - override /dataset: tiny_en_zh
+  - override /task: translation
+  - override /method: full
+threads: 1
+stages:
+  vocab: {}
+  finetune: {max_steps: 3, batch_tokens: 256, eval_every: 2}
+  depth: {num_layers: 1, accept_damage: true}
+  distill:
+    {teacher: finetune, max_steps: 2, batch_tokens: 256, distill: {mode: cached, num_samples: 8}}
+  quantize: {quantizer: gptq, bits: 4, group_size: 16, calibration: {mode: sequential, samples: 16}}
+  eval: {samples: 4, bootstrap: 100, max_new_tokens: 3, checkpoints: [base, quantize]}
+  bench: {rounds: 1, requests: 1, new_tokens: 2, prompt_tokens: 4, checkpoints: [quantize]}
+"""
+# In the order in which a run comes to them: what each loop says it is.
+LOOPS = ("read tiny_en_zh", "clean", "near-duplicates", "vocab", "encode train", "batch", "compare",
+         "depth", "sample the teacher", "calibrate", "quantize", "answer", "evaluate",
+         "measure")  # fmt: skip
+
+
+def here(folder: Path) -> Path:
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "recipes" / "stopping.yaml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def asked_at(loop: str) -> Iterator[list[str]]:
+    """A signal, sent the second time that `loop` looks whether it is to stop."""
+    looks: list[str] = []
+    original = preemption.check
+
+    def look(what: str) -> None:
+        looks.append(what)
+        if looks.count(loop) == 2 and what == loop:
+            signal.raise_signal(signal.SIGUSR1)
+        original(what)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preemption, "check", look)
+        yield looks
+
+
+def results(folder: Path) -> dict[str, dict[str, str]]:
+    """Step → the digest of each file whose bytes are no matter of time."""
+    found = {}
+    run = json.loads(next((folder / "runs").glob("stopping-*/run.json")).read_text())
+    for step in run["steps"]:
+        manifest = json.loads((folder / "runs/store" / step["key"] / "MANIFEST.json").read_text())
+        digests = {n: facts["sha256"] for n, facts in manifest["files"].items()}
+        timed = ("report.json", "log.txt", "curves.jsonl")
+        found[step["name"]] = {n: d for n, d in digests.items() if n not in timed}
+    return found
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    paths = sorted((folder / "runs").glob("stopping-*/*/curves.jsonl"))
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_every_long_loop_stops_when_asked_and_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here(tmp_path / "stopped"))
+    for loop in LOOPS:
+        with asked_at(loop) as looks:
+            assert main(["run", "+recipe=stopping"]) == 75, (loop, sorted(set(looks)))
+        told = capsys.readouterr().err
+        assert "asked to stop" in told and "run again to continue" in told, (loop, told)
+    assert main(["run", "+recipe=stopping"]) == 0
+    monkeypatch.chdir(here(tmp_path / "whole"))
+    assert main(["run", "+recipe=stopping"]) == 0
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+    assert curves(tmp_path / "stopped") == curves(tmp_path / "whole") != []

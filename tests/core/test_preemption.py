@@ -1,0 +1,81 @@
+"""A request to stop is one flag: raised by signals, seen by every bar, put away at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from lcc.core import preemption
+from lcc.core.errors import PreemptedError
+from lcc.core.progress import Progress
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_is_a_request_that_a_check_answers(name: str) -> None:
+    with preemption.watched():
+        preemption.check("encode")
+        signal.raise_signal(getattr(signal, name))
+        assert preemption.requested()
+        with pytest.raises(PreemptedError) as caught:
+            preemption.check("encode")
+    assert str(caught.value) == f"encode: asked to stop ({name})."
+    assert caught.value.exit_code == 75
+    assert not preemption.requested()
+
+
+def test_handlers_are_put_back_once_the_outermost_is_left() -> None:
+    before = {number: signal.getsignal(number) for number in preemption.ASKING}
+    with preemption.watched():
+        with preemption.watched():
+            signal.raise_signal(signal.SIGTERM)
+        assert preemption.requested(), "the outer one still has to hear of it"
+        assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in preemption.ASKING} == before
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    with preemption.watched(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_answered_where_somebody_watches(capfd: pytest.CaptureFixture[str]) -> None:
+    with preemption.watched(tells=True):
+        signal.raise_signal(signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+    with preemption.watched(tells=True):
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again stops at once" in capfd.readouterr().err
+
+
+def test_a_bar_stops_after_what_was_done_is_counted() -> None:
+    progress = Progress(quiet=True)
+    with preemption.watched(), progress.track("encode train", 3, "row") as bar:
+        bar.advance()
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(PreemptedError, match=r"encode train: asked to stop \(SIGUSR1\)"):
+            bar.advance()
+        assert bar.done == 2
+
+
+def test_a_bar_of_a_loop_that_agrees_first_does_not_stop_by_itself() -> None:
+    progress = Progress(quiet=True)
+    with preemption.watched(), progress.track("train", 3, polls=False) as bar:
+        signal.raise_signal(signal.SIGUSR1)
+        bar.advance()
+        assert preemption.requested()
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    found = []
+
+    def look() -> None:
+        with preemption.watched():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGTERM)]
