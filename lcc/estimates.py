@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lcc.core.machine import cores
 from lcc.core.store import Artifact, Store
 from lcc.engine.calibration import Calibration
+from lcc.engine.generations import GENERATIONS
+from lcc.engine.optimization import OPTIMIZER_BYTES
 from lcc.parts.sources import stats_bytes
 from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
@@ -34,6 +37,41 @@ class Estimate:
     memory_bytes: int
     disk_bytes: int
     basis: str  # "store", "measured", "reckoned"
+
+
+# Weights, the best so far and the optimizer's two moments of one trained parameter, in float32.
+STATE_BYTES = 4 + 4 + OPTIMIZER_BYTES
+ADAPTER_SHARE = 0.03  # of a model's parameters, where an adapter is trained
+LEAST_BYTES = 16 << 20  # of a model whose size nobody tells
+
+
+def disk_needed(pipeline: Pipeline, store: Store) -> int:
+    """Bytes that the steps still to run leave on the disk, and the largest resume state of one."""
+    found = estimate(pipeline, store)
+    stored, _ = _parameters(pipeline.recipe)
+    todo = [step for step in pipeline.steps if found[step.name].basis != "store"]
+    states = [_state_bytes(step, stored) for step in todo]
+    return sum(found[step.name].disk_bytes for step in todo) + max(states, default=0)
+
+
+def space_needed(step: Step, reports: Sequence[dict[str, Any]]) -> int:
+    """Bytes that one step takes while it runs: its model twice (drafts), and its resume state.
+
+    `reports` are those of its inputs.
+    """
+    spec = getattr(step.stage, "spec", None)
+    sizes = [report.get("model_bytes") or 0 for report in reports]
+    largest = max([*sizes, getattr(spec, "bytes", 0) or 0, LEAST_BYTES])
+    counts = [report["measures"].get("parameters", {}).get("value") or 0 for report in reports]
+    return 3 * largest + _state_bytes(step, max(counts, default=0))
+
+
+def _state_bytes(step: Step, parameters: int) -> int:
+    """What a training keeps to resume from: whole generations, and one in the making."""
+    if not getattr(step.stage, "trains", False):
+        return 0
+    trained = parameters if _trains_all(step) else ADAPTER_SHARE * parameters
+    return int((GENERATIONS + 1) * trained * STATE_BYTES)
 
 
 def estimate(pipeline: Pipeline, store: Store) -> dict[str, Estimate]:

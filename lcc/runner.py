@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lcc.core import disk, preemption
 from lcc.core.describe import describe, digest
 from lcc.core.errors import GateError, LccError, PreemptedError, RecipeError
 from lcc.core.machine import machine, versions
 from lcc.core.progress import Progress
 from lcc.core.store import Artifact, Store, Work
 from lcc.core.writing import write_json, write_text
+from lcc.estimates import disk_needed, space_needed
 from lcc.parts.dist import Distributed, launch
 from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
 from lcc.worker import Job, work_step
 
 ROOT = Path("runs")
+FACTS_BYTES = 1 << 20  # more than run.json, links and leases take
 
 
 @dataclass
@@ -49,25 +52,43 @@ def run_pipeline(
     What finished before an error stays finished; the same command continues there.
     """
     store = Store(ROOT)
-    run = _open_run(pipeline, words, verb)
     progress = Progress(quiet=quiet)
     store.warn = progress.warn
+    with disk.told(ROOT, FACTS_BYTES, "run.json"):
+        run = _open_run(pipeline, words, verb)
     started = time.monotonic()
     try:
-        for index, step in enumerate(pipeline.steps):
-            _walk(store, run, step, index=index, recipe=pipeline.recipe, progress=progress)
-            if step.name == "base":
-                _check_family(pipeline, run.artifacts["base"])
+        with preemption.watched(tells=not quiet), disk.told(ROOT, FACTS_BYTES, "the run"):
+            store.require_space(disk_needed(pipeline, store), "the run")
+            _walk_all(store, run, pipeline, progress)
         run.facts["status"] = "finished"
     except (LccError, KeyboardInterrupt) as error:
-        run.facts["status"], run.facts["error"] = "failed", str(error) or "interrupted"
+        stopped = isinstance(error, PreemptedError | KeyboardInterrupt)
+        run.facts["status"] = "preempted" if stopped else "failed"
+        run.facts["error"] = str(error) or "interrupted"
         if isinstance(error, KeyboardInterrupt):
             raise PreemptedError("interrupted; run the same command again to continue.") from None
         raise
     finally:
         run.facts["seconds"] = round(time.monotonic() - started, 1)
-        run.write()
+        _write_last(run, progress)
     return run
+
+
+def _write_last(run: Run, progress: Progress) -> None:
+    """A full disk must not hide why the run ended."""
+    try:
+        run.write()
+    except OSError as error:
+        progress.warn(f"run.json is not up to date: {error}.")
+
+
+def _walk_all(store: Store, run: Run, pipeline: Pipeline, progress: Progress) -> None:
+    for index, step in enumerate(pipeline.steps):
+        preemption.check(step.name)
+        _walk(store, run, step, index=index, recipe=pipeline.recipe, progress=progress)
+        if step.name == "base":
+            _check_family(pipeline, run.artifacts["base"])
 
 
 def _check_family(pipeline: Pipeline, base: Artifact) -> None:
@@ -121,7 +142,7 @@ def _walk(
         try:
             artifact, status = _claim_and_run(store, run, step, label, recipe, progress)
         except LccError as error:
-            facts["status"] = "failed"
+            facts["status"] = "preempted" if isinstance(error, PreemptedError) else "failed"
             raise _placed(error, step, run) from error
     else:
         progress.say(f"{label}: reused ({step.key[:12]})")
@@ -149,10 +170,13 @@ def _claim_and_run(
             progress.say(f"{label}: finished meanwhile by another process, reused")
             return claimed, "reused"
         progress.say(f"{label}: running")
-        store.require_space(_space_needed(run, step), step.name)
-        report = _execute(claimed, run, step, recipe)
+        reports = [run.artifacts[s.name].report for s in step.inputs.values()]
+        space = space_needed(step, reports)
+        store.require_space(space, step.name)
+        report = _execute(claimed, run, step, recipe, space=space)
         parents = [run.artifacts[s.name].path for s in step.inputs.values()]
-        artifact = store.publish(claimed, report=report, reuse=parents)
+        with disk.told(store.root, space, step.name):
+            artifact = store.publish(claimed, report=report, reuse=parents)
         progress.say(f"{label}: finished in {report['seconds']:.0f} s")
         for note in report["warnings"]:
             progress.warn(f"{step.name}: {note}")
@@ -160,13 +184,14 @@ def _claim_and_run(
 
 
 def work_in(
-    folder: Path, step: Step, artifacts: dict[str, Artifact], recipe: Recipe, run: str
-) -> Any:
+    folder: Path, step: Step, artifacts: dict[str, Artifact], recipe: Recipe, run: str,
+    *, space: int = 0,
+) -> Any:  # fmt: skip
     """Run `step` in a group of processes that write into `folder`; its facts, on the first node."""
     inputs = {name: artifacts[s.name].path for name, s in step.inputs.items()}
     job = Job(step.name, step.stage, folder, inputs, task=recipe.task, seed=recipe.seed,
               device=recipe.device_type, dtype=recipe.dtype, threads=recipe.threads,
-              tracker=recipe.tracker, run=run, checkpoint=step.checkpoint)  # fmt: skip
+              tracker=recipe.tracker, run=run, checkpoint=step.checkpoint, space=space)  # fmt: skip
     return launch(work_step, group_of(step), job, device=recipe.device_type, name=step.key)
 
 
@@ -176,9 +201,9 @@ def group_of(step: Step) -> Distributed:
     return found
 
 
-def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]:
+def _execute(work: Work, run: Run, step: Step, recipe: Recipe, *, space: int) -> dict[str, Any]:
     started = time.monotonic()
-    outcome = work_in(work.path, step, run.artifacts, recipe, run.name)
+    outcome = work_in(work.path, step, run.artifacts, recipe, run.name, space=space)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
     size = (
@@ -192,17 +217,13 @@ def _execute(work: Work, run: Run, step: Step, recipe: Recipe) -> dict[str, Any]
             **outcome}  # fmt: skip
 
 
-def _space_needed(run: Run, step: Step) -> int:
-    """Room for one more copy of the model, its resume state included."""
-    sizes = [run.artifacts[s.name].report.get("model_bytes") or 0 for s in step.inputs.values()]
-    spec = getattr(step.stage, "spec", None)
-    return 3 * max([*sizes, getattr(spec, "bytes", 0) or 0, 16 * 2**20])
-
-
 def _placed(error: LccError, step: Step, run: Run) -> LccError:
     done = [name for name in run.artifacts]
-    kept = f" {done[-1]!r} is kept; run again to continue." if done else ""
-    return type(error)(f"step {step.name!r} failed: {error}{kept}")
+    kept = f" {done[-1]!r} is kept;" if done else ""
+    if isinstance(error, PreemptedError):
+        return PreemptedError(f"step {step.name!r} stopped: {error}{kept} run again to continue.")
+    again = f"{kept} run again to continue." if done else ""
+    return type(error)(f"step {step.name!r} failed: {error}{again}")
 
 
 def _now() -> str:

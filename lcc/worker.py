@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import disk
 from lcc.core.lazy import torch, transformers
 from lcc.core.machine import cores
 from lcc.core.progress import Progress
@@ -46,10 +47,19 @@ class Job:
     tracker: Any
     run: str
     checkpoint: str | None
+    space: int = 0  # bytes of disk that it was reckoned to take
 
 
 def work_step(dist: Dist, job: Job) -> dict[str, Any]:
-    """Run the stage of `job`; rank 0 leaves its files in `job.folder` and returns the facts."""
+    """Run the stage of `job`; rank 0 leaves its files in `job.folder` and returns the facts.
+
+    Raises ResourceError when the disk is full.
+    """
+    with disk.told(job.folder, job.space, job.name):
+        return _work_step(dist, job)
+
+
+def _work_step(dist: Dist, job: Job) -> dict[str, Any]:
     threads = _set_up(dist, job)
     _reset_peak()
     progress = Progress(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# What an optimizer keeps of each parameter, Adam's two moments, unless its card has `state_bytes`.
+OPTIMIZER_BYTES = 8
 # Where families keep a probability that they hand to a function, not to a module.
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_prob", "dropout_rate")
 

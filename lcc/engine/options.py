@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.engine.optimization import ScheduleName
+from lcc.engine.spikes import Spike
 
 
 @card
@@ -19,7 +20,8 @@ class TrainingOptions:
     padded rows; logits of at most `loss_chunk` targets are held at once (null: of all); `compile`
     has torch compile the blocks. Without `eval_every` (steps) validation runs once an epoch;
     `patience` evaluations without a gain stop early. State for resuming is saved every
-    `save_seconds`, and `save_every` steps if given.
+    `save_seconds`, and `save_every` steps if given. Steps that are not finite change nothing, and
+    `max_nonfinite` in a row stop.
     """
 
     epochs: Annotated[float, Field(gt=0)] = 1
@@ -44,3 +46,4 @@ class TrainingOptions:
     save_every: Annotated[int, Field(ge=1)] | None = None
     save_seconds: Annotated[float, Field(gt=0)] = 120
     max_nonfinite: Annotated[int, Field(ge=1)] = 5
+    spike: Spike | None = None

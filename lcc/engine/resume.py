@@ -1,29 +1,20 @@
-"""Interrupted anywhere, continued bit for bit: training state in safetensors and JSON."""
+"""Where a training stands, as numbers and named tensors that a state file can hold."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.core.manifest import fsync
-from lcc.engine.storing import open_tensors, placed, write_tensors
-from lcc.parts.dist import SINGLE, Dist
+from lcc.engine.storing import placed
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-GENERATIONS = 2
-STATE_FILE = "state.json"
 MICRO_TOKENS = "micro_tokens.json"
 
 
@@ -49,78 +40,15 @@ class Counters:
     validation_before: float | None = None
     evaluations_without_gain: int = 0
     finished: bool = False
+    row: dict[str, Any] | None = None  # the last step's numbers, while its evaluation is to come
+    recent: list[float] = field(default_factory=list)  # finite losses, for who watches for spikes
+    anchors: list[int] = field(default_factory=list)  # steps whose state a rollback may go back to
+    spikes: int = 0
+    rollbacks: int = 0
 
-
-@dataclass
-class Saved:
-    """One generation of training state read back: tensors by group, and everything else."""
-
-    facts: dict[str, Any]
-    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-
-
-def write_state(
-    folder: Path, step: int, *, facts: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]], dist: Dist = SINGLE,
-) -> None:  # fmt: skip
-    """Write one generation: built beside, synced, put in place by one rename; two are kept.
-
-    Called by every process of `dist`, which share the folder: each writes its rows of what is
-    sharded, rank 0 everything else.
-    """
-    building, final = folder / "building", folder / f"step-{step:09d}"
-    if dist.is_main:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-    dist.barrier()
-    for group, values in tensors.items():
-        write_tensors(building, group, values, dist)
-    dist.barrier()  # Everybody's pieces are on the disk.
-    if dist.is_main:
-        (building / STATE_FILE).write_text(json.dumps(dict(facts)), encoding="utf-8")
-        fsync(building / STATE_FILE)
-        _put_in_place(building, final)
-        for old in generations(folder)[GENERATIONS:]:
-            shutil.rmtree(old)
-    dist.barrier()
-
-
-def _put_in_place(building: Path, final: Path) -> None:
-    if final.exists():
-        # The same step saved again holds the same state.
-        shutil.rmtree(building)
-        return
-    building.rename(final)
-    fsync(final.parent)
-
-
-def read_state(folder: Path, dist: Dist = SINGLE) -> Saved | None:
-    """The newest whole generation, or None; tensors come whole, however many processes wrote them.
-
-    Called by every process of `dist`.
-    """
-    if dist.is_main:
-        for path in generations(folder):
-            if _opened(path) is not None:
-                break
-            # Renamed before its bytes reached the disk (a power cut): the one before is whole.
-            shutil.rmtree(path)
-    dist.barrier()  # Rank 0 has removed what is not whole.
-    newest = generations(folder)[:1]
-    return _opened(newest[0]) if newest else None
-
-
-def _opened(path: Path) -> Saved | None:
-    try:
-        facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        return Saved(facts, open_tensors(path))
-    except (OSError, ValueError):
-        return None
-
-
-def generations(folder: Path) -> list[Path]:
-    """Saved generations, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    def copy(self) -> Counters:
+        """The same numbers, which later steps do not change."""
+        return replace(self, recent=[*self.recent], anchors=[*self.anchors])
 
 
 def note_micro_tokens(folder: Path, micro_tokens: int, *, rank: int) -> None:
@@ -175,31 +103,3 @@ def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield from _leaves(value, f"{path}{key}/")
         else:
             yield f"{path}{key}", value
-
-
-class Interruption:
-    """Whether someone asked this process to stop (SIGTERM, Ctrl-C) since `watched` began."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt  # whoever asks twice does not want to wait for the state
-        self.requested = True
-
-
-@contextmanager
-def watched() -> Iterator[Interruption]:
-    """Turn SIGTERM and Ctrl-C into a request that the loop honours between two steps."""
-    interruption = Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption  # only the main thread may handle signals
-        return
-    asking = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, interruption._note) for number in asking}
-    try:
-        yield interruption
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

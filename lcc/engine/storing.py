@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.lazy import safetensors, safetensors_torch, torch
+from lcc.core.lazy import safetensors, torch
 from lcc.core.manifest import fsync
+from lcc.parts.tensor_files import entry, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +103,6 @@ def _own_rows(value: Tensor, like: Any) -> Tensor:
 
 
 def _write(path: Path, values: Mapping[str, Tensor]) -> None:
-    plain = {
-        name: local(v).detach().to("cpu", copy=True).contiguous() for name, v in values.items()
-    }
-    safetensors_torch.save_file(plain, path)
+    # One tensor after another, by Python, whose errors say what happened and where.
+    write_file([entry(name, local(value)) for name, value in values.items()], path)
     fsync(path)

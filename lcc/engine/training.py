@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lcc.core import preemption
 from lcc.core.errors import DivergedError, LostError, PreemptedError
 from lcc.core.lazy import torch
 from lcc.core.progress import Bar, Progress
 from lcc.core.tracking import CurveFile, Tracker
 from lcc.engine.batching import batches_from, epoch_ends
+from lcc.engine.generations import Generations
 from lcc.engine.optimization import (
+    OPTIMIZER_BYTES,
     Clip,
     ClipResult,
     OptimizerCard,
@@ -26,19 +29,10 @@ from lcc.engine.optimization import (
 )
 from lcc.engine.options import TrainingOptions
 from lcc.engine.rank_allocation import RankAllocation
-from lcc.engine.resume import (
-    Counters,
-    Interruption,
-    Saved,
-    note_micro_tokens,
-    noted_micro_tokens,
-    optimizer_state,
-    read_state,
-    restore_optimizer,
-    watched,
-    write_state,
-)
+from lcc.engine.resume import Counters, note_micro_tokens
+from lcc.engine.saving import kept_copy, restore, save, take_up
 from lcc.engine.sparse_training import mask_gradients, mask_weights
+from lcc.engine.spikes import state_before
 from lcc.engine.stepping import Examples, Stepper
 from lcc.engine.storing import is_sharded, placed
 
@@ -85,76 +79,116 @@ class Training:
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
+        self.generations = Generations(
+            self.state, self.dist, self.stepper.device, self.progress.warn
+        )
+        self.spike = o.spike
+        self.goes_back = o.spike is not None and o.spike.rollback is not None
         self.best: dict[str, Tensor] = {}
+        # Steps that are not finite change nothing: what is saved is the state after the last other.
+        self.good = self.counters.copy(), self.best
 
     def run(self) -> Counters:
         """Train to the end, or raise PreemptedError or DivergedError with the state saved."""
-        self._restore()
-        if self.stepper.sharded is None:
-            self.dist.broadcast_(list(self._trainable().values()))
-        try:
-            return self._run()
-        except LostError:
-            note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
-            raise
+        with preemption.watched():
+            restore(self)
+            # Before hours of work: is there room for all that will be saved?
+            each = getattr(self.optimizer_card, "state_bytes", OPTIMIZER_BYTES)
+            self.generations.require_space(self.trainable(), each, best=self.options.keep_best)
+            if self.stepper.sharded is None:
+                self.dist.broadcast_(list(self.trainable().values()))
+            try:
+                self._train()
+            except PreemptedError:
+                told = f"the state after step {save(self)} is saved."
+                raise PreemptedError(f"finetune: asked to stop; {told}") from None
+            except LostError:
+                note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
+                raise
+        if self.best and self.counters.best_step != self.counters.step:
+            self.load(self.best)
+        return self.counters
 
-    def _run(self) -> Counters:
+    def _train(self) -> None:
+        """Every step from here on; raises PreemptedError, on all ranks together, between two."""
         counters = self.counters
         if counters.validation_before is None and len(self.validation):
             counters.validation_before = self.stepper.validate(self.validation)
+        if self.goes_back and not counters.step and not counters.anchors:
+            counters.anchors.append(0)
+            save(self)
         saved_at = time.monotonic()
-        with (
-            watched() as interruption,
-            self.progress.track("train", self.num_steps, done=counters.step) as bar,
-        ):
+        # Ranks must stop at the same step: the stepper asks all of them, the bar only this one.
+        done = counters.step - (counters.row is not None)
+        with self.progress.track("train", self.num_steps, done=done, polls=False) as bar:
+            if counters.row is not None and self._conclude(bar):
+                return
             for _, epoch, batch in self.plan(start=counters.step, stop=self._stop()):
-                self._step(epoch, batch, bar)
-                if self._should_stop():
-                    break
-                if self._is_save_due(saved_at, interruption):
-                    self._save()
+                self._step(epoch, batch)
+                if self._conclude(bar):
+                    return
+                if self._is_save_due(saved_at):
+                    save(self)
                     saved_at = time.monotonic()
-        if self.best and counters.best_step != counters.step:
-            self._load(self.best)
-        return counters
 
     def _stop(self) -> int:
         return self.counters.step if self.counters.finished else self.num_steps
 
-    def _step(self, epoch: int, batch: list[int], bar: Bar) -> None:
+    def _step(self, epoch: int, batch: list[int]) -> None:
         counters, started = self.counters, time.monotonic()
         loss = self.stepper.accumulate(self.train, batch, step=counters.step)
         mask_gradients(self.model, self.masks)
         if self.allocation is not None:
             self.allocation.regularise()
         rate = float(self.schedule.get_last_lr()[0])
-        found = self.clip.apply(self._trainable(), counters.past_norms)
+        found = self.clip.apply(self.trainable(), counters.past_norms)
         is_finite = math.isfinite(loss) and math.isfinite(found.norm_before)
-        if is_finite:
+        is_spike = self.spike.sees(counters.recent, loss) if self.spike else False
+        if is_spike and self.goes_back:
+            assert self.spike is not None
+            take_up(self, state_before(self.spike, loss, counters, self.generations))
+        elif is_finite:
             self.optimizer.step()
             self.schedule.step()
             mask_weights(self.model, self.masks)
             if self.allocation is not None:
                 self.allocation.allocate(counters.step + 1)
+            if self.spike:
+                counters.recent = [*counters.recent, loss][-self.spike.window :]
         self.optimizer.zero_grad()
         if epoch != counters.epoch:
             counters.epoch, counters.loss_sum, counters.loss_targets = epoch, 0.0, 0
         counters.step += 1
         counters.tokens += sum(self.train.lengths[i] for i in batch)
         counters.seconds += time.monotonic() - started
+        counters.spikes += is_spike
         self._count(batch, loss, found, is_finite=is_finite)
-        row = {"loss": loss, "lr": rate, "grad_norm": found.norm_before,
-               "clipped_share": found.clipped_share if is_finite else 0.0,
-               "tokens": counters.tokens, "seconds": counters.seconds}  # fmt: skip
-        if found.threshold is not None:
-            row["clip_threshold"] = found.threshold
+        counters.row = {
+            "loss": loss, "lr": rate, "grad_norm": found.norm_before,
+            "clipped_share": found.clipped_share if is_finite else 0.0,
+            "tokens": counters.tokens, "seconds": counters.seconds,
+            **({} if found.threshold is None else {"clip_threshold": found.threshold}),
+            **({"spike": is_spike} if self.spike else {}),
+        }  # fmt: skip
+
+    def _conclude(self, bar: Bar) -> bool:
+        """Evaluate where it is due and tell the step's numbers; whether training ends here."""
+        counters, row = self.counters, self.counters.row
+        assert row is not None
         if self._is_evaluation_due():
             row["validation_loss"] = self._evaluate()
+        counters.row = None
         if self.dist.is_main:
             self.curves.log(counters.step, row)
             self.tracker.log(counters.step, row)
-        bar.advance(1, loss=loss, lr=rate)
+        bar.advance(1, loss=row["loss"], lr=row["lr"])
         self._stop_if_diverged()
+        is_over = self._should_stop()
+        if not counters.nonfinite_in_row:
+            if self.spike and self.spike.is_anchor(counters.step):
+                counters.anchors.append(counters.step)
+            self.good = counters.copy(), self.best
+        return is_over
 
     def _count(self, batch: list[int], loss: float, found: ClipResult, *, is_finite: bool) -> None:
         counters = self.counters
@@ -173,13 +207,10 @@ class Training:
         counters.loss_targets += num_targets
 
     def _stop_if_diverged(self) -> None:
-        counters = self.counters
-        if counters.nonfinite_in_row < self.options.max_nonfinite:
+        num, good = self.counters.nonfinite_in_row, self.good[0].step
+        if num < self.options.max_nonfinite:
             return
-        num, good = counters.nonfinite_in_row, counters.step - counters.nonfinite_in_row
-        # Skipped steps changed nothing: what is in memory is the state after the last good step.
-        counters.step, counters.nonfinite_in_row = good, 0
-        self._save()
+        save(self)
         raise DivergedError(
             f"finetune: {num} steps in a row had a loss or gradient that is not finite; the state "
             f"after step {good} is kept; lower lr (now {self.lr:g}) or clip harder."
@@ -201,7 +232,7 @@ class Training:
             counters.best_loss, counters.best_step = loss, counters.step
             counters.evaluations_without_gain = 0
             if self.options.keep_best:
-                self.best = {k: _kept(v) for k, v in self._trainable().items()}
+                self.best = {k: kept_copy(v) for k, v in self.trainable().items()}
         else:
             counters.evaluations_without_gain += 1
         return loss
@@ -215,77 +246,22 @@ class Training:
                               f"not fallen {patience} times in a row.")  # fmt: skip
         return stop
 
-    def _is_save_due(self, saved_at: float, interruption: Interruption) -> bool:
+    def _is_save_due(self, saved_at: float) -> bool:
         every = self.options.save_every
         by_step = every is not None and self.counters.step % every == 0
+        is_anchor = self.counters.anchors[-1:] == [self.counters.step]
         by_time = self.dist.is_main and time.monotonic() - saved_at >= self.options.save_seconds
-        stop, timed = self.dist.sum([interruption.requested, by_time], self.stepper.device)
-        if stop:
-            self._save()
-            raise PreemptedError("finetune: asked to stop; the state after step "
-                                 f"{self.counters.step} is saved.")  # fmt: skip
-        return by_step or bool(timed)
+        return bool(self.dist.sum([by_step or is_anchor or by_time], self.stepper.device)[0])
 
-    def _trainable(self) -> dict[str, Parameter]:
+    def trainable(self) -> dict[str, Parameter]:
+        """What training changes, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        parameters = self._trainable()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give what training changes these values, in place."""
+        parameters = self.trainable()
         assert tensors.keys() == parameters.keys(), tensors.keys() ^ parameters.keys()
         with torch.no_grad():
             for name, tensor in tensors.items():
                 like = parameters[name]
                 like.copy_(tensor if is_sharded(tensor) else placed(tensor, like))
-
-    def _save(self) -> None:
-        self.counters.micro_tokens = self.stepper.micro_tokens
-        tensors, optimizer = optimizer_state(self.optimizer)
-        reduction, sent = self.stepper.reduction.state()
-        groups: Mapping[str, Mapping[str, Tensor]] = {
-            "trainable": self._trainable(), "optimizer": tensors, "best": self.best,
-            "reduction": reduction,
-            **({"allocation": self.allocation.tensors()} if self.allocation is not None else {}),
-        }  # fmt: skip
-        facts = {"counters": dataclasses.asdict(self.counters), "optimizer": optimizer,
-                 "schedule": self.schedule.state_dict(), "reduction": sent,
-                 "threads": torch.get_num_threads(),
-                 "ranks": self.allocation and self.allocation.pattern,
-                 "world_size": self.dist.world_size}  # fmt: skip
-        if self.stepper.sharded is not None:
-            groups = self.stepper.sharded.as_saved(groups)
-        write_state(self.state, self.counters.step, facts=facts, tensors=groups, dist=self.dist)
-
-    def _restore(self) -> None:
-        saved = read_state(self.state, self.dist)
-        if saved is not None:
-            self._continue(saved)
-        if self.dist.is_main:
-            self.curves.rewind(self.counters.step)
-        noted = noted_micro_tokens(self.state) or self.stepper.micro_tokens
-        self.stepper.micro_tokens = min(self.stepper.micro_tokens, noted)
-
-    def _continue(self, saved: Saved) -> None:
-        facts: dict[str, Any] = saved.facts
-        self.counters = Counters(**facts["counters"])
-        self.stepper.micro_tokens = self.counters.micro_tokens
-        self._load(saved.tensors["trainable"])
-        parameters = self._trainable()
-        self.best = {name: _kept(placed(tensor, parameters[name]))
-                     for name, tensor in saved.tensors["best"].items()}  # fmt: skip
-        if self.allocation is not None:
-            self.allocation.restore(saved.tensors["allocation"], facts["ranks"])
-        restore_optimizer(self.optimizer, saved.tensors["optimizer"], facts["optimizer"])
-        self.schedule.load_state_dict(facts["schedule"])
-        self.stepper.reduction.restore(
-            saved.tensors["reduction"], facts["reduction"], device=self.stepper.device
-        )
-        if facts["world_size"] == self.dist.world_size:
-            # Sums differ in their last bits between thread counts.
-            torch.set_num_threads(facts["threads"])
-        self.progress.say(f"resumed after step {self.counters.step}.")
-
-
-def _kept(parameter: Tensor) -> Tensor:
-    """A copy in main memory; a piece of a sharded one stays where it is."""
-    value = parameter.detach()
-    return value.clone() if is_sharded(value) else value.cpu().clone()

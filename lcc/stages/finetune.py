@@ -211,6 +211,7 @@ class Finetune(TrainingOptions):
             "gradient_bytes_per_step": Measure(
                 training.stepper.reduction.bytes_sent / max(1, counters.step), "bytes"
             ),
+            **({} if self.spike is None else _spikes(counters)),
         }
 
 
@@ -241,6 +242,13 @@ def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
         raise RecipeError(f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
                           "and no gradient passes through rounding; train before it, or pack "
                           "weights alone.")  # fmt: skip
+
+
+def _spikes(counters: Counters) -> dict[str, Measure]:
+    return {
+        "spikes": Measure(counters.spikes, "count"),
+        "rollbacks": Measure(counters.rollbacks, "count"),
+    }
 
 
 def _give_head(bundle: Bundle, task: Task, seed: int) -> None:

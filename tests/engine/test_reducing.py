@@ -10,8 +10,8 @@ import torch
 from parallel_cases import STEPS, STOP, Together, rows_of
 from training_cases import model
 
+from lcc.engine.generations import generations
 from lcc.engine.reducing import Bucket, Reduction
-from lcc.engine.resume import generations
 from lcc.engine.storing import open_tensors
 from lcc.parts.dist import SINGLE, Dist, Distributed
 

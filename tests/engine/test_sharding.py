@@ -22,7 +22,7 @@ from safetensors import safe_open
 from training_cases import model
 
 from lcc.core.errors import RecipeError
-from lcc.engine.resume import generations
+from lcc.engine.generations import generations
 from lcc.engine.sharding import require_shardable
 from lcc.engine.storing import open_tensors
 from lcc.methods.optimizers.adamw import AdamW

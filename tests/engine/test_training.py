@@ -17,7 +17,7 @@ from parallel_cases import Hungry
 from training_cases import Signalling, dropout_run, examples, model, stepper, training
 
 from lcc.core.errors import DivergedError, PreemptedError, ResourceError
-from lcc.engine.resume import generations, read_state
+from lcc.engine.generations import read_state
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.clipping.quantile import Quantile
@@ -71,7 +71,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     # Step 7 lies between a save and an evaluation.
     command = [sys.executable, cases.__file__, str(tmp_path / "killed"), "7"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert read_state(tmp_path / "killed" / "state") is not None
+    assert read_state(tmp_path / "killed" / "state", pytest.fail) is not None
     resumed = dropout_run(tmp_path / "killed", NoneTracker())
     whole = dropout_run(tmp_path / "whole", NoneTracker())
     for name, expected in whole.state_dict().items():
@@ -79,12 +79,38 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert untimed(tmp_path / "killed") == untimed(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_request_to_stop_saves_the_state_and_says_so(tmp_path: Path, number: int) -> None:
     with pytest.raises(PreemptedError, match="after step 4"):
         training(tmp_path, model(), tracker=Signalling(4, number)).run()
-    saved = read_state(tmp_path / "state")
+    saved = read_state(tmp_path / "state", pytest.fail)
     assert saved is not None and saved.facts["counters"]["step"] == 4
+
+
+def ask_in_evaluation(trained: Any) -> None:
+    """Ask this very process to stop in the middle of the first evaluation after training began."""
+    seen: list[str] = []
+
+    def look(module: torch.nn.Module, _inputs: Any) -> None:
+        seen.append("train" if module.training else "evaluate")
+        if seen[-2:] == ["train", "evaluate"] and seen.count("ask") == 0:
+            seen.append("ask")
+            signal.raise_signal(signal.SIGUSR1)
+
+    trained.model.layers[0].mlp.register_forward_pre_hook(look)
+
+
+def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
+    asked, resumed, whole = model(), model(), model()
+    ask_in_evaluation(asked)
+    with pytest.raises(PreemptedError, match="after step 4"):
+        training(tmp_path / "a", asked, eval_every=4).run()
+    assert [row["step"] for row in rows_of(tmp_path / "a")] == [1, 2, 3]
+    training(tmp_path / "a", resumed, eval_every=4).run()
+    training(tmp_path / "b", whole, eval_every=4).run()
+    assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], expected), name
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), AdamW8bit()])
@@ -108,15 +134,6 @@ def test_a_running_quantile_continues_bit_for_bit(tmp_path: Path) -> None:
     assert resumed.run().past_norms == training(tmp_path / "b", model(), clip=clip).run().past_norms
     assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
     assert len({row["clip_threshold"] for row in rows_of(tmp_path / "a")}) > 7
-
-
-def test_a_damaged_newest_state_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    with pytest.raises(PreemptedError):
-        training(tmp_path, model(), save_every=2, tracker=Signalling(4, signal.SIGTERM)).run()
-    newest = generations(tmp_path / "state")[0]
-    (newest / "trainable.safetensors").write_bytes(b"cut off")
-    saved = read_state(tmp_path / "state")
-    assert saved is not None and saved.facts["counters"]["step"] == 2
 
 
 def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:
@@ -166,7 +183,7 @@ def test_too_many_nans_in_a_row_stop_with_the_last_good_state(tmp_path: Path) ->
     with pytest.raises(DivergedError, match="3 steps in a row") as caught:
         training(tmp_path, trained, max_nonfinite=3).run()
     assert caught.value.exit_code == 7
-    saved = read_state(tmp_path / "state")
+    saved = read_state(tmp_path / "state", pytest.fail)
     assert saved is not None
     good = saved.facts["counters"]["step"]
     assert good >= 1 and f"after step {good} is kept" in str(caught.value)
