@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 # Where a CPU build of torch is wanted and the index offers only CUDA builds, name the build here.
 TORCH  ?= torch
 
-.PHONY: demo test test-slow check install format clean
+.PHONY: demo test test-slow soak check install format clean
 
 demo: install
 	$(BIN)/lcc fetch +recipe=mt_en_zh_small
@@ -18,6 +18,10 @@ test-slow: install
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
 	$(BIN)/lcc fetch +recipe=mt_en_zh_small
 	$(BIN)/python -m pytest -m "slow or network" -x
+
+# Two hundred kills, every file operation of a save failed in turn, full disks, poisoned steps, flipped bits.
+soak: install
+	LCC_SOAK=1 $(BIN)/python -m pytest tests/soak -q
 
 check: install
 	$(BIN)/ruff format --check lcc tests benchmarks
