@@ -1,6 +1,6 @@
 """The search for scales, compiled for CPUs. Imported only when one runs: numba takes half a second.
 
-`engine.grids` has the plain torch that this is held to, and that other devices use.
+`compression.grids` has the plain torch that this is held to, and that other devices use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from lcc.core.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Not "arcp": a product with 1 / scale rounds to the other neighbour now and then.
 FASTMATH = {"contract", "reassoc", "nsz", "nnan"}
 
 
@@ -25,8 +24,8 @@ def best_options(
 ) -> Tensor:
     """Which of the options errs least in every group, (out, groups) int64.
 
-    groups (out, groups, size), weighing (groups, size), scales and zeros (options, out, groups),
-    all float32; a symmetric grid has zeros of zero.
+    groups (out, groups, size), weighing (groups, size), scales (out, groups, options), zeros the
+    same or, of a symmetric grid, empty; all float32.
     """
     follow_torch()
     best = torch.zeros(groups.shape[:2], dtype=torch.int64)
@@ -44,14 +43,27 @@ def _search(
     for row in numba.prange(groups.shape[0]):
         for group in range(groups.shape[1]):
             values, weigh = groups[row, group], weighing[group]
+            far = np.argmax(np.abs(values))
             least = np.float32(np.inf)
-            for option in range(len(scales)):
-                scale, zero = scales[option, row, group], zeros[option, row, group]
+            for option in range(scales.shape[2]):
+                scale = scales[row, group, option]
+                zero = zeros[row, group, option] if zeros.size else np.float32(0)
                 low, high = lowest - zero, highest - zero
-                error = np.float32(0)
-                for i in range(len(values)):
-                    code = min(max(np.rint(values[i] / scale), low), high)
-                    change = code * scale - values[i]
-                    error += weigh[i] * change * change
+                # What the farthest value alone loses beyond the range rules out most options.
+                outside = max(values[far] - high * scale, low * scale - values[far], np.float32(0))
+                if weigh[far] * outside * outside >= least:
+                    continue
+                error = _error(values, weigh, scale, low, high)
                 if error < least:
                     least, best[row, group] = error, option
+
+
+@numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
+def _error(values: Any, weigh: Any, scale: Any, low: Any, high: Any) -> Any:
+    # Half way between two points both err alike: a product may do for a quotient here.
+    error, inverse = np.float32(0), np.float32(1) / scale
+    for i in range(len(values)):
+        code = min(max(np.rint(values[i] * inverse), low), high)
+        change = code * scale - values[i]
+        error += weigh[i] * change * change
+    return error

@@ -15,7 +15,7 @@ from lcc.core.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Options = list[tuple["Tensor", "Tensor | None"]]  # scales and zero points to choose from
+Options = tuple["Tensor", "Tensor | None"]  # (out, groups, options) scales, zero points
 SHRINKS = tuple(1 - i / 50 for i in range(36))  # of the widest range: 1.00, 0.98, … 0.30
 
 
@@ -80,7 +80,7 @@ def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spanning(
-    low: Tensor, high: Tensor, grid: Grid, *, shrink: float
+    low: Tensor, high: Tensor, grid: Grid, *, shrink: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     num_steps = grid.highest - grid.lowest
     span = 2 * torch.maximum(-low, high) if grid.symmetric else high - low
@@ -93,8 +93,9 @@ def _spanning(
 
 def shrunk_scales(groups: Tensor, grid: Grid) -> Options:
     """The widest scales and zero points times every share of SHRINKS."""
-    ends = _ends(groups)
-    return [_spanning(*ends, grid, shrink=shrink) for shrink in SHRINKS]
+    low, high = _ends(groups)
+    shrinks = torch.tensor(SHRINKS, device=groups.device)
+    return _spanning(low[..., None], high[..., None], grid, shrink=shrinks)
 
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:
@@ -116,13 +117,10 @@ def search_scales(
     groups = grid.groups(weight)
     ones = torch.ones(weight.shape[1], device=weight.device)
     weighing = grid.groups((ones if importance is None else importance)[None])
-    options = shrunk_scales(groups, grid)
-    best = _best_options(groups, weighing[0], options, grid)[None]
-    scale = torch.stack([scale for scale, _ in options]).gather(0, best)[0]
-    if grid.symmetric:
-        return scale, None
-    zeros = torch.stack([zero for _, zero in options if zero is not None])
-    return scale, zeros.gather(0, best)[0]
+    scales, zeros = shrunk_scales(groups, grid)
+    best = _best_options(groups, weighing[0], (scales, zeros), grid)[..., None]
+    scale = scales.gather(2, best)[..., 0]
+    return scale, None if zeros is None else zeros.gather(2, best)[..., 0]
 
 
 def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
@@ -131,22 +129,28 @@ def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid
         return best_options_in_torch(groups, weighing, options, grid)
     from lcc.compression.grid_kernels import best_options
 
-    scales = torch.stack([scale.float() for scale, _ in options])
-    zeros = [torch.zeros_like(scales[0]) if zero is None else zero.float() for _, zero in options]
+    scales, zeros = options
+    points = scales.new_empty((0, 0, 0)) if zeros is None else zeros
     limits = (grid.lowest, grid.highest)
-    return best_options(groups, weighing, scales, torch.stack(zeros), limits=limits)
+    return best_options(groups, weighing, scales.float(), points.float(), limits=limits)
 
 
 def best_options_in_torch(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
     """The same on any device."""
     best = torch.zeros(groups.shape[:2], dtype=torch.int64, device=groups.device)
     least = groups.new_full(best.shape, torch.inf)
-    for option, (scale, zero) in enumerate(options):
+    for option in range(options[0].shape[2]):
+        scale, zero = _option(options, option)
         error = grid._rounded(groups, scale, zero).sub_(groups).square_().mul_(weighing).sum(dim=-1)
         better = error < least
         least = torch.where(better, error, least)
         best.masked_fill_(better, option)
     return best
+
+
+def _option(options: Options, index: int) -> tuple[Tensor, Tensor | None]:
+    scales, zeros = options
+    return scales[..., index], None if zeros is None else zeros[..., index]
 
 
 def _descend(weight: Tensor, grid: Grid, gram: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -167,7 +171,8 @@ def _descend(weight: Tensor, grid: Grid, gram: Tensor) -> tuple[Tensor, Tensor |
         pull = 2 * (error @ gram[:, columns] - old @ own)
         least = ((old @ own + pull) * old).sum(dim=1)
         chosen = old.clone()
-        for new_scale, new_zero in options[1:]:
+        for option in range(1, len(SHRINKS)):
+            new_scale, new_zero = _option(options, option)
             one = slice(index, index + 1)
             part_zero = None if new_zero is None else new_zero[:, one]
             new = grid._rounded(groups[:, one], new_scale[:, one], part_zero)[:, 0]

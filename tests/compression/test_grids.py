@@ -185,8 +185,10 @@ def test_the_compiled_search_finds_what_plain_torch_finds(
     weight, grid = torch.randn(shape), Grid(bits, 8, "bfloat16", symmetric)
     groups, weighing = grid.groups(weight), torch.rand(shape[1]).view(-1, 8)
     options = [widest_scales(weight, grid, shrink=shrink) for shrink in SHRINKS]
-    compiled = _best_options(groups, weighing, options, grid)
-    plain = best_options_in_torch(groups, weighing, options, grid)
+    scales = torch.stack([scale for scale, _ in options], dim=-1)
+    zeros = None if symmetric else torch.stack([z for _, z in options if z is not None], dim=-1)
+    compiled = _best_options(groups, weighing, (scales, zeros), grid)
+    plain = best_options_in_torch(groups, weighing, (scales, zeros), grid)
     assert float((compiled == plain).float().mean()) > 0.99  # sums in another order may tie
 
     def error(best: torch.Tensor) -> torch.Tensor:

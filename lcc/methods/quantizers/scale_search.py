@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @card
 class ScaleSearch:
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     format: ClassVar[Format] = "compressed-tensors"
 
