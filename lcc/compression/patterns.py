@@ -59,8 +59,8 @@ class Pattern:
 
 def rows_mask(scores: Tensor, sparsity: float) -> Tensor:
     """True for the weights that stay, the same number in each row; (out, in) → (out, in) bool."""
-    num_inputs = scores.shape[1]
-    return _top(scores, num_inputs - round(sparsity * num_inputs))
+    num = round(sparsity * scores.shape[1])
+    return rows_without_lowest(scores, torch.full((len(scores),), num, device=scores.device))
 
 
 def groups_mask(scores: Tensor, *, keep: int, of: int) -> Tensor:

@@ -44,18 +44,41 @@ def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
 @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _rows_without_lowest(scores: Any, nums: Any, mask: Any) -> None:
     for row in numba.prange(len(scores)):
-        own, num = scores[row].copy(), nums[row]
-        threshold = np.partition(own, num - 1)[num - 1] if num else np.float32(-1)
-        num_left = num
+        own = scores[row].copy().view(np.int32)
+        threshold, num_left = _threshold(own, nums[row])
+        kept = mask[row]
         for i in range(len(own)):
-            mask[row, i] = own[i] >= threshold
-            num_left -= own[i] < threshold
+            kept[i] = own[i] >= threshold
         i = 0
         while num_left > 0:
             if own[i] == threshold:
-                mask[row, i] = False
+                kept[i] = False
                 num_left -= 1
             i += 1
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _threshold(bits: Any, num: int) -> Any:
+    """Bits below which the `num` lowest lie, and how many of those equal to it go too.
+
+    By halves of the range between the least and the largest: counting what lies below is a few
+    vector instructions, while a partition moves one number at a time.
+    """
+    low = high = bits[0]
+    for i in range(len(bits)):
+        low, high = min(low, bits[i]), max(high, bits[i])
+    below, high = np.int32(0), high + np.int32(1)
+    while high - low > 1:
+        middle, num_below = np.int32(low + (high - low) // 2), np.int32(0)
+        for i in range(len(bits)):
+            num_below = np.int32(num_below + np.int32(bits[i] < middle))  # not widened to 64 bits
+        if num_below == num:
+            return middle, 0
+        if num_below < num:
+            low, below = middle, num_below
+        else:
+            high = middle
+    return low, num - below
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
