@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from lcc.compression.grids import Grid, output_error, search_scales
+from lcc.compression.columns import layer_error
+from lcc.compression.grids import Grid, search_scales
 from lcc.compression.packing import GroupGrid
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
@@ -63,8 +64,7 @@ class Rounding:
             "weight_error": _share(change.square().sum(), before.square().sum()),
         }
         if gram is not None:
-            lost, whole = output_error(change, gram).sum(), output_error(before, gram).sum()
-            fact["output_error"] = _share(lost, whole)
+            fact["output_error"] = layer_error(change, before, gram)
         self.facts[name], self.packed[name] = fact, tensors
 
 
