@@ -21,56 +21,77 @@ if TYPE_CHECKING:
 
 TILE = 128  # outputs that one thread solves together: block × TILE floats stay in a near cache
 STRIDE = 8  # columns whose errors are handed on together; N:M groups lie inside
+STRIP = 16  # rows that one thread turns into columns together: a line of a cache
 # Not "arcp": a product with 1 / scale rounds to the other neighbour now and then.
 FASTMATH = {"contract", "reassoc", "nsz"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some columns, ready to be solved."""
+    """Some columns in the order of solving, ready to be solved."""
 
-    weight: Tensor  # (out, in), as it was
-    columns: Tensor  # (columns,) int64: which, in the order of solving
-    moved: Tensor  # (columns, out): by how much the errors of earlier blocks move their targets
+    weight: Tensor  # (columns, out), as it was
+    target: Tensor  # (columns, out): where the errors of earlier blocks move it; is overwritten
     feedback: Tensor  # (columns, columns) lower
     spread: Tensor  # (columns,)
-    looks_ahead: bool  # whether an error is counted from the target or from the weight
+    looks_ahead: bool  # whether errors within the block count from the target or from the weight
     keep: Tensor  # (columns, out) float32 of zeros and ones, or empty: everything is kept
     pattern: tuple[int, int]  # N of M that are kept, or (0, 0)
     scale: Tensor  # (groups, out), or empty: no grid
     zero: Tensor  # (groups, out)
     group: Tensor  # (columns,) int64
     limits: tuple[int, int]  # lowest and highest code
-    errors: Tensor  # (columns, out): to be filled with weight (or target) − what became of it
-    solved: Tensor  # (out, in): filled at `columns`; int8 codes, or float32 without a grid
+    errors: Tensor  # (columns, out): to be filled with weight − what became of it
+    solved: Tensor  # (columns, out): to be filled with int8 codes, or float32 without a grid
 
 
 def solve(block: Block) -> None:
-    """Fill `block.errors`, and `block.solved` at the block's columns."""
+    """Fill `block.errors` and `block.solved`."""
     if block.weight.device.type != "cpu":
         solve_in_torch(block)
         return
     follow_torch()
-    arrays = (block.weight, block.columns, block.moved, block.feedback, block.spread, block.keep,
-              block.scale, block.zero, block.group, block.errors, block.solved)  # fmt: skip
+    arrays = (block.weight, block.target, block.feedback, block.spread, block.keep, block.scale,
+              block.zero, block.group, block.errors, block.solved)  # fmt: skip
     compiled: Any = _solve
     compiled(*(a.numpy() for a in arrays), *block.pattern, *block.limits, block.looks_ahead)
 
 
-def costs(weight: Tensor, columns: Tensor, moved: Tensor, spread: Tensor) -> Tensor:
-    """What each weight of some columns costs to lose from where it is moved to: (columns, out)."""
-    if weight.device.type != "cpu":
-        return (weight[:, columns].T + moved).mul_(spread[:, None]).square_()
+def permuted(gram: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """The Gram in this order; on the CPU its upper half and not what is below."""
+    if gram.device.type != "cpu":
+        return gram[order][:, order].to(dtype)
     follow_torch()
-    found, compiled = torch.empty_like(moved), _costs  # type: tuple[Tensor, Any]
-    compiled(*(a.numpy() for a in (weight, columns, moved, spread, found)))
+    found, compiled = gram.new_empty(gram.shape, dtype=dtype), _permuted  # type: tuple[Tensor, Any]
+    compiled(gram.numpy(), order.numpy(), found.numpy())
     return found
+
+
+def by_columns(weight: Tensor, order: Tensor) -> Tensor:
+    """(out, in) float32 → (in, out), columns in this order."""
+    if weight.device.type != "cpu":
+        return weight.T[order]
+    follow_torch()
+    turned, compiled = weight.new_empty(weight.shape[::-1]), _by_columns  # type: tuple[Tensor, Any]
+    compiled(weight.numpy(), order.numpy(), turned.numpy())
+    return turned
+
+
+def by_rows(solved: Tensor, order: Tensor) -> Tensor:
+    """(in, out) of columns in this order → (out, in) as they were."""
+    turned = solved.new_empty(solved.shape[::-1])
+    if solved.device.type != "cpu":
+        turned[:, order] = solved.T
+        return turned
+    follow_torch()
+    compiled: Any = _by_rows
+    compiled(solved.numpy(), order.numpy(), turned.numpy())
+    return turned
 
 
 def solve_in_torch(block: Block) -> None:
     """The same, column by column, for any device."""
-    weight = block.weight[:, block.columns].T
-    target, keep = weight + block.moved, block.keep
+    target, keep = block.target, block.keep
     kept, of = block.pattern
     for i in range(len(target)):
         if of and i % of == 0:
@@ -85,9 +106,10 @@ def solve_in_torch(block: Block) -> None:
             value, solved = steps * scale, steps + zero
         else:
             value = solved = target[i] * mask
-        block.solved[:, block.columns[i]] = solved.to(block.solved.dtype)
-        block.errors[i] = (target if block.looks_ahead else weight)[i] - value
-        target[i + 1 :].addr_(block.feedback[i + 1 :, i], block.errors[i])
+        block.solved[i] = solved.to(block.solved.dtype)
+        block.errors[i] = block.weight[i] - value
+        error = target[i] - value if block.looks_ahead else block.errors[i]
+        target[i + 1 :].addr_(block.feedback[i + 1 :, i], error)
 
 
 def _compiled(function: Any) -> Any:
@@ -128,6 +150,14 @@ def _quantize(t: Any, mask: Any, value: Any, scale: Any, zero: Any, low: Any, hi
 
 
 @_compiled
+def _note_errors(weight: Any, value: Any, mine: Any, errors: Any) -> None:
+    """`mine` is what was to be met, and becomes how far off the value is."""
+    for r in range(len(value)):
+        errors[r] = weight[r] - value[r]
+        mine[r] -= value[r]
+
+
+@_compiled
 def _hand_on_within(t: Any, error: Any, feedback: Any, i: int, stop: int) -> None:
     for j in range(i + 1, stop):
         row, factor = t[j], feedback[j, i]
@@ -151,54 +181,48 @@ def _hand_on(t: Any, error: Any, feedback: Any, i: int) -> None:
             )  # fmt: skip
 
 
-@_compiled
-def _transposed(weight: Any, columns: Any, moved: Any, rows: Any, w: Any, t: Any) -> None:
-    """The tile's weights with columns first into `w`, and where they are moved to into `t`."""
-    for r in range(w.shape[1]):
-        row = weight[rows.start + r]
-        for i in range(len(columns)):
-            w[i, r] = row[columns[i]]
-    for i in range(len(columns)):
-        here, there, by = w[i], t[i], moved[i, rows]
-        for r in range(len(here)):
-            there[r] = here[r] + by[r]
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _permuted(gram: Any, order: Any, found: Any) -> None:
+    for i in numba.prange(len(order)):
+        row, mine = gram[order[i]], found[i]
+        for j in range(i, len(order)):
+            mine[j] = row[order[j]]
 
 
-@_compiled
-def _put_back(solved: Any, columns: Any, rows: Any, tile: Any) -> None:
-    for r in range(tile.shape[1]):
-        row = solved[rows.start + r]
-        for i in range(len(columns)):
-            row[columns[i]] = tile[i, r]
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _by_columns(weight: Any, order: Any, turned: Any) -> None:
+    num_rows = len(weight)
+    for strip in numba.prange((num_rows + STRIP - 1) // STRIP):
+        first, last = strip * STRIP, min(strip * STRIP + STRIP, num_rows)
+        for i in range(len(order)):
+            column, mine = order[i], turned[i]
+            for r in range(first, last):
+                mine[r] = weight[r, column]
 
 
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _costs(weight: Any, columns: Any, moved: Any, spread: Any, found: Any) -> None:
-    for tile in numba.prange((moved.shape[1] + TILE - 1) // TILE):
-        rows = slice(tile * TILE, min(tile * TILE + TILE, moved.shape[1]))
-        w = np.empty((len(columns), rows.stop - rows.start), dtype=np.float32)
-        t = np.empty_like(w)
-        _transposed(weight, columns, moved, rows, w, t)
-        for i in range(len(columns)):
-            t[i] *= spread[i]
-            t[i] *= t[i]
-        found[:, rows] = t
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _by_rows(solved: Any, order: Any, turned: Any) -> None:
+    num_rows = len(turned)
+    for strip in numba.prange((num_rows + STRIP - 1) // STRIP):
+        first, last = strip * STRIP, min(strip * STRIP + STRIP, num_rows)
+        for i in range(len(order)):
+            column, mine = order[i], solved[i]
+            for r in range(first, last):
+                turned[r, column] = mine[r]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 def _solve(
-    weight: Any, columns: Any, moved: Any, feedback: Any, spread: Any, keep: Any, scale: Any,
-    zero: Any, group: Any, errors: Any, solved: Any, kept: int, of: int, lowest: int, highest: int,
+    weight: Any, targets: Any, feedback: Any, spread: Any, keep: Any, scale: Any, zero: Any,
+    group: Any, errors: Any, solved: Any, kept: int, of: int, lowest: int, highest: int,
     looks_ahead: bool,
 ) -> None:  # fmt: skip
-    num_columns, num_rows = moved.shape
+    num_columns, num_rows = weight.shape
     low, high = np.float32(lowest), np.float32(highest)
     for tile in numba.prange((num_rows + TILE - 1) // TILE):
         rows = slice(tile * TILE, min(tile * TILE + TILE, num_rows))
         width = rows.stop - rows.start
-        w = np.empty((num_columns, width), dtype=np.float32)
-        t = np.empty((num_columns, width), dtype=np.float32)
-        _transposed(weight, columns, moved, rows, w, t)
+        t = targets[:, rows].copy()
         chosen = np.ones((max(of, 1), width), dtype=np.float32)
         value = np.empty(width, dtype=np.float32)
         error = np.empty((STRIDE, width), dtype=np.float32)
@@ -209,17 +233,16 @@ def _solve(
             if keep.size:
                 mask[:] = keep[i, rows]
             mine, target = error[i % STRIDE], t[i]
-            mine[:] = target if looks_ahead else w[i]
+            mine[:] = target if looks_ahead else weight[i, rows]
             if scale.size:
                 g = group[i]
                 _quantize(target, mask, value, scale[g, rows], zero[g, rows], low, high)
             else:
                 target *= mask
                 value[:] = target
-            mine -= value
-            errors[i, rows] = mine
+            _note_errors(weight[i, rows], value, mine, errors[i, rows])
+            solved[i, rows] = target
             start = i - i % STRIDE
             _hand_on_within(t, mine, feedback, i, min(start + STRIDE, num_columns))
             if i - start == STRIDE - 1:
                 _hand_on(t, error, feedback, start)
-        _put_back(solved, columns, rows, t)

@@ -4,14 +4,14 @@ For a layer with Gram H the error of a change E = W − Q is tr(E H Eᵀ). With 
 k-th column of E U holds the errors of columns up to k, so column k is free to cancel what those
 before it left: its target is w_k + Σ_{j<k} e_j U_jk / U_kk. This is GPTQ (arXiv 2210.17323)
 without an inverse. SparseGPT (arXiv 2301.00774) chooses among columns still to come, so it needs to
-know where they would stand by now: with L = (U D⁻¹)ᵀ, D the diagonal of U, a column off its target
-by e moves all later ones by −L⁻¹ e. What column k costs to lose while all later ones are free is
-(w U_kk)².
+know where they would stand by now: with errors e_A of the columns before it, a block B is best
+moved by e_A U_AB U_BB⁻¹, of which only a block is inverted. What column k costs to lose while all
+later ones are free is (w U_kk)².
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # columns between two products with all errors so far; SparseGPT's block of one mask
 MAX_DAMPING = 1.0
+ROUNDING = 0.1  # of what is added to the diagonal: more is not left to float32
 
 Order = Literal["layout", "falling", "rising"]
 
@@ -35,10 +36,16 @@ class Factor:
     """What a pass needs to know of a Gram; columns in the order in which they are solved."""
 
     order: Tensor  # (in,) int64: the i-th column solved is order[i]
-    feedback: Tensor  # (in, in) float32 lower: how an error of column j moves a later k, at [k, j]
+    feedback: Tensor  # (in, in) float32 unit lower: U_jk / U_kk at [k, j]
     spread: Tensor  # (in,) float32: U_kk
     damping: float  # as used: more than was asked where the Gram needed it
-    looks_ahead: bool  # errors are off the target, and later columns stand where they would by now
+
+    @property
+    def costs(self) -> Tensor:
+        """What a weight of one costs to lose while all later ones are free: (in,), as they were."""
+        costs = torch.empty_like(self.spread)
+        costs[self.order] = self.spread.square()
+        return costs
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,9 @@ class Levels:
 
 
 def factorize(
-    gram: Tensor,
-    *,
-    damping: float = 0.01,
-    order: Order = "layout",
-    unit: int = 1,
-    looks_ahead: bool = False,
+    gram: Tensor, *, damping: float = 0.01, order: Order = "layout", unit: int = 1
 ) -> Factor:
     """Factorize H + λI with λ = `damping` · mean(diag H), more where that is not enough.
-
-    A pass that prunes `looks_ahead`, which costs a triangular inverse; rounding comes out the same.
 
     The order is that of the inputs' energy: `falling`, while most columns can still make up for
     the largest, or `rising`; `unit` neighbours stay together (N:M groups). A dead input is left
@@ -72,17 +72,12 @@ def factorize(
     if not bool(torch.isfinite(diagonal).all()):
         raise GateError("calibration gave a Gram with non-finite numbers; nothing was changed.")
     columns = _sorted(diagonal, order, unit)
-    # Solved in float64: the last columns' U_kk are small differences of large sums.
-    lower, damping = _cholesky(gram, columns.flip(0), damping)
-    spread = lower.diagonal().flip(0)  # of U, with H = U Uᵀ
-    feedback = torch.empty_like(gram, dtype=torch.float32)
-    for here in _strips(len(gram)):  # A Gram of 11,008 inputs has a gigabyte in float64.
-        mirrored = slice(len(gram) - here.stop, len(gram) - here.start)
-        feedback[here] = (lower[:, mirrored].flip(0, 1) / spread[here]).T
-    if looks_ahead:
-        _invert(feedback)
-        feedback.neg_()
-    return Factor(columns, feedback, spread.float(), damping, looks_ahead)
+    mirrored, damping = _cholesky(gram, columns.flip(0), damping)
+    # The factor of the Gram turned round, turned back, is U with H = U Uᵀ.
+    feedback = mirrored.flip(0, 1).float()
+    spread = feedback.diagonal().clone()
+    feedback.div_(spread[:, None])
+    return Factor(columns, feedback, spread, damping)
 
 
 def _sorted(energy: Tensor, order: Order, unit: int) -> Tensor:
@@ -94,38 +89,29 @@ def _sorted(energy: Tensor, order: Order, unit: int) -> Tensor:
 
 
 def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Of the Gram in this order, its diagonal raised: ten times more until it succeeds."""
-    # Transposed: LAPACK then works in place, where it else copies.
-    matrix = torch.empty(gram.shape, dtype=torch.float64, device=gram.device).T
-    failed = torch.empty((), dtype=torch.int32, device=gram.device)
-    mean = gram.diagonal()[order].double().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    """Lᵀ of the Gram in this order, its diagonal raised: ten times more until it succeeds.
+
+    In float32 unless rounding would count beside what is added to the diagonal, or fails.
+    """
+    from lcc.compression import column_kernels
+
+    diagonal = gram.diagonal().double()
+    mean = float(diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny))
+    rounding = torch.finfo(torch.float32).eps * float(diagonal.max())
     while True:
-        for here in _strips(len(gram)):
-            matrix[here] = gram[order[here]][:, order].double()
-        matrix.diagonal().add_(damping * mean)
-        torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
-        if not int(failed):
-            return matrix, damping
+        for dtype in (torch.float32, torch.float64):
+            if dtype == torch.float32 and rounding > ROUNDING * damping * mean:
+                continue
+            # Transposed: LAPACK then works in place, where it else copies, on the upper half.
+            matrix = column_kernels.permuted(gram, order, dtype).T
+            matrix.diagonal().add_(damping * mean)
+            failed = torch.empty((), dtype=torch.int32, device=gram.device)
+            torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
+            if not int(failed):
+                return matrix.T, damping
         if damping >= MAX_DAMPING:
             raise GateError(f"a Gram is not positive definite even with damping {damping:g}.")
         damping = min(max(10 * damping, 1e-4), MAX_DAMPING)
-
-
-def _invert(lower: Tensor) -> None:
-    """A unit lower triangular matrix, in place, by halves."""
-    size = len(lower)
-    if size <= BLOCK:
-        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True))
-        return
-    half = size // 2
-    _invert(lower[:half, :half])
-    _invert(lower[half:, half:])
-    lower[half:, :half] = (lower[half:, half:] @ -lower[half:, :half]) @ lower[:half, :half]
-
-
-def _strips(size: int, width: int = 512) -> Iterator[slice]:
-    return (slice(first, min(first + width, size)) for first in range(0, size, width))
 
 
 def solve_columns(
@@ -143,43 +129,51 @@ def solve_columns(
     """
     from lcc.compression import column_kernels
 
-    num_rows, num_columns = weight.shape
-    _, of = pattern
+    num_columns, (_, of) = weight.shape[1], pattern
     assert not of or block_size % of == 0, (block_size, of)
-    assert factor.looks_ahead or (choose is None and not of), "choosing needs to look ahead"
-    weight = weight.float().contiguous()
-    solved = torch.empty_like(weight, dtype=torch.float32 if levels is None else torch.int8)
-    errors = weight.new_empty(num_columns, num_rows)
-    moved = weight.new_zeros(min(block_size, num_columns), num_rows)
-    scale, zero, group, limits = _along_columns(levels, factor.order, weight)
+    looks_ahead = choose is not None or of > 0
+    columns = column_kernels.by_columns(weight.float().contiguous(), factor.order)  # (in, out)
+    solved = torch.empty_like(columns, dtype=torch.float32 if levels is None else torch.int8)
+    errors = torch.empty_like(columns)
+    scale, zero, group, limits = _along_columns(levels, factor.order, columns)
     for first in range(0, num_columns, block_size):
         here = slice(first, min(first + block_size, num_columns))
-        columns, moved = factor.order[here], moved[: here.stop - first]
-        if first:
-            torch.mm(factor.feedback[here, :first], errors[:first], out=moved)
-        keep = weight.new_empty((0, 0))
+        reach, within = _feedback(factor, here, looks_ahead=looks_ahead)
+        target = torch.addmm(columns[here], reach, errors[:first])
+        spread, keep = factor.spread[here], columns.new_empty((0, 0))
         if choose is not None:
-            costs = column_kernels.costs(weight, columns, moved, factor.spread[here])
-            keep = choose(costs, first).float()
+            keep = choose((target * spread[:, None]).square_(), first).float()
         column_kernels.solve(
             column_kernels.Block(
-                weight=weight,
-                columns=columns,
-                moved=moved,
-                feedback=factor.feedback[here, here].contiguous(),
-                spread=factor.spread[here],
+                weight=columns[here],
+                target=target,
+                feedback=within,
+                spread=spread,
                 keep=keep,
-                looks_ahead=factor.looks_ahead,
+                looks_ahead=looks_ahead,
                 pattern=pattern,
                 scale=scale,
                 zero=zero,
                 group=group[here],
                 limits=limits,
                 errors=errors[here],
-                solved=solved,
+                solved=solved[here],
             )
         )
-    return solved
+    return column_kernels.by_rows(solved, factor.order)
+
+
+def _feedback(factor: Factor, here: slice, *, looks_ahead: bool) -> tuple[Tensor, Tensor]:
+    """How errors of the columns before a block move its targets, and how those within it do.
+
+    A pass that looks ahead counts errors within from the target, not from the weight.
+    """
+    before, within = factor.feedback[here, : here.start], factor.feedback[here, here].contiguous()
+    if not looks_ahead:
+        return before, within
+    eye = torch.eye(len(within), dtype=within.dtype, device=within.device)
+    inverse = torch.linalg.solve_triangular(within, eye, upper=False, unitriangular=True)
+    return inverse @ before, inverse.neg().contiguous()
 
 
 def _along_columns(
@@ -198,8 +192,9 @@ def _along_columns(
 def layer_error(change: Tensor, weight: Tensor, gram: Tensor, *, num_rows: int = 256) -> float:
     """tr(E H Eᵀ) / tr(W H Wᵀ) over at most `num_rows` rows: all cost more than the pass itself."""
     rows = spaced_rows(weight, num_rows)
-    lost, whole = (row_energy(m[rows].float(), gram) for m in (change, weight))
-    return lost / max(whole, torch.finfo(torch.float32).tiny)
+    both = torch.cat([change[rows].float(), weight[rows].float()])
+    lost, whole = row_energies(both, gram).chunk(2)
+    return float(lost.sum()) / max(float(whole.sum()), torch.finfo(torch.float32).tiny)
 
 
 def spaced_rows(weight: Tensor, num_rows: int) -> slice:
@@ -207,6 +202,6 @@ def spaced_rows(weight: Tensor, num_rows: int) -> slice:
     return slice(0, None, -(-len(weight) // num_rows))
 
 
-def row_energy(rows: Tensor, gram: Tensor) -> float:
-    """tr(E H Eᵀ) of some rows of a change E."""
-    return float(((rows @ gram) * rows).sum())
+def row_energies(rows: Tensor, gram: Tensor) -> Tensor:
+    """e H eᵀ of each row e of a change: (rows,)."""
+    return (rows @ gram).mul_(rows).sum(dim=1)

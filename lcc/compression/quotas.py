@@ -2,7 +2,8 @@
 
 SparseGPT takes the same share of every block. Where energy differs along the inputs that ruins the
 blocks that matter (three times Wanda's error on inputs sorted by energy), so here a block loses as
-many as Wanda would take of it; which ones is decided when the pass gets there.
+many as would go if all weights were judged at once by what they cost; which ones is decided when
+the pass gets there.
 """
 
 from __future__ import annotations
@@ -25,49 +26,56 @@ Scope = Literal["layer", "row"]
 class Quotas:
     """Of stacked layers, in the order in which columns are solved."""
 
-    gone: tuple[Tensor, ...]  # per layer (out, runs of inputs) bool: what Wanda would take
+    counts: tuple[Tensor, ...]  # per layer (out, blocks) int64: runs of inputs that go
+    block_size: int
     run: int
     scope: Scope
 
     def choose(self, costs: Tensor, first: int) -> Tensor:
         """What stays of a block that begins at column `first`; (columns, out) costs → bool."""
-        runs = slice(first // self.run, (first + len(costs)) // self.run)
-        rows = torch.split(costs, [len(gone) for gone in self.gone], dim=1)
-        kept = [self._kept(c, gone[:, runs]) for c, gone in zip(rows, self.gone, strict=True)]
-        return torch.cat(kept, dim=1)
+        rows = torch.split(costs, [len(counts) for counts in self.counts], dim=1)
+        block = first // self.block_size
+        kept = [self._kept(c, n[:, block]) for c, n in zip(rows, self.counts, strict=True)]
+        return kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
 
-    def _kept(self, costs: Tensor, gone: Tensor) -> Tensor:
+    def _kept(self, costs: Tensor, counts: Tensor) -> Tensor:
         columns, num_rows = costs.shape
-        costs = costs.reshape(columns // self.run, self.run, num_rows).sum(dim=1)  # (runs, out)
+        if self.run > 1:
+            costs = costs.reshape(columns // self.run, self.run, num_rows).sum(dim=1)  # (runs, out)
         if self.scope == "layer":
-            kept = without_lowest(costs, int(gone.sum()))
+            kept = without_lowest(costs, int(counts.sum()))
         else:
-            kept = rows_without_lowest(costs.T, gone.sum(dim=1)).T
+            kept = rows_without_lowest(costs.T, counts).T
         return kept.repeat_interleave(self.run, dim=0) if self.run > 1 else kept
 
 
 def quotas(
     weight: Tensor,
-    diagonal: Tensor,
+    costs: Tensor,
     order: Tensor,
     *,
     patterns: Sequence[Pattern],
     sizes: Sequence[int],
     scope: Scope,
+    block_size: int,
 ) -> Quotas:
     """For layers stacked in `weight`, each with a pattern (of one run) and a number of rows.
 
-    `diagonal` is that of the Gram, `order` that of the columns. Every layer loses exactly what its
-    pattern asks.
+    `costs` (in,) is what a weight of one costs to lose: the Gram's diagonal (as Wanda has it), or
+    the factor's. `order` is that of the columns. Every layer loses exactly what its pattern asks.
     """
-    scores = weight.square() * diagonal
-    gone = []
+    scores = weight.square() * costs
+    run, counts = patterns[0].run, []
+    # Runs are not torn apart: one stands where its first input does.
+    block = order.new_empty(len(order) // run)
+    block[order[::run] // run] = torch.arange(0, len(order), run, device=order.device) // block_size
+    belongs = torch.nn.functional.one_hot(block).float()  # (runs, blocks)
     for pattern, own in zip(patterns, torch.split(scores, list(sizes)), strict=True):
-        runs = pattern.runs(own[:, order])
+        runs = pattern.runs(own)
+        num = pattern.num_zeros(len(order)) // run
         if scope == "layer":
-            num = pattern.num_zeros(len(order)) // pattern.run * len(runs)
-            gone.append(~without_lowest(runs, num))
+            kept = without_lowest(runs, num * len(runs))
         else:
-            nums = torch.full((len(runs),), pattern.num_zeros(len(order)) // pattern.run)
-            gone.append(~rows_without_lowest(runs, nums.to(runs.device)))
-    return Quotas(tuple(gone), patterns[0].run, scope)
+            kept = rows_without_lowest(runs, torch.full((len(runs),), num, device=runs.device))
+        counts.append(((~kept).float() @ belongs).long())
+    return Quotas(tuple(counts), block_size, run, scope)

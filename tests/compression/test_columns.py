@@ -116,13 +116,12 @@ def as_many_as_wanda(case: Case, order: Tensor, size: int) -> Any:
     return mask
 
 
-def half(case: Case, factor: Factor, scope: Any) -> Any:
+def half(case: Case, factor: Factor, scope: Any, *, block_size: int) -> Any:
     """What stays of each block when half of a case's weights go."""
     patterns, sizes = [Pattern("unstructured", 0.5)], [len(case.weight)]
     diagonal = case.gram.diagonal()
-    return quotas(
-        case.weight, diagonal, factor.order, patterns=patterns, sizes=sizes, scope=scope
-    ).choose
+    return quotas(case.weight, diagonal, factor.order, patterns=patterns, sizes=sizes,
+                  scope=scope, block_size=block_size).choose  # fmt: skip
 
 
 def pruning(mask: Any) -> Any:
@@ -148,7 +147,7 @@ def test_gptq_equals_the_published_loop(order: Any) -> None:
 @pytest.mark.parametrize("order", ["layout", "falling", "rising"])
 def test_two_of_four_equals_the_published_loop(order: Any) -> None:
     small = case(6, 48)
-    factor = factorize(small.gram, order=order, unit=4, looks_ahead=True)
+    factor = factorize(small.gram, order=order, unit=4)
     found = solve_columns(small.weight, factor, pattern=(2, 4), block_size=16)
     expected = column_by_column(small, factor.order, pruning(two_of_four()), damping=0.01)
     assert torch.allclose(found.double(), expected, atol=1e-4)
@@ -158,8 +157,8 @@ def test_two_of_four_equals_the_published_loop(order: Any) -> None:
 @pytest.mark.parametrize("order", ["layout", "rising"])
 def test_unstructured_equals_the_published_loop(order: Any) -> None:
     small = case(6, 48)
-    factor = factorize(small.gram, order=order, looks_ahead=True)
-    choose = half(small, factor, "layer")
+    factor = factorize(small.gram, order=order)
+    choose = half(small, factor, "layer", block_size=16)
     found = solve_columns(small.weight, factor, choose=choose, block_size=16)
     put = pruning(as_many_as_wanda(small, factor.order, 16))
     expected = column_by_column(small, factor.order, put, damping=0.01)
@@ -170,7 +169,7 @@ def test_unstructured_equals_the_published_loop(order: Any) -> None:
 def test_mask_and_grid_in_one_pass_equal_the_published_loop() -> None:
     small = case(6, 48)
     levels = small.levels()
-    factor = factorize(small.gram, order="falling", unit=4, looks_ahead=True)
+    factor = factorize(small.gram, order="falling", unit=4)
     codes = solve_columns(small.weight, factor, levels=levels, pattern=(2, 4), block_size=16)
     put = rounding(levels, factor.order, mask=two_of_four())
     expected = column_by_column(small, factor.order, put, damping=0.01)
@@ -196,9 +195,9 @@ def test_the_compiled_pass_equals_plain_torch(
     options = dict(PASSES[name])
     if options.pop("levels", False):
         options["levels"] = wide.levels()
-    factor = factorize(wide.gram, order="falling", unit=8, looks_ahead=name != "grid")
+    factor = factorize(wide.gram, order="falling", unit=8)
     if options.pop("choose", False):
-        options["choose"] = half(wide, factor, "row")
+        options["choose"] = half(wide, factor, "row", block_size=32)
     compiled = solve_columns(wide.weight, factor, block_size=32, **options)
     monkeypatch.setattr(column_kernels, "solve", column_kernels.solve_in_torch)
     plain = solve_columns(wide.weight, factor, block_size=32, **options)
@@ -208,9 +207,10 @@ def test_the_compiled_pass_equals_plain_torch(
 def test_looking_ahead_rounds_the_same() -> None:
     small = case(6, 304)
     levels = small.levels()
+    factor = factorize(small.gram)
     ahead, behind = (
-        solve_columns(small.weight, factorize(small.gram, looks_ahead=ahead), levels=levels)
-        for ahead in (True, False)
+        solve_columns(small.weight, factor, levels=levels, choose=choose)
+        for choose in (lambda costs, _: torch.ones_like(costs), None)
     )
     assert float((ahead == behind).float().mean()) > 0.99  # Ties fall either way.
 
@@ -248,7 +248,7 @@ def test_a_dead_input_is_rounded_alone_and_pruned_first() -> None:
     found = dense(solve_columns(small.weight, factor, levels=levels), levels)
     nearest = GRID.round(small.weight, levels.scale, levels.zero.to(torch.int8))
     assert torch.equal(found[:, 5], nearest[:, 5])
-    pruned = solve_columns(small.weight, factorize(small.gram, looks_ahead=True), pattern=(2, 4))
+    pruned = solve_columns(small.weight, factorize(small.gram), pattern=(2, 4))
     assert (pruned[:, 5] == 0).all()
 
 
@@ -261,7 +261,7 @@ def test_a_gram_that_is_not_finite_is_refused() -> None:
 
 def test_a_weight_of_bfloat16_is_solved_in_float32() -> None:
     small = case(4, 16)
-    factor: Factor = factorize(small.gram, looks_ahead=True)
+    factor: Factor = factorize(small.gram)
     found = solve_columns(small.weight.bfloat16(), factor, pattern=(2, 4))
     assert found.dtype == torch.float32
 

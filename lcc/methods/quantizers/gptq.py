@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.compression.columns import BLOCK, Levels, factorize, row_energy, solve_columns, spaced_rows
+from lcc.compression.columns import (
+    BLOCK,
+    Levels,
+    factorize,
+    row_energies,
+    solve_columns,
+    spaced_rows,
+)
 from lcc.compression.grids import search_scales
 from lcc.compression.packing import GroupGrid, integer_config
 from lcc.compression.patterns import Pattern
@@ -26,14 +33,14 @@ if TYPE_CHECKING:
 
     from lcc.engine.statistics import LayerStats
 
-JUDGED_ROWS = 96
+JUDGED_ROWS = 48
 
 
 @card
 class Gptq:
     """`act_order`: inputs with most energy first. Rounds plainly where that turns out better."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     needs: ClassVar[Needs | None] = "gram"
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     format: ClassVar[Format] = "compressed-tensors"
@@ -53,12 +60,11 @@ class Gptq:
             return solved
         # A few rows tell: all would cost as much as the pass.
         some = spaced_rows(weight, JUDGED_ROWS)
-        few = weight[some]
-        plain = grid.round(few, scale[some], None if zero is None else zero[some])
-        found = GroupGrid(codes[some], scale[some], grid.bits, None if zero is None else zero[some])
-        if row_energy(found.dense().float() - few, stats.gram) <= row_energy(
-            plain - few, stats.gram
-        ):
+        few, points = weight[some], None if zero is None else zero[some]
+        found = GroupGrid(codes[some], scale[some], grid.bits, points).dense().float()
+        plain = grid.round(few, scale[some], points)
+        lost, otherwise = row_energies(torch.cat([found - few, plain - few]), stats.gram).chunk(2)
+        if float(lost.sum()) <= float(otherwise.sum()):
             return solved
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
@@ -77,13 +83,13 @@ class Gptq:
             damping=self.damping,
             order="falling" if self.act_order else "layout",
             unit=asked.unit,
-            looks_ahead=self.pattern != "dense",
         )
         middle = torch.zeros_like(scale) if zero is None else zero
         choose = None
         if self.pattern == "unstructured":
-            choose = quotas(weight, gram.diagonal(), factor.order,
-                            patterns=[asked], sizes=[len(weight)], scope="row").choose  # fmt: skip
+            choose = quotas(weight, factor.costs, factor.order, patterns=[asked],
+                            sizes=[len(weight)], scope="row",
+                            block_size=self.block_size).choose  # fmt: skip
         return solve_columns(
             weight,
             factor,
