@@ -35,6 +35,7 @@ from lcc.engine.objectives import (
     summed_loss,
 )
 from lcc.engine.reducing import Reduction
+from lcc.engine.supply import Supply
 from lcc.parts.allocator import is_out_of_memory
 from lcc.parts.dist import Dist, Distributed
 
@@ -54,6 +55,7 @@ class Examples:
     """Encoded rows with what batching asks of them."""
 
     def __init__(self, rows: Sequence[Example], head: Head) -> None:
+        self.head: Head = head
         self.rows = [row for row in rows if num_targets(row, head)]
         self.num_without_target = len(rows) - len(self.rows)
         self.lengths = [num_tokens(row, head) for row in self.rows]
@@ -62,12 +64,21 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at(self, epoch: int) -> Examples:
+        """Rows are the same in every epoch."""
+        return self
+
+    def collate(self, indices: Sequence[int], *, pad: int, device: str) -> Batch:
+        """These rows, padded on the right to the longest."""
+        return collate([self.rows[i] for i in indices], head=self.head, pad=pad, device=device)
+
 
 @dataclass
 class Stepper:
     """Computes losses and gradients; halves `micro_tokens` when memory does not suffice.
 
     With a `projection` and without a teacher, logits of `loss_chunk` targets are held at a time.
+    `own_loss` stands in place of the student's cross entropy where an objective has more to it.
     """
 
     model: Module
@@ -87,6 +98,7 @@ class Stepper:
     loss_chunk: int | None = None
     sharded: Sharded | None = None
     distributed: Distributed = field(default_factory=Distributed)
+    own_loss: Callable[[Batch], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.reduction = Reduction(self.dist, self.distributed)
@@ -95,7 +107,7 @@ class Stepper:
     def trainable(self) -> list[Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def accumulate(self, examples: Examples, batch: Sequence[int], *, step: int) -> float:
+    def accumulate(self, examples: Supply, batch: Sequence[int], *, step: int) -> float:
         """Leave the whole batch's gradient in `.grad` on every rank; its mean loss per target.
 
         A target weighs the same wherever it fell: sums over micro-batches and ranks are divided by
@@ -108,7 +120,7 @@ class Stepper:
             self.reduction.sum_(self.trainable, self.device)
         return loss / total
 
-    def validate(self, examples: Examples) -> float:
+    def validate(self, examples: Supply) -> float:
         """Mean cross entropy per target, in eval mode, without smoothing or teacher."""
         everything = range(len(examples))
         self.model.eval()
@@ -119,7 +131,7 @@ class Stepper:
         return loss / sum(examples.targets)
 
     def _with_memory(
-        self, examples: Examples, batch: Sequence[int], work: Callable[[Iterator[Batch]], float]
+        self, examples: Supply, batch: Sequence[int], work: Callable[[Iterator[Batch]], float]
     ) -> float:
         """`work` over this rank's micro-batches, summed over ranks; smaller ones if it fails."""
         while True:
@@ -162,7 +174,7 @@ class Stepper:
         if self.sharded is not None and self.dist.sum([preemption.requested()], self.device)[0]:
             raise PreemptedError(STOPPED)
 
-    def _idle(self, pieces: Sequence[Micro], examples: Examples, size: Size) -> list[Micro]:
+    def _idle(self, pieces: Sequence[Micro], examples: Supply, size: Size) -> list[Micro]:
         """What this rank runs without effect: under FSDP every pass is everybody's."""
         if self.sharded is None:
             return []
@@ -176,16 +188,16 @@ class Stepper:
         return [pieces[-1]] * (max(sizes) - sizes[self.dist.rank])  # the narrowest one
 
     def _collated(
-        self, examples: Examples, pieces: Sequence[Micro], idle: Sequence[Micro]
+        self, examples: Supply, pieces: Sequence[Micro], idle: Sequence[Micro]
     ) -> Iterator[Batch]:
         for number, piece in enumerate([*pieces, *idle]):
             if self.sharded is None:
                 preemption.check("batch")
-            rows = [examples.rows[i] for i in piece]
             if self.packing:
-                batch = pack(rows, device=self.device)
+                assert isinstance(examples, Examples), "only rows of a task are packed here"
+                batch = pack([examples.rows[i] for i in piece], device=self.device)
             else:
-                batch = collate(rows, head=self.head, pad=self.pad, device=self.device)
+                batch = examples.collate(piece, pad=self.pad, device=self.device)
             yield replace(batch, examples=tuple(piece), counts=number < len(pieces))
 
     def _call(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
@@ -213,6 +225,9 @@ class Stepper:
             self.reduction.bytes_sent += 4 * whole
 
     def _loss(self, batch: Batch) -> Tensor:
+        if self.own_loss is not None:
+            with self._autocast():
+                return self.own_loss(batch)
         distillation = self.distillation
         if distillation is None:
             return self._cross_entropy(batch, self.label_smoothing)
@@ -267,13 +282,13 @@ class Stepper:
         return loss_sum
 
     def _validation_loss(self, batch: Batch) -> Tensor:
-        return self._cross_entropy(batch, 0.0)
+        return self._cross_entropy(batch, 0.0) if self.own_loss is None else self._loss(batch)
 
     def _autocast(self) -> AbstractContextManager[object]:
         enabled = self.dtype == "bfloat16"
         return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=enabled)
 
-    def _halve(self, examples: Examples, pieces: Sequence[Micro]) -> None:
+    def _halve(self, examples: Supply, pieces: Sequence[Micro]) -> None:
         for parameter in self.trainable:
             parameter.grad = None
         if self.device.startswith("cuda"):

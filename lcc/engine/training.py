@@ -33,8 +33,9 @@ from lcc.engine.resume import Counters, note_micro_tokens
 from lcc.engine.saving import kept_copy, restore, save, take_up
 from lcc.engine.sparse_training import mask_gradients, mask_weights
 from lcc.engine.spikes import state_before
-from lcc.engine.stepping import Examples, Stepper
+from lcc.engine.stepping import Stepper
 from lcc.engine.storing import is_sharded, placed
+from lcc.engine.supply import Supply
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +48,8 @@ class Training:
 
     options: TrainingOptions
     stepper: Stepper
-    train: Examples
-    validation: Examples
+    train: Supply
+    validation: Supply
     clip: Clip
     optimizer_card: OptimizerCard
     lr: float
@@ -136,7 +137,7 @@ class Training:
 
     def _step(self, epoch: int, batch: list[int]) -> None:
         counters, started = self.counters, time.monotonic()
-        loss = self.stepper.accumulate(self.train, batch, step=counters.step)
+        loss = self.stepper.accumulate(self.train.at(epoch), batch, step=counters.step)
         mask_gradients(self.model, self.masks)
         if self.allocation is not None:
             self.allocation.regularise()
@@ -202,7 +203,8 @@ class Training:
         counters.clip_threshold = found.threshold
         if self.clip.window:
             counters.past_norms = [*counters.past_norms, found.norm_before][-self.clip.window :]
-        num_targets = sum(self.train.targets[i] for i in batch)
+        targets = self.train.at(counters.epoch).targets
+        num_targets = sum(targets[i] for i in batch)
         counters.loss_sum += loss * num_targets
         counters.loss_targets += num_targets
 

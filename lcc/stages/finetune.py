@@ -20,7 +20,6 @@ from lcc.engine.options import TrainingOptions
 from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function, projection_of
 from lcc.engine.rank_allocation import RankAllocation, allocation_of
-from lcc.engine.resume import Counters
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Examples, Stepper
 from lcc.engine.training import Training
@@ -31,8 +30,9 @@ from lcc.parts.adapters import is_prompt
 from lcc.parts.checkpoint import Form
 from lcc.parts.dist import Distributed
 from lcc.parts.packed import rounds_inputs
-from lcc.stage import Measure, Noun, Outcome
+from lcc.stage import Noun, Outcome
 from lcc.stages._teaching import Lesson, Teaching
+from lcc.stages._training_measures import training_measures
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -80,12 +80,12 @@ class Finetune(TrainingOptions):
             bundle, device="cpu" if fsdp else context.device, dtype=context.dtype, seed=context.seed
         )
         training = self._training(model, bundle, context, train=train, validation=validation)
-        counters = self._run(training)
+        self._run(training)
         model.eval()
         bundle.module = model
         bundle.with_card(headless=False)
         return Outcome(
-            bundle=bundle, measures=self._measures(counters, training), notes=self._notes(train),
+            bundle=bundle, measures=training_measures(training), notes=self._notes(train),
             files={"curves.jsonl": training.curves.path},
         )  # fmt: skip
 
@@ -147,15 +147,14 @@ class Finetune(TrainingOptions):
             allocation=self._allocation(model, sharded),
         )  # fmt: skip
 
-    def _run(self, training: Training) -> Counters:
+    def _run(self, training: Training) -> None:
         from lcc.engine.fused_adapters import fused_adapters  # its class wants torch when read
 
         model, sharded = training.model, training.stepper.sharded
         with fused_adapters(model), compiled_blocks(model) if self.compile else nullcontext():
-            counters = training.run()
+            training.run()
         if sharded is not None:
             sharded.gather()
-        return counters
 
     def _sharded(self, model: Module, context: Context) -> Sharded | None:
         if self.distributed.strategy == "ddp":
@@ -185,35 +184,6 @@ class Finetune(TrainingOptions):
                          f"max_length={self.max_length} tokens.")  # fmt: skip
         return notes
 
-    def _measures(self, counters: Counters, training: Training) -> dict[str, Measure]:
-        trainable = sum(p.numel() for p in training.stepper.trainable)
-        speed = counters.tokens / counters.seconds if counters.seconds else None
-        loss = counters.loss_sum / counters.loss_targets if counters.loss_targets else None
-        return {
-            "train_loss": Measure(loss, "nats"),
-            "validation_loss_before": Measure(counters.validation_before, "nats"),
-            "validation_loss_after": Measure(counters.best_loss, "nats"),
-            "best_step": Measure(counters.best_step, "count"),
-            "steps": Measure(counters.step, "count"),
-            "epochs": Measure(counters.epoch + 1, "count"),
-            "tokens": Measure(counters.tokens, "count"),
-            "tokens_per_second": Measure(speed, "tokens/s"),
-            "training_seconds": Measure(counters.seconds, "seconds"),
-            "trainable_parameters": Measure(trainable, "count"),
-            "lr": Measure(training.lr),
-            "clip_threshold": Measure(counters.clip_threshold),
-            "clipped_share": Measure(counters.clipped_share_sum / max(1, counters.step), "share"),
-            "clipped_share_counts": Measure(self.clip.clips),
-            "clipped_steps_share": Measure(counters.clipped_steps / max(1, counters.step), "share"),
-            "nonfinite_steps": Measure(counters.nonfinite_steps, "count"),
-            "micro_tokens": Measure(training.stepper.micro_tokens, "count"),
-            "processes": Measure(training.dist.world_size, "count"),
-            "gradient_bytes_per_step": Measure(
-                training.stepper.reduction.bytes_sent / max(1, counters.step), "bytes"
-            ),
-            **({} if self.spike is None else _spikes(counters)),
-        }
-
 
 def _refuse_recomputing(method: Any) -> None:
     if not getattr(method, "recomputes", True):
@@ -242,13 +212,6 @@ def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
         raise RecipeError(f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
                           "and no gradient passes through rounding; train before it, or pack "
                           "weights alone.")  # fmt: skip
-
-
-def _spikes(counters: Counters) -> dict[str, Measure]:
-    return {
-        "spikes": Measure(counters.spikes, "count"),
-        "rollbacks": Measure(counters.rollbacks, "count"),
-    }
 
 
 def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
