@@ -9,8 +9,9 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.errors import RecipeError
-from lcc.core.lazy import tokenizers, torch, transformers
+from lcc.core.lazy import torch, transformers
 from lcc.parts.checkpoint import AUTO_CLASSES, Head
+from lcc.parts.tokenizer_training import Dress, Kind, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,17 +19,15 @@ if TYPE_CHECKING:
 
 @card
 class TokenizerRecipe:
-    """A byte-level BPE: every text can be written in it, whatever it was trained on.
-
-    `specials` are roles of transformers (`pad_token`, `bos_token` …) → the token; `single` and
-    `pair` say where they stand around the text, in the notation of tokenizers (`<s> $A`).
-    """
+    """A tokenizer trained on the card's own sentences; its other fields are those of `Dress`."""
 
     texts: tuple[str, ...]
+    kind: Kind = "bpe"
     vocab_size: Annotated[int, Field(ge=257, le=65536)] = 400
     specials: dict[str, str] = field(default_factory=dict)
     single: str = "$A"
     pair: str | None = None
+    sentinels: Annotated[int, Field(ge=0)] = 0
 
 
 @card
@@ -45,27 +44,11 @@ class Scratch:
 
 
 def make_tokenizer(recipe: TokenizerRecipe) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a recipe; ids of specials come first, in their order."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    specials = list(dict.fromkeys(recipe.specials.values()))
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=recipe.vocab_size,
-        special_tokens=specials,
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+    """The fast tokenizer of a recipe."""
+    dress = Dress(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
+    return train_tokenizer(
+        recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress
     )
-    tokenizer.train_from_iterator(recipe.texts, trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=recipe.single,
-        pair=recipe.pair,
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
-    )
-    made: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **recipe.specials
-    )
-    return made
 
 
 def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -76,7 +59,7 @@ def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase
         raise RecipeError(
             f"model.source.scratch.config.model_type: {family!r} is not known to transformers."
         )
-    ids = {"vocab_size": len(tokenizer)} | _special_ids(tokenizer)
+    ids = {"vocab_size": len(tokenizer)} | special_ids(tokenizer)
     try:
         config = transformers.AutoConfig.for_model(family, **(ids | options))
         with torch.random.fork_rng(devices=[]):
@@ -87,7 +70,8 @@ def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase
     return module.eval()
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids that a model's config names (padding, start, end), as this tokenizer has them."""
     roles = ("pad_token_id", "bos_token_id", "eos_token_id")
     found = {role: getattr(tokenizer, role) for role in roles}
     return {role: value for role, value in found.items() if value is not None}

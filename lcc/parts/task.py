@@ -20,6 +20,7 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
+from lcc.parts.framing import frame_of
 from lcc.parts.rows import in_turns
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class Task:
         ids, num_cut = self._encoder_ids(prompt, tokenizer, max_length)
         if self.head == "classify":
             return Example(ids, self.label(row), len(ids), num_cut)
-        if self.head == "embed":
+        if self.head in ("embed", "masked", "paired"):
             return Example(ids, [], len(ids), num_cut)
         target = list(tokenizer(text_target=self.completion(row))["input_ids"])
         kept = cut(target, max_length, "right", num_tail=1)
@@ -269,7 +270,7 @@ class Task:
             kept = whole[: max(0, max_length - tokenizer.num_special_tokens_to_add())]
         if len(kept) == len(whole):
             return list(tokenizer(text)["input_ids"]), 0
-        return list(tokenizer.build_inputs_with_special_tokens(kept)), len(whole) - len(kept)
+        return frame_of(tokenizer).single(kept), len(whole) - len(kept)
 
 
 def fill(template: str, row: Row) -> str:

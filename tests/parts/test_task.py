@@ -145,3 +145,17 @@ def test_a_short_prompt_allows_few_new_tokens() -> None:
     assert Decode(max_new_tokens=50, max_length_ratio=2.0).limit(10) == 20
     assert Decode(max_new_tokens=50, max_length_ratio=2.0).limit(100) == 50
     assert Decode(max_new_tokens=50).limit(1) == 50
+
+
+@pytest.mark.parametrize("max_length", [4, 7])
+def test_a_long_text_for_an_encoder_is_cut_between_its_special_tokens(max_length: int) -> None:
+    known = tokenizer()
+    known.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    reading = task(head="embed", template="{source}", answer="{target}")
+    row = {"id": "1", "source": "open the file " * 4, "target": ""}
+    whole = known(row["source"])["input_ids"]
+    example = reading.encode(row, known, max_length=max_length)
+    assert example.input_ids == [1, *whole[1 : max_length - 1], 2]
+    assert example.num_truncated == len(whole) - max_length
