@@ -26,7 +26,7 @@ from lcc.parts.dist import SINGLE, Dist
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.stepping import Examples
+    from lcc.engine.supply import Examples
 
 PART = 256  # examples in one file
 SETTINGS = "settings.json"

@@ -14,7 +14,6 @@ from lcc.core.errors import LostError, PreemptedError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.progress import Progress
 from lcc.engine.batching import (
-    Example,
     Micro,
     Size,
     micro_batches,
@@ -27,15 +26,12 @@ from lcc.engine.objectives import (
     Batch,
     Distillation,
     LogitsOf,
-    collate,
-    num_targets,
-    num_tokens,
     pack,
     sampled_loss,
     summed_loss,
 )
 from lcc.engine.reducing import Reduction
-from lcc.engine.supply import Supply
+from lcc.engine.supply import Examples, Supply
 from lcc.parts.allocator import is_out_of_memory
 from lcc.parts.dist import Dist, Distributed
 
@@ -49,28 +45,6 @@ if TYPE_CHECKING:
     from lcc.parts.checkpoint import Head
 
 STOPPED = "asked to stop; this batch changed nothing."
-
-
-class Examples:
-    """Encoded rows with what batching asks of them."""
-
-    def __init__(self, rows: Sequence[Example], head: Head) -> None:
-        self.head: Head = head
-        self.rows = [row for row in rows if num_targets(row, head)]
-        self.num_without_target = len(rows) - len(self.rows)
-        self.lengths = [num_tokens(row, head) for row in self.rows]
-        self.targets = [num_targets(row, head) for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def at(self, epoch: int) -> Examples:
-        """Rows are the same in every epoch."""
-        return self
-
-    def collate(self, indices: Sequence[int], *, pad: int, device: str) -> Batch:
-        """These rows, padded on the right to the longest."""
-        return collate([self.rows[i] for i in indices], head=self.head, pad=pad, device=device)
 
 
 @dataclass

@@ -29,7 +29,8 @@ from lcc.parts.model import Bundle, has_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.stepping import Examples, Stepper
+    from lcc.engine.stepping import Stepper
+    from lcc.engine.supply import Examples
     from lcc.stage import Context
 
 NUM_COMPARED = 8  # rows that both tokenizers must split alike

@@ -21,7 +21,8 @@ from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function, projection_of
 from lcc.engine.rank_allocation import RankAllocation, allocation_of
 from lcc.engine.sparse_training import zero_masks
-from lcc.engine.stepping import Examples, Stepper
+from lcc.engine.stepping import Stepper
+from lcc.engine.supply import Examples
 from lcc.engine.training import Training
 from lcc.methods.adapters.lora import Lora
 from lcc.methods.clipping.norm import Norm

@@ -15,7 +15,7 @@ from lcc.engine.batching import micro_batches, packed
 from lcc.engine.objectives import Distillation, collate, pack
 from lcc.engine.packing import allow_packing, laid_out, require_packable
 from lcc.engine.projecting import logits_function
-from lcc.engine.stepping import Examples
+from lcc.engine.supply import Examples
 from lcc.engine.teaching import HiddenMatch, states_function
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,

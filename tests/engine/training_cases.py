@@ -18,7 +18,8 @@ from lcc.core.progress import Progress
 from lcc.core.tracking import CurveFile
 from lcc.engine.options import TrainingOptions
 from lcc.engine.projecting import logits_function
-from lcc.engine.stepping import Examples, Stepper
+from lcc.engine.stepping import Stepper
+from lcc.engine.supply import Examples
 from lcc.engine.training import Training
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.optimizers.adamw import AdamW
