@@ -26,6 +26,7 @@ from lcc.parts.rows import (
     normalised,
     read_rows,
     short_digest,
+    stream_rows,
     text_fields,
     with_fields,
     write_rows,
@@ -89,6 +90,11 @@ class PreparedData:
         """Every row of `split`: train, validation or test."""
         assert split in SPLITS, split
         return list(self._splits[split])
+
+    def stream(self, split: str, start: int = 0) -> Iterator[tuple[int, Row]]:
+        """Rows of `split` from byte `start` on, one at a time, each with where the next begins."""
+        assert split in SPLITS, split
+        return stream_rows(self.folder / f"{split}.jsonl", start)
 
     @cached_property
     def _splits(self) -> dict[str, list[Row]]:

@@ -91,6 +91,15 @@ def read_rows(path: Path) -> list[Row]:
         return [json.loads(line) for line in file]
 
 
+def stream_rows(path: Path, start: int = 0) -> Iterator[tuple[int, Row]]:
+    """Each row from byte `start` on with the byte where the next one begins, one held at a time."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            start += len(line)
+            yield start, json.loads(line)
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """One JSON object a line, keys in their order."""
     with path.open("w", encoding="utf-8") as file:
