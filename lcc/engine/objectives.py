@@ -112,7 +112,7 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
 
 def require_loss(head: Head) -> None:
     """Raises DataError for a head that has nothing to be trained towards."""
-    if head == "embed":
+    if head in ("embed", "masked", "paired"):
         raise unsupervised(head)
 
 

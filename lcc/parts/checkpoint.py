@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Form = Literal["dense", "packed", "adapter", "adapted"]
 """`adapted` is what a step hands on whose adapter stays; the card keeps the form of its base."""
-Head = Literal["causal", "seq2seq", "classify", "embed"]
+Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired"]
 
 CARD_FILE = "lcc_card.json"
 ADAPTER = "adapter"  # the folder of a model's own adapter, below its own
@@ -34,6 +34,8 @@ AUTO_CLASSES: dict[Head, str] = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "classify": "AutoModelForSequenceClassification",
     "embed": "AutoModel",
+    "masked": "AutoModelForMaskedLM",
+    "paired": "AutoModelForPreTraining",  # BERT's two heads
 }
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -224,6 +226,10 @@ def _head_of(architecture: str, config: dict[str, Any]) -> Head:
         return "causal"
     if architecture.endswith("ForSequenceClassification"):
         return "classify"
+    if architecture.endswith("ForMaskedLM"):
+        return "masked"
+    if architecture.endswith("BertForPreTraining"):
+        return "paired"
     if config.get("is_encoder_decoder") or architecture.endswith("MTModel"):
         return "seq2seq"
     return "embed"

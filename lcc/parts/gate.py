@@ -155,7 +155,8 @@ def probe_logits(module: Any) -> Tensor:
 
 
 def _logits(output: Any) -> Tensor:
-    logits = output.logits if "logits" in output else output.last_hidden_state
+    names = ("logits", "prediction_logits", "last_hidden_state")  # BERT's pair model says more
+    logits = next(output[name] for name in names if name in output)
     result: Tensor = logits.float().cpu()
     return result
 

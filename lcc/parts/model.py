@@ -217,7 +217,13 @@ def _with_new_head(
         config.label2id = {name: i for i, name in enumerate(names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = getattr(transformers, AUTO_CLASSES[head]).from_config(config, dtype=module.dtype)
-    body = fresh.base_model if head == "classify" else fresh
-    body.load_state_dict(module.base_model.state_dict(), strict=False)
+        try:
+            kind = getattr(transformers, AUTO_CLASSES[head])
+            fresh = kind.from_config(config, dtype=module.dtype)
+        except ValueError:
+            raise RecipeError(
+                f"a model of the family {config.model_type!r} can have no {head} head; choose "
+                "another model, or another objective or task."
+            ) from None
+    fresh.base_model.load_state_dict(module.base_model.state_dict(), strict=False)
     return fresh.eval()

@@ -1,0 +1,1 @@
+"""What pretraining minimises: how a text becomes examples, and the loss."""
