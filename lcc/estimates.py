@@ -165,7 +165,8 @@ def _memory(step: Step, stored: int, active: int) -> int:
 
 
 def _trains_all(step: Step) -> bool:
-    return type(getattr(step.stage, "method", None)).__name__ == "Full"
+    method = getattr(step.stage, "method", None)
+    return step.kind == "pretrain" or type(method).__name__ == "Full"
 
 
 def _parameters(recipe: Recipe) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from lcc.parts.sources import ModelSpec
 from lcc.parts.task import Task
 
 # Verbs that are their own only stage in a recipe without stages.
-OWN_STAGE = ("finetune", "compress", "eval", "bench", "sensitivity")
+OWN_STAGE = ("pretrain", "finetune", "compress", "eval", "bench", "sensitivity")
 
 
 @card
@@ -109,6 +109,8 @@ def _stand_ins(scale: Scale, values: dict[str, Any]) -> list[str]:
     """Forced overrides: the tiny model for the task's head, the tiny data for the task."""
     task = values.get("task") or {}
     head, name = str(task.get("head", "causal")), str(task.get("name"))
+    if "couple" in (values.get("stages") or {}):
+        head = "embed"  # the task's head is what coupling makes of an encoder
     words = []
     if values.get("model") and head in scale.models:
         words.append(f"model={scale.models[head]}")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import DataError
+from lcc.core.lazy import torch
 from lcc.engine.decoding import Generated, answer
+from lcc.engine.encoder_heads import token_logits
 from lcc.engine.scoring import Span, choices, context_length, nats, windows
 from lcc.parts.encoding import needs_bos, plain_ids
 from lcc.parts.metrics import Answer, Need
@@ -93,12 +95,21 @@ class Answering:
         each = [found[i : i + len(names)] for i in range(0, len(found), len(names))]
         return [names[values.index(min(values))] for values in each]
 
+    def reading(self, row: Row) -> str:
+        """What an encoder that guesses tokens takes each token of a row for, nothing hidden."""
+        ids = self._prompt(row, max_length=context_length(self.module))
+        with torch.inference_mode():
+            output = self.module(input_ids=torch.tensor([ids], device=self.module.device))
+        return str(self.tokenizer.decode(token_logits(output).argmax(-1)[0].tolist()))
+
     def outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
         """What the model says to each row, and whether it ended by itself."""
         if self.task.head == "classify":
             return [(name, True) for name in self.chosen(rows)]
         if self.task.is_ranked:
             return [(name, True) for name in self.ranked(rows)]
+        if self.task.head in ("masked", "paired"):
+            return [(self.reading(row), True) for row in rows]
         if self.task.head == "embed":
             raise DataError(f"task {self.task.name!r}: head embed gives no answers to evaluate; "
                             "choose a task with another head.")  # fmt: skip
@@ -107,7 +118,7 @@ class Answering:
     def _likelihoods(
         self, rows: Sequence[Row], *, told: Callable[[float], None]
     ) -> list[dict[str, Any]]:
-        if self.task.head in ("classify", "embed"):
+        if self.task.head not in ("causal", "seq2seq"):
             raise DataError(
                 f"task {self.task.name!r}: head {self.task.head} has no likelihood of a text; drop "
                 "perplexity and bits_per_byte from task.metrics."
@@ -124,7 +135,7 @@ class Answering:
         for number, span, value in zip(owners, spans, values, strict=True):
             sums[number] += value
             tokens[number] += len(span.ids) - span.start
-        return [{"nats": n, "num_tokens": t, "num_bytes": self._num_bytes(row)}
+        return [{"nats": n, "num_tokens": t, **self._sizes(row)}
                 for n, t, row in zip(sums, tokens, rows, strict=True)]  # fmt: skip
 
     def _spans(self, row: Row) -> list[Span]:
@@ -141,14 +152,13 @@ class Answering:
         prompt = self._prompt(row, max_length=room - len(completion))
         return [Span(prompt + completion, max(1, len(prompt)))]
 
-    def _num_bytes(self, row: Row) -> int:
-        """Bytes of what was predicted: without BOS a plain text's first token is given away."""
-        text = self.task.completion(row)
-        num_given = 0
+    def _sizes(self, row: Row) -> dict[str, int]:
+        """Size of what was predicted: without BOS a plain text's first token is given away."""
+        text, given = self.task.completion(row), ""
         if self._is_plain and not needs_bos(self.tokenizer):
-            first = plain_ids(text, self.tokenizer)[:1]
-            num_given = len(str(self.tokenizer.decode(first)).encode())
-        return len(text.encode()) - num_given
+            given = str(self.tokenizer.decode(plain_ids(text, self.tokenizer)[:1]))
+        return {"num_bytes": len(text.encode()) - len(given.encode()),
+                "num_characters": len(text) - len(given)}  # fmt: skip
 
     @property
     def _is_plain(self) -> bool:

@@ -153,7 +153,9 @@ def _seq2seq_nats(module: Any, batch: list[Span], pad: int) -> list[float]:
     ids, mask = padded(prompts, pad, left=False, device=module.device)
     targets, present = padded([span.ids for span in batch], pad, left=False, device=module.device)
     targets = targets.masked_fill(present == 0, IGNORED)
-    logits = module(input_ids=ids, attention_mask=mask, labels=targets).logits
+    # Shifted here: some models compute a loss beside, or warn, when they are given labels.
+    shifted = module.prepare_decoder_input_ids_from_labels(labels=targets)
+    logits = module(input_ids=ids, attention_mask=mask, decoder_input_ids=shifted).logits
     return _summed(logits, targets)
 
 

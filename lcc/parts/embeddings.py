@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +105,20 @@ def _renumbered(name: str, value: Any, new_ids: Mapping[int, int]) -> Any:
         kept = [new_ids[item] for item in value if item in new_ids]
         return kept or None
     return new_ids.get(value)
+
+
+def with_new_vocabulary(
+    model: PreTrainedModel, size: int, special_ids: Mapping[str, int], *, seed: int
+) -> PreTrainedModel:
+    """`model` with `size` tokens that it has never seen: their rows are drawn, the rest is kept."""
+    vocabulary = {t.data_ptr() for t in _vocabulary_tensors(model, num_rows(model))}
+    kept = {n: t for n, t in model.state_dict().items() if t.data_ptr() not in vocabulary}
+    config = copy.deepcopy(model.config)
+    for name, value in {"vocab_size": size, **special_ids}.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(model)(config)
+    fresh.load_state_dict(kept, strict=False)
+    fresh.train(False)
+    return fresh

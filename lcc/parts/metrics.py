@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Need = Literal["answers", "likelihood"]
+Need = Literal["answers", "likelihood", "guesses"]
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a model made of one row.
 
-    `nats`, `num_tokens` and `num_bytes` are of the text that it had to predict.
+    `nats`, `num_tokens`, `num_bytes` and `num_characters` are of the text that it had to predict;
+    `counts` say how many hidden tokens and pairs it guessed.
     """
 
     id: str
@@ -34,6 +35,8 @@ class Answer:
     nats: float | None = None
     num_tokens: int | None = None
     num_bytes: int | None = None
+    num_characters: int | None = None
+    counts: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -41,7 +44,8 @@ class Answer:
 class Metric(Protocol):
     """A card on the shelf `metrics`.
 
-    `needs` says what must be computed first: generated (or predicted) answers, or likelihoods.
+    `needs` says what must be computed first: generated (or predicted) answers, likelihoods, or
+    guesses at hidden tokens.
     """
 
     revision: ClassVar[int]

@@ -20,6 +20,7 @@ from lcc.parts.metrics import Answer, Metric
 from lcc.parts.model import open_bundle
 from lcc.parts.samples import chosen_rows, read_answers, require_same_samples, write_answers
 from lcc.stage import Measure, Outcome
+from lcc.stages._guesses import Guessing
 
 if TYPE_CHECKING:
     from lcc.parts.bootstrap import Floats, Interval
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lcc.stage import Context, Noun
 
 SIDES = ("base", "reference")
+PER_TOKEN = ("perplexity", "masked_accuracy", "unigram_accuracy")  # of the model's own vocabulary
 NATIVE_TOKENS = 4  # packed weights without a fast kernel run at about one token a second
 
 
@@ -101,6 +103,12 @@ class Eval:
                 advance=lambda n: bar.advance(n),
             )  # fmt: skip
             found = model.answers(rows, needs)
+            if "guesses" in needs:
+                asked = Guessing(
+                    task, context.data.rows("train"), context.seed, window=self.window,
+                    batch_size=self.batch_size, advance=bar.advance,
+                )  # fmt: skip
+                found = asked.counted(found, rows, model.module, bundle.tokenizer)
         outcome.measures.update(self._protocol(task, needs, num_shots, context.dtype))
         if bundle.card.form == "packed":
             _compare_native(bundle, model, rows, outcome)
@@ -130,6 +138,11 @@ class Eval:
                 if not task.template else "completions given their prompts, end token left out"
             )  # fmt: skip
             told["likelihood_protocol"] = Measure(text)
+        if "guesses" in needs:
+            told["guessing_protocol"] = Measure(
+                f"15 % of the tokens hidden, 80 % of these masked, 10 % swapped, pieces of at most "
+                f"{self.window} tokens; the same for every checkpoint of one vocabulary"
+            )
         return told
 
 
@@ -159,10 +172,11 @@ class Comparison:
         told = None
         for metric in self.task.metrics:
             name = name_of(metric)
-            if name == "perplexity" and not _same_vocabulary(folder, outcome):
+            if name in PER_TOKEN and not _same_vocabulary(folder, outcome):
+                title = name.replace("_", " ").capitalize()
+                way_out = "; bits per byte may be" if name == "perplexity" else ""
                 outcome.notes.append(
-                    f"Perplexity is not compared with the {side}: the vocabularies differ; "
-                    "bits per byte may be."
+                    f"{title} is not compared with the {side}: the vocabularies differ{way_out}."
                 )
                 continue
             theirs = metric.statistics(other, language=self.task.language)

@@ -9,10 +9,13 @@ from typing import Any
 from lcc.core.report import Run, RunStep, StepReport
 
 # The order readers expect; any other measure that comes with an interval follows.
-ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_byte", "perplexity")
+ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_byte",
+         "bits_per_character", "perplexity", "masked_accuracy", "unigram_accuracy",
+         "next_sentence_accuracy")  # fmt: skip
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
-          "macro_f1": "macro-F1", "bits_per_byte": "bits/byte"}  # fmt: skip
-LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "wer", "cer", "ter")
+          "macro_f1": "macro-F1", "bits_per_byte": "bits/byte",
+          "bits_per_character": "bits/character"}  # fmt: skip
+LOWER_IS_BETTER = ("bits_per_byte", "bits_per_character", "perplexity", "loss", "wer", "cer", "ter")
 TRAINING = ("finetune", "distill", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
 

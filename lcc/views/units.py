@@ -6,7 +6,7 @@ import unicodedata
 
 MISSING = "–"
 MINUS = "−"
-FINE = ("bits", "bits/byte", "nats")  # the third decimal matters
+FINE = ("bits", "bits/byte", "bits/character", "nats")  # the third decimal matters
 HUNDREDS = ("BLEU", "chrF", "METEOR")  # figures on a scale of 100: one decimal, as in papers
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # turn text around
 

@@ -27,7 +27,7 @@ TYPED = [words for line in [*LINES, *INLINE] if (words := shlex.split(line, comm
          and not re.search(r"…|=NAME\b|\bpath/to\b|=mine\b", " ".join(words))]  # fmt: skip
 COMMANDS = [words[1:] for words in TYPED if words[0] == "lcc"]
 GOALS = [word for words in TYPED if words[0] == "make" for word in words[1:] if "=" not in word]
-RUN_LIKE = ("run", "finetune", "compress", "eval", "bench", "preview", "why")
+RUN_LIKE = ("run", "pretrain", "finetune", "compress", "eval", "bench", "preview", "why")
 OFFLINE = [["--help"], ["recipes", "ls"], ["schema"], ["doctor"],
            ["preview", "+recipe=mt_en_zh_small"]]  # fmt: skip
 
