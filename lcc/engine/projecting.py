@@ -95,7 +95,9 @@ def _causal_states(model: Any) -> Iterator[StatesAt]:
 
 
 def _pair_states(model: Any) -> Iterator[StatesAt]:
-    encoder, decoder = model.get_encoder(), model.get_decoder()
+    # A decoder that is a language model by itself has a body of its own.
+    encoder, decoder = model.get_encoder(), model.get_decoder().base_model
+    width = model.get_output_embeddings().in_features
 
     def states(batch: Batch, scale: float) -> Tensor:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
@@ -109,7 +111,7 @@ def _pair_states(model: Any) -> Iterator[StatesAt]:
         return found if scale == 1.0 else found * scale
 
     # T5 scales its states where its embeddings are tied; nothing says so but its logits.
-    for scale in (1.0, model.config.hidden_size**-0.5):
+    for scale in (1.0, width**-0.5):
         yield partial(states, scale=scale)
 
 
