@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lcc.core import preemption
 from lcc.core.errors import PreemptedError
 from lcc.core.lazy import safetensors
 from lcc.core.manifest import fsync
 from lcc.core.progress import Progress
-from lcc.engine.resume import watched
 from lcc.parts.encoding import needs_bos
 
 if TYPE_CHECKING:
@@ -151,12 +151,15 @@ def tokenised(
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(source, encode, folder, shard_tokens)
-    with watched() as interruption, progress.track(f"tokenise {label}", unit="token") as bar:
+    with (
+        preemption.watched(),
+        progress.track(f"tokenise {label}", unit="token", polls=False) as bar,
+    ):
         while True:
             written = 0
             if dist.is_main:
-                written = writer.write_next(stop=lambda: interruption.requested)
-            stop, more = dist.sum([float(interruption.requested), float(written)])
+                written = writer.write_next()
+            stop, more = dist.sum([float(preemption.requested()), float(written)])
             if stop:
                 raise PreemptedError(f"pretrain: asked to stop while tokenising {label}; "
                                      "whole shards are kept.")  # fmt: skip
@@ -174,7 +177,7 @@ class _Writer:
     folder: Path
     shard_tokens: int
 
-    def write_next(self, *, stop: Callable[[], bool]) -> int:
+    def write_next(self) -> int:
         """Write one more shard and say how many tokens it has; 0 at the end, or when stopped."""
         number, offset = self._position()
         tokens: list[list[int]] = []
@@ -187,7 +190,7 @@ class _Writer:
             if len(batch) == BATCH_DOCUMENTS:
                 size += self._encode(batch, tokens, flags)
                 batch = []
-                if stop():
+                if preemption.requested():
                     return 0
                 if size >= self.shard_tokens:
                     break

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from lcc.core import preemption
 from lcc.core.decode import card
-from lcc.core.errors import PreemptedError
 from lcc.core.lazy import transformers
 from lcc.engine.corpus import Corpus, Document, Encoding, TextRows, tokenised
 from lcc.engine.pretraining import Material
-from lcc.engine.resume import watched
 from lcc.parts.embeddings import with_new_vocabulary
 from lcc.parts.framing import frame_of
 from lcc.parts.scratch import special_ids
@@ -146,20 +145,19 @@ def _train(
     asked: NewTokenizer, progress: Progress, texts: Callable[[], Iterator[str]], dress: Dress,
     folder: Path,
 ) -> None:  # fmt: skip
-    with watched() as interruption, progress.track("train tokenizer", unit="text") as bar:
+    track = progress.track("train tokenizer", unit="text", polls=False)
+    with preemption.watched(), track as bar:
 
         def polled() -> Iterator[str]:
             for text in texts():
-                if interruption.requested:
+                if preemption.requested():
                     return  # what was learnt so far is thrown away below
                 bar.advance()
                 yield text
 
         made = train_tokenizer(polled(), kind=asked.kind, vocab_size=asked.vocab_size,
                                dress=dress, lowercase=asked.lowercase)  # fmt: skip
-        if interruption.requested:
-            raise PreemptedError("asked to stop while training the tokenizer; run again to begin "
-                                 "it anew.")  # fmt: skip
+        preemption.check("train tokenizer")
     building = folder.with_name("tokenizer-building")
     made.save_pretrained(building)
     building.rename(folder)
