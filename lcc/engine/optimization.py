@@ -107,3 +107,11 @@ def set_dropout(model: Module, probability: float) -> None:
         for name in DROPOUTS:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, probability)
+
+
+def checkpoint_blocks(model: Any) -> None:
+    """Have `model` compute what its blocks keep for the backward anew, in place."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers makes embeddings want a gradient, for re-entrant checkpoints; with these it
+    # would only send the backward of an adapter through the frozen blocks below it.
+    model.disable_input_require_grads()

@@ -15,7 +15,7 @@ from lcc.core.errors import DataError, RecipeError
 from lcc.core.tracking import CurveFile
 from lcc.engine.compiling import compiled_blocks
 from lcc.engine.objectives import require_loss
-from lcc.engine.optimization import set_dropout
+from lcc.engine.optimization import checkpoint_blocks, set_dropout
 from lcc.engine.options import TrainingOptions
 from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function, projection_of
@@ -115,8 +115,7 @@ class Finetune(TrainingOptions):
             set_dropout(model, self.dropout)
         if self.gradient_checkpointing:
             _refuse_recomputing(self.method)
-            enable: Any = model.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_blocks(model)
         if self.packing:
             _refuse_packed_prompts(model, self.method)
             allow_packing(model)

@@ -13,6 +13,7 @@ from training_cases import Encoded, examples, model, stepper
 from lcc.core.errors import RecipeError
 from lcc.engine.batching import micro_batches, packed
 from lcc.engine.objectives import Distillation, collate, pack
+from lcc.engine.optimization import checkpoint_blocks
 from lcc.engine.packing import allow_packing, laid_out, require_packable
 from lcc.engine.projecting import logits_function
 from lcc.engine.supply import Examples
@@ -77,7 +78,7 @@ def test_checkpointed_layers_pack_as_well() -> None:
     trained, data = model(), examples(16)
     loss, expected = alone(trained, data)
     allow_packing(trained)
-    trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(trained)
     together = stepper(trained, micro_tokens=10_000, packing=True)
     assert together.accumulate(data, range(16), step=0) == pytest.approx(loss, abs=1e-5)
     for got, wanted in zip(gradients(trained), expected, strict=True):
