@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 )
 from torch.nn import Module, Parameter
 
+from lcc.core.catalog import name_of
 from lcc.core.errors import RecipeError
 from lcc.engine.blocks import blocks
 from lcc.engine.storing import placed
@@ -122,8 +123,13 @@ def full(value: Tensor) -> Tensor:
     return whole
 
 
-def require_shardable(model: Module, distributed: Distributed, optimizer: Any, device: str) -> None:
-    """Refuse in a sentence what FSDP cannot train; nothing else is ever run in its place."""
+def require_shardable(
+    model: Module, distributed: Distributed, cards: Iterable[Any], device: str
+) -> None:
+    """Refuse in a sentence what FSDP cannot train; nothing else is ever run in its place.
+
+    A card (of a method, an optimizer) that keeps what cannot be cut says `shardable = False`.
+    """
     _refuse_if(device.startswith("mps"), "cannot run on mps", "use distributed=single")
     in_memory = device.startswith("cpu") and distributed.cpu_offload
     _refuse_if(in_memory, "has nothing to offload: the weights are in main memory already",
@@ -131,9 +137,9 @@ def require_shardable(model: Module, distributed: Distributed, optimizer: Any, d
     packed = [n for n, p in model.named_parameters() if not p.is_floating_point()]
     _refuse_if(bool(packed), f"cannot cut packed weights such as {'; '.join(packed[:1])}",
                "use distributed=ddp, or method=lora in place of qlora")  # fmt: skip
-    kind = type(optimizer).__name__
-    _refuse_if(not getattr(optimizer, "shardable", True), f"cannot cut the state of {kind}",
-               "use optimizer=adamw or distributed=ddp")  # fmt: skip
+    for card in cards:
+        _refuse_if(not getattr(card, "shardable", True), f"cannot cut what {name_of(card)} keeps",
+                   "choose another one or distributed=ddp")  # fmt: skip
     found = blocks(model)
     _refuse_if(not found, f"finds no repeated blocks in {type(model).__name__}",
                "use distributed=ddp")  # fmt: skip

@@ -161,7 +161,7 @@ class Finetune(TrainingOptions):
             return None
         from lcc.engine.sharding import Sharded, require_shardable
 
-        require_shardable(model, self.distributed, self.optimizer, context.device)
+        require_shardable(model, self.distributed, (self.method, self.optimizer), context.device)
         return Sharded(model, self.distributed, context.dist, context.device)
 
     def _allocation(self, model: Module, sharded: Sharded | None) -> RankAllocation | None:

@@ -17,6 +17,7 @@ from lcc.core.errors import PreemptedError
 from lcc.engine.batching import epoch_batches
 from lcc.engine.objectives import Batch
 from lcc.engine.sharding import Sharded
+from lcc.engine.sparse_training import zero_masks
 from lcc.parts.dist import SINGLE, Dist, Distributed, launch
 
 Together = tuple[Path, dict[str, Any]]
@@ -25,7 +26,8 @@ Together = tuple[Path, dict[str, Any]]
 NUM_EXAMPLES = 40
 STEPS = len(epoch_batches(examples(NUM_EXAMPLES).lengths, batch_tokens=64, seed=0, epoch=0))
 STOP = 3  # inside the first epoch
-WHOLE = [("ddp", "full"), ("ddp", "lora"), ("fsdp", "full"), ("fsdp", "lora"), ("fsdp", "tied")]
+WHOLE = [("ddp", "full"), ("ddp", "lora"), ("fsdp", "full"), ("fsdp", "lora"), ("fsdp", "tied"),
+         ("fsdp", "sparse")]  # fmt: skip
 
 
 @dataclass
@@ -55,17 +57,25 @@ def lora(trained: Any) -> Any:
     return adapted
 
 
+def pruned(trained: Any) -> Any:
+    """Every second input of every layer inside the blocks zero; the masks that keep it so."""
+    for module in trained.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data[:, ::2] = 0
+    return zero_masks(trained)
+
+
 def run(
     dist: Dist, folder: Path, *, strategy: str = "ddp", method: str = "full",
-    stop: int | None = None, kill: int | None = None, hungry: bool = False, tied: bool = False,
-    **options: Any,
+    stop: int | None = None, kill: int | None = None, hungry: bool = False, **options: Any,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """Train, perhaps until a request to stop after step `stop`; rank 0's trained weights.
 
     Rank 1 is killed before step `kill`, once; when `hungry`, it cannot hold 24 tokens at once.
     """
     torch.set_num_threads(1)
-    trained = model(tied=tied) if method == "full" else lora(model(tied=tied))
+    trained = lora(model()) if method == "lora" else model(tied=method == "tied")
+    masks = pruned(trained) if method == "sparse" else {}
     if hungry:
         trained.model.layers[1].mlp = Hungry(trained.model.layers[1].mlp, 16 + 99 * dist.is_main)
     changes = {k: options.pop(k) for k in ("gradients", "bf16_weights", "state") if k in options}
@@ -75,12 +85,14 @@ def run(
     made = stepper(working, dist=dist, micro_tokens=24, sharded=sharded, distributed=chosen)
     if sharded is not None:
         sharded.shard()
+        masks = sharded.like(masks)
     if method == "lora":
         options["lr"] = 1e-3  # Adam's first steps multiply what floats round off
     tracker = {} if stop is None else {"tracker": Signalling(stop, signal.SIGTERM)}
     loop = training(
-        folder, working, stepper=made, train=examples(NUM_EXAMPLES), **tracker, **options
-    )
+        folder, working, stepper=made, train=examples(NUM_EXAMPLES), masks=masks, **tracker,
+        **options,
+    )  # fmt: skip
     ledger = _kept_by(loop, folder / f"ledger-{dist.world_size}-{dist.rank}.jsonl")
     if kill is not None and dist.rank == 1 and not (folder / "died").exists():
         _kill_before(kill, made, folder / "died")
@@ -155,9 +167,8 @@ def train_all(dist: Dist, folder: str) -> dict[str, Any]:
     """Everything that two processes do in these tests, in one group."""
     root, found = Path(folder), dict[str, Any]()
     for strategy, method in WHOLE:
-        options = {"method": "full", "tied": True} if method == "tied" else {"method": method}
-        found[f"{strategy}-{method}"] = run(dist, root / f"{strategy}-{method}", strategy=strategy,
-                                            **options)  # fmt: skip
+        name = f"{strategy}-{method}"
+        found[name] = run(dist, root / name, strategy=strategy, method=method)
     for strategy in ("ddp", "fsdp"):
         run(dist, root / f"{strategy}-to-one", strategy=strategy, stop=STOP)
         found[f"one-to-{strategy}"] = run(dist, root / f"one-to-{strategy}", strategy=strategy)
@@ -192,9 +203,8 @@ def trainings(root: Path) -> dict[str, Any]:
     for strategy in ("ddp", "fsdp"):
         run(SINGLE, root / f"one-to-{strategy}", stop=STOP)
     found = launch(train_all, Distributed(world_size=2), str(root))
-    for method in ("full", "lora"):
+    for method in ("full", "lora", "tied", "sparse"):
         found[f"one-{method}"] = run(SINGLE, root / f"one-{method}", method=method)
-    found["one-tied"] = run(SINGLE, root / "one-tied", tied=True)
     for strategy in ("ddp", "fsdp"):
         found[f"{strategy}-to-one"] = run(SINGLE, root / f"{strategy}-to-one")
     found["powersgd-to-one"] = run(SINGLE, root / "powersgd-to-one", gradients="powersgd")

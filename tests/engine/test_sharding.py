@@ -25,6 +25,8 @@ from lcc.core.errors import RecipeError
 from lcc.engine.generations import generations
 from lcc.engine.sharding import require_shardable
 from lcc.engine.storing import open_tensors
+from lcc.methods.adapters.lora import Lora
+from lcc.methods.adapters.qlora import Qlora
 from lcc.methods.optimizers.adamw import AdamW
 from lcc.methods.optimizers.adamw8bit import AdamW8bit
 from lcc.parts.dist import Distributed, launch
@@ -47,6 +49,15 @@ def test_two_processes_give_the_losses_norms_and_weights_of_one(
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     for name, expected in found[f"one-{method}"].items():
         torch.testing.assert_close(found[f"{strategy}-{method}"][name], expected, atol=1e-4, rtol=0)
+
+
+def test_what_was_pruned_stays_zero_in_every_piece(together: Together) -> None:
+    _, found = together
+    for name, value in found["fsdp-sparse"].items():
+        zeros = value == 0
+        assert torch.equal(zeros, found["one-sparse"][name] == 0), name
+        if "proj" in name:
+            assert zeros[:, ::2].all() and not zeros.all(), name
 
 
 @pytest.mark.parametrize("name", ["ddp-to-one", "fsdp-to-one", "one-to-ddp", "one-to-fsdp"])
@@ -119,12 +130,14 @@ def shared() -> Any:
 OFFLOADED = Distributed(strategy="fsdp", world_size=2, cpu_offload=True)
 
 
-@pytest.mark.parametrize("make, chosen, optimizer, device, sentence", [
+@pytest.mark.parametrize("make, chosen, card, device, sentence", [
     (model, FSDP, AdamW(), "mps", "fsdp cannot run on mps; use distributed=single."),
     (packed, FSDP, AdamW(), "cpu", "fsdp cannot cut packed weights such as "
      "model.layers.0.mlp.weight; use distributed=ddp, or method=lora in place of qlora."),
-    (model, FSDP, AdamW8bit(), "cpu", "fsdp cannot cut the state of AdamW8bit; use "
-     "optimizer=adamw or distributed=ddp."),
+    (model, FSDP, AdamW8bit(), "cpu", "fsdp cannot cut what adamw8bit keeps; choose another one "
+     "or distributed=ddp."),
+    (model, FSDP, Qlora(), "cpu", "fsdp cannot cut what qlora keeps; choose another one or "
+     "distributed=ddp."),
     (shared, FSDP, AdamW(), "cpu", "fsdp cannot cut weights that model.layers.0 and "
      "model.layers.1 share; use distributed=ddp."),
     (model, OFFLOADED, AdamW(), "cpu", "fsdp has nothing to offload: the weights are in main "
@@ -133,12 +146,12 @@ OFFLOADED = Distributed(strategy="fsdp", world_size=2, cpu_offload=True)
      "Linear; use distributed=ddp."),
 ])  # fmt: skip
 def test_what_cannot_be_sharded_is_refused_in_a_sentence(
-    make: Any, chosen: Distributed, optimizer: Any, device: str, sentence: str
+    make: Any, chosen: Distributed, card: Any, device: str, sentence: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        require_shardable(make(), chosen, optimizer, device)
+        require_shardable(make(), chosen, [card], device)
     assert str(caught.value) == f"distributed.strategy: {sentence}"
-    require_shardable(model(), FSDP, AdamW(), "cpu")
+    require_shardable(model(), FSDP, [AdamW(), Lora()], "cpu")
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def training(folder: Path, trained: Any, **changes: Any) -> Training:
     tracker = changes.pop("tracker", NoneTracker())
     optimizer = changes.pop("optimizer", AdamW())
     clip = changes.pop("clip", Norm(max_norm=0.5))
+    masks = changes.pop("masks", {})
     train, lr = changes.pop("train", examples(40)), changes.pop("lr", 1e-2)
     options = {"epochs": 2, "batch_tokens": 64, "schedule": "cosine", **changes}
     (folder / "state").mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def training(folder: Path, trained: Any, **changes: Any) -> Training:
         options=TrainingOptions(**options), stepper=made, train=train,
         validation=examples(6, seed=1), clip=clip, optimizer_card=optimizer, lr=lr,
         state=folder / "state", curves=CurveFile(folder / "curves.jsonl"), tracker=tracker,
-        progress=Progress(quiet=True),
+        progress=Progress(quiet=True), masks=masks,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Adalora:
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True
     over_packed: ClassVar[bool] = True
+    shardable: ClassVar[bool] = False  # peft weighs whole matrices against each other
     default_lr: ClassVar[float] = 2e-3
 
     rank: Annotated[int, Field(ge=1)] = 8

@@ -28,6 +28,7 @@ class Qlora(LowRank):
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True
     over_packed: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False  # four bits of several weights share a byte
     init: Literal["zero", "loftq"] = "zero"
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
