@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.parts.tensor_files import Entry, StoredTensors, entry, read_metadata, write_file
+from lcc.parts.tensor_files import (
+    Entry,
+    StoredTensors,
+    entry,
+    is_sealed,
+    read_metadata,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -17,13 +25,20 @@ Facts = dict[str, dict[str, Any]]
 
 
 class Kept:
-    """The changed parameters of every finished block, in the dtype they will be stored in."""
+    """The changed parameters of every finished block, in the dtype they will be stored in.
 
-    def __init__(self, folder: Path, *, dtype: str) -> None:
+    A damaged file is no finished block: `warn` is told, and the block is done again.
+    """
+
+    def __init__(self, folder: Path, *, dtype: str, warn: Callable[[str], None] = print) -> None:
         self.folder, self.dtype = folder, dtype
-        self.facts: Facts = {}
-        self.found = frozenset(file.name.removesuffix(".safetensors") for file in self._files())
+        sound = [file for file in self._files() if is_sealed(file)]
         for file in self._files():
+            if file not in sound:
+                warn(f"the finished block {file} is damaged and will be done again.")
+        self.facts: Facts = {}
+        self.found = frozenset(file.name.removesuffix(".safetensors") for file in sound)
+        for file in sound:
             self.facts |= json.loads(read_metadata(file)["facts"])
 
     def __contains__(self, block: object) -> bool:
@@ -46,7 +61,8 @@ class Kept:
                 entries.append(entry(name, stored))
         if write:
             facts = {n: f for n, f in self.facts.items() if n.startswith(f"{block}.") or n == block}
-            write_file(entries, self._file(block), metadata={"facts": json.dumps(facts)})
+            metadata = {"facts": json.dumps(facts)}
+            write_file(entries, self._file(block), metadata=metadata, sealed=True)
 
     def entries(self) -> dict[str, Entry]:
         """Every kept parameter by name, unread."""

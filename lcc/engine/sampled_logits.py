@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core import preemption
-from lcc.core.lazy import safetensors, safetensors_torch, torch
+from lcc.core.lazy import safetensors, torch
 from lcc.core.progress import Progress
 from lcc.core.writing import write_text
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import LogitsOf, Samples, collate
 from lcc.parts.dist import SINGLE, Dist
+from lcc.parts.tensor_files import entry, is_sealed, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,9 @@ class SampledLogits:
         """Run the teacher over the examples of the missing parts, each process over its own."""
         if dist.is_main:
             self._prepare()
+            for part in self._damaged():
+                progress.warn(f"{self._file(part)} is damaged and will be made again.")
+                self._file(part).unlink()
         dist.barrier()
         missing = self.missing
         dist.barrier()  # Nobody writes before all have looked.
@@ -115,9 +119,7 @@ class SampledLogits:
     def _write(self, part: int, found: list[Samples]) -> None:
         ids, weights, entropy = (torch.cat(column) for column in zip(*found, strict=True))
         tensors = {"ids": ids.to(torch.int32), "weights": weights, "entropy": entropy}
-        draft = self._file(part).with_suffix(".new")
-        safetensors_torch.save_file(tensors, draft)
-        draft.rename(self._file(part))
+        write_file([entry(n, t) for n, t in tensors.items()], self._file(part), sealed=True)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         part = index // PART
@@ -142,6 +144,10 @@ class SampledLogits:
         for part in self.folder.glob("*.safetensors"):
             part.unlink()
         write_text(file, json.dumps(told))
+
+    def _damaged(self) -> list[int]:
+        parts = range(self.num_parts)
+        return [p for p in parts if self._file(p).is_file() and not is_sealed(self._file(p))]
 
     def _file(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.safetensors"

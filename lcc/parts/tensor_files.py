@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core.errors import IntegrityError
 from lcc.core.lazy import torch
 from lcc.parts.folder import read_header, weight_files
 
@@ -24,6 +26,7 @@ DTYPES = {
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 SHARD_BYTES = 4_000_000_000
 CHUNK_BYTES = 1 << 24
+SEAL, BLANK = "sha256", "0" * 64  # a sealed file's digest, and what stands for it in the digest
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,37 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat)
 
 
+def is_sealed(file: Path) -> bool:
+    """Whether every byte of a `sealed` file, and its name, are what was written."""
+    try:
+        seal = read_metadata(file).get(SEAL, "")
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            text = stream.read(int.from_bytes(start, "little"))
+            blank = text.replace(seal.encode(), BLANK.encode())
+            digest = hashlib.sha256(file.name.encode() + start + blank)
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except (OSError, ValueError, KeyError, AttributeError, MemoryError, OverflowError):
+        return False
+    return len(seal) == len(BLANK) and digest.hexdigest() == seal
+
+
+def require_sealed(file: Path) -> None:
+    """Raise IntegrityError for a sealed file that is not what was written."""
+    if not is_sealed(file):
+        raise IntegrityError(f"{file} is damaged; delete {file.parent} and run again.")
+
+
 def write_file(
-    entries: Sequence[Entry], file: Path, *, metadata: dict[str, str] | None = None
-) -> None:
-    """One safetensors file, complete or not there at all."""
+    entries: Sequence[Entry], file: Path, *, metadata: dict[str, str] | None = None,
+    sealed: bool = False,
+) -> None:  # fmt: skip
+    """One safetensors file, complete or not there at all; `sealed`, with a digest of itself."""
     # Readers want every tensor aligned: the widest first.
     ordered = sorted(entries, key=lambda e: (-getattr(torch, e.dtype).itemsize, e.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    facts = {"format": "pt", **(metadata or {}), **({SEAL: BLANK} if sealed else {})}
+    header: dict[str, Any] = {"__metadata__": facts}
     offset = 0
     for one in ordered:
         spans = [offset, offset + one.bytes]
@@ -134,15 +161,23 @@ def write_file(
         offset = spans[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    text = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(file.name.encode() + text)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.new")
     with draft.open("wb", buffering=0) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(text)
         for one in ordered:
             tensor = one.read().detach().to("cpu").contiguous()
             assert tuple(tensor.shape) == one.shape, f"{one.name}: {tuple(tensor.shape)}"
             if tensor.numel():
                 _pour(raw_bytes(tensor), stream)
+                if sealed:
+                    digest.update(raw_bytes(tensor))
+        if sealed:
+            stream.seek(text.index(BLANK.encode()))
+            stream.write(digest.hexdigest().encode())
+            os.fsync(stream.fileno())
     draft.replace(file)
 
 
@@ -180,7 +215,8 @@ class TensorFolder(MutableMapping[str, dict[str, "Tensor"]]):
         folder.mkdir(parents=True, exist_ok=True)
 
     def __setitem__(self, name: str, tensors: dict[str, Tensor]) -> None:
-        write_file([entry(leaf, t) for leaf, t in tensors.items()], self._file(name))
+        entries = [entry(leaf, t) for leaf, t in tensors.items()]
+        write_file(entries, self._file(name), sealed=True)
 
     def __getitem__(self, name: str) -> dict[str, Tensor]:
         stored = StoredTensors(self._require(name))
@@ -211,4 +247,5 @@ class TensorFolder(MutableMapping[str, dict[str, "Tensor"]]):
     def _require(self, name: str) -> Path:
         if name not in self:
             raise KeyError(name)
+        require_sealed(self._file(name))
         return self._file(name)

@@ -92,7 +92,8 @@ def input_groups(
         stats = StoredStats(context.inputs["stats"] / "stats", device=context.device)
         return _stored(stats, layers, context, dist=SINGLE if everybody else context.dist)
     model = bundle.load(device=None, dtype=None)
-    kept = Kept(context.state / "blocks", dtype=bundle.card.dtype)
+    warn = context.progress.warn
+    kept = Kept(context.state / "blocks", dtype=bundle.card.dtype, warn=warn)
     context.dist.barrier()  # All know the same blocks to be finished.
     batches = text_batches(context, bundle, model, calibration)
     around = Surroundings(context.progress, context.dist, kept=kept, aside=_aside(bundle, context),

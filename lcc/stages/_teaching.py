@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.errors import DataError
-from lcc.core.lazy import safetensors_torch, torch
+from lcc.core.lazy import torch
 from lcc.engine.batching import micro_batches
 from lcc.engine.objectives import Distillation, LogitsOf, collate
 from lcc.engine.packing import allow_packing
@@ -25,6 +25,7 @@ from lcc.engine.teaching import (
     vocabulary_map,
 )
 from lcc.parts.model import Bundle, has_tokenizer
+from lcc.parts.tensor_files import StoredTensors, entry, require_sealed, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,10 +154,11 @@ class Lesson:
             maps = fit_maps(student, shown, self._first_batches())
             self.stepper.model.train(was_training)
             # A continued training goes on with the maps of the model it began with.
-            safetensors_torch.save_file({str(i): m.contiguous() for i, m in maps.items()}, file)
+            write_file([entry(str(i), m) for i, m in maps.items()], file, sealed=True)
         context.dist.barrier()
-        stored = safetensors_torch.load_file(file, device=context.device)
-        maps = {int(name): tensor for name, tensor in stored.items()}
+        require_sealed(file)
+        stored = StoredTensors(file)
+        maps = {int(name): stored.read(name).to(context.device) for name in stored.entries}
         return HiddenMatch(student, shown, self.options.hidden_weight, maps)
 
     def _first_batches(self) -> list[Any]:
