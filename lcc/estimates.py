@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from lcc.core.errors import IntegrityError
 from lcc.core.machine import cores
-from lcc.core.store import Artifact, Store
+from lcc.core.store import Store
 from lcc.engine.calibration import Calibration
 from lcc.engine.generations import GENERATIONS
 from lcc.engine.optimization import OPTIMIZER_BYTES
@@ -27,6 +29,9 @@ SECONDS_PER_BENCHED_CHECKPOINT = 30
 # What backward keeps of one token: about 34 numbers a layer and channel (Korthikanti et al., 2022)
 # at four bytes; layers × channels is N / 12 / channels, and 768 are typical of small models.
 ACTIVATION_BYTES = 34 * 4 / 12 / 768
+
+Reports = dict[str, dict[str, Any]]
+"""Key → the report of that artifact."""
 
 
 @dataclass(frozen=True)
@@ -76,37 +81,39 @@ def _state_bytes(step: Step, parameters: int) -> int:
 
 def estimate(pipeline: Pipeline, store: Store) -> dict[str, Estimate]:
     """Step name → estimate; finished steps cost nothing."""
-    artifacts = {artifact.key: artifact for artifact in store.artifacts()}
-    return {step.name: _of(step, pipeline.recipe, artifacts) for step in pipeline.steps}
+    reports: Reports = {}
+    for artifact in store.artifacts():
+        with suppress(IntegrityError):  # what cannot be read is set aside when it is needed
+            reports[artifact.key] = artifact.report
+    return {step.name: _of(step, pipeline.recipe, reports) for step in pipeline.steps}
 
 
-def _of(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Estimate:
-    if step.key in artifacts:
-        report = artifacts[step.key].report
-        return Estimate(0.0, 0, int(report.get("model_bytes") or 0), "store")
-    like = _alike(step, artifacts)
+def _of(step: Step, recipe: Recipe, reports: Reports) -> Estimate:
+    if step.key in reports:
+        return Estimate(0.0, 0, int(reports[step.key].get("model_bytes") or 0), "store")
+    like = _alike(step, reports)
     if like is not None:
         return Estimate(float(like["seconds"]), int(like.get("peak_memory_bytes") or 0),
                         int(like.get("model_bytes") or 0), "measured")  # fmt: skip
-    return _reckoned(step, recipe, artifacts)
+    return _reckoned(step, recipe, reports)
 
 
-def _alike(step: Step, artifacts: dict[str, Artifact]) -> dict[str, Any] | None:
+def _alike(step: Step, reports: Reports) -> dict[str, Any] | None:
     """The report of a finished step that did the same, with an input in common (the data, say)."""
     wanted = step.ingredients["stage"]
     inputs = set(step.ingredients["inputs"].values())
-    for artifact in artifacts.values():
-        made = artifact.report.get("ingredients", {})
+    for report in reports.values():
+        made = report.get("ingredients", {})
         same = made.get("kind") == step.kind and made.get("stage") == wanted
         if same and inputs & set(made["inputs"].values()):
-            return artifact.report
+            return report
     return None
 
 
-def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Estimate:
+def _reckoned(step: Step, recipe: Recipe, reports: Reports) -> Estimate:
     stored, active = _parameters(recipe)
     rate = FLOPS_PER_CORE * cores() if recipe.device_type == "cpu" else FLOPS_PER_ACCELERATOR
-    seconds = SECONDS_OF_HOUSEKEEPING + _flops(step, recipe, active, artifacts) / rate
+    seconds = SECONDS_OF_HOUSEKEEPING + _flops(step, recipe, active, reports) / rate
     if step.kind == "bench":
         seconds = SECONDS_PER_BENCHED_CHECKPOINT * len(step.inputs)
     disk = 2 * stored if step.stage.changes_model and step.checkpoint else 2**20
@@ -115,13 +122,13 @@ def _reckoned(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> Est
     return Estimate(round(seconds, 1), _memory(step, stored, active), disk, "reckoned")
 
 
-def _flops(step: Step, recipe: Recipe, active: int, artifacts: dict[str, Artifact]) -> float:
+def _flops(step: Step, recipe: Recipe, active: int, reports: Reports) -> float:
     """A token costs 2·N forward, 2·N for gradients of inputs, 2·N for those of weights."""
     stage: Any = step.stage
     if getattr(stage, "trains", False):
         passes = 6 if _trains_all(step) else 4
         teacher = 2 if "teacher" in step.inputs else 0
-        return float(passes + teacher) * active * _training_tokens(step, recipe, artifacts)
+        return float(passes + teacher) * active * _training_tokens(step, recipe, reports)
     if step.kind == "eval":
         # Decoding one token at a time reaches a third of what whole sequences do.
         return 2.0 * active * getattr(stage, "samples", 300) * TOKENS_PER_ANSWER * 3
@@ -141,10 +148,10 @@ def _calibration_tokens(step: Step, recipe: Recipe) -> float:
     return min(calibration.samples * _tokens_per_row(recipe), float(calibration.max_tokens))
 
 
-def _training_tokens(step: Step, recipe: Recipe, artifacts: dict[str, Artifact]) -> float:
+def _training_tokens(step: Step, recipe: Recipe, reports: Reports) -> float:
     stage: Any = step.stage
     spec = recipe.dataset
-    rows = _rows(step, artifacts) or (spec.rows if spec else 0) or DEFAULT_ROWS
+    rows = _rows(step, reports) or (spec.rows if spec else 0) or DEFAULT_ROWS
     each = _tokens_per_row(recipe)
     tokens = min(rows, stage.samples or rows) * each * float(stage.epochs)
     return min(tokens, stage.max_steps * stage.batch_tokens) if stage.max_steps else tokens
@@ -178,9 +185,9 @@ def _parameters(recipe: Recipe) -> tuple[int, int]:
     return stored, spec.active_parameters or stored
 
 
-def _rows(step: Step, artifacts: dict[str, Artifact]) -> int:
+def _rows(step: Step, reports: Reports) -> int:
     data = step.inputs.get("data")
-    if data is None or data.key not in artifacts:
+    if data is None or data.key not in reports:
         return 0
-    train = artifacts[data.key].report["measures"].get("num_train", {})
+    train = reports[data.key]["measures"].get("num_train", {})
     return int(train.get("value") or 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lcc.core.store import Store
-from lcc.estimates import Estimate, estimate
+from lcc.estimates import STATE_BYTES, Estimate, disk_needed, estimate
 from lcc.sweep import pipeline_of
 
 
@@ -41,3 +41,16 @@ def test_fewer_samples_are_reckoned_shorter(reckon) -> None:
     all_rows = reckon("+recipe=mt_en_zh")["heal"]
     few = reckon("+recipe=mt_en_zh", "plan.heal.samples=100")["heal"]
     assert few.seconds < all_rows.seconds
+
+
+def test_room_for_the_states_of_a_full_training_is_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(tmp_path / "runs")
+
+    def needed(*words: str) -> int:
+        return disk_needed(pipeline_of(["+recipe=mt_en_zh_small", *words], "preview"), store)
+
+    # Two generations and one in the making, of weights, the best of them, and Adam's moments.
+    assert needed("method=full") > needed() + 3 * 0.9 * 268_098_176 * STATE_BYTES
