@@ -12,6 +12,9 @@ import pytest
 
 from lcc.cli import main
 from lcc.core import preemption
+from lcc.core.errors import PreemptedError
+from lcc.runner import run_pipeline
+from lcc.sweep import pipeline_of
 
 RECIPE = """# Every long loop there is, each in fractions of a second.
 defaults:
@@ -81,13 +84,21 @@ def test_every_long_loop_stops_when_asked_and_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(here(tmp_path / "stopped"))
-    for loop in LOOPS:
-        with asked_at(loop) as looks:
-            assert main(["run", "+recipe=stopping"]) == 75, (loop, sorted(set(looks)))
-        told = capsys.readouterr().err
-        assert "asked to stop" in told and "run again to continue" in told, (loop, told)
-    assert main(["run", "+recipe=stopping"]) == 0
+    with asked_at(LOOPS[0]):
+        assert main(["run", "+recipe=stopping"]) == 75
+    told = capsys.readouterr().err
+    assert f"stopped: {LOOPS[0]}: asked to stop (SIGUSR1). " in told
+    assert "run again to continue" in told
+    pipeline, words = pipeline_of(["+recipe=stopping"], "run"), ["+recipe=stopping"]
+    for loop in LOOPS[1:]:
+        with (
+            asked_at(loop) as looks,
+            pytest.raises(PreemptedError, match="asked to stop") as caught,
+        ):
+            run_pipeline(pipeline, words=words, quiet=True)
+        assert loop in looks and caught.value.exit_code == 75
+    run_pipeline(pipeline, words=words, quiet=True)
     monkeypatch.chdir(here(tmp_path / "whole"))
-    assert main(["run", "+recipe=stopping"]) == 0
+    run_pipeline(pipeline, words=words, quiet=True)
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
     assert curves(tmp_path / "stopped") == curves(tmp_path / "whole") != []

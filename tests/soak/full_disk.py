@@ -30,6 +30,7 @@ class Filling:
     folder: Path
     disk: Path
     dice: random.Random
+    steps: Any = None
     expected: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("in_saves", "in_results", "refused_before"), 0)
@@ -38,7 +39,8 @@ class Filling:
 
     def prepare(self) -> None:
         whole = world.found(self.folder / "whole")
-        nursery.finished(lambda: world.run(whole), self.folder / "whole.log")
+        self.steps = world.planned(whole)
+        nursery.import_like(lambda: self._run(whole), self.folder / "whole.log")
         self.expected = world.result(whole)
         world.without_result(whole, self.folder / "start")
 
@@ -57,7 +59,7 @@ class Filling:
         """Too little from the start: nothing is begun."""
         run = self._copy()
         fill(self.disk, left=10 * BLOCK)
-        child = nursery.fork(lambda: world.run(run), self.folder / "refused.log")
+        child = nursery.fork(lambda: self._run(run), self.folder / "refused.log")
         code = child.ended()
         begun = list((run / "runs" / "work").glob("*/curves.jsonl"))
         self._judge("from the start", code, child.told(), [f"{begun} was begun"] if begun else [])
@@ -70,7 +72,7 @@ class Filling:
         code = child.ended()
         wrong = self._states(run)
         (self.disk / "ballast").unlink()
-        again = nursery.fork(lambda: world.run(run), self.folder / "again.log")
+        again = nursery.fork(lambda: self._run(run), self.folder / "again.log")
         if again.ended() != 0:
             wrong.append(f"did not go on: {again.told()}")
         elif "resumed after step" not in again.told():
@@ -110,7 +112,7 @@ class Filling:
             write(*args, **kwargs)
 
         generations.write_state = write_state
-        return world.run(run)
+        return self._run(run)
 
     def _full_at_model(self, run: Path) -> int:
         from lcc.parts import checkpoint
@@ -122,7 +124,10 @@ class Filling:
             save(bundle, folder)
 
         checkpoint.save = full
-        return world.run(run)
+        return self._run(run)
+
+    def _run(self, folder: Path) -> int:
+        return world.run(folder, self.steps)
 
     def _copy(self) -> Path:
         target = self.disk / "run"
@@ -143,7 +148,6 @@ def fill(disk: Path, *, left: int) -> None:
 
 def main(folder: Path, disk: Path, num_saves: int) -> dict[str, Any]:
     """All trials; their counts and what was lost."""
-    nursery.import_all()
     filling = Filling(folder, disk, random.Random("full"))
     filling.prepare()
     for number in range(num_saves):

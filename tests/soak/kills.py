@@ -27,6 +27,7 @@ class Soak:
 
     folder: Path
     dice: random.Random
+    steps: Any = None
     expected: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     operations: list[tuple[str, str]] = field(default_factory=list)
@@ -39,7 +40,8 @@ class Soak:
     def prepare(self) -> None:
         """One run that nobody disturbs, its time, and the file operations of its step."""
         whole = world.found(self.folder / "whole")
-        nursery.finished(lambda: world.run(whole), self.folder / "whole.log")
+        self.steps = world.planned(whole)
+        nursery.import_like(lambda: self._run(whole), self.folder / "whole.log")
         self.expected = world.result(whole)
         world.without_result(whole, self.folder / "start")
         traced = self._copy("traced")
@@ -53,7 +55,7 @@ class Soak:
     def _traced(self, folder: Path) -> int:
         layer = faults.Layer(folder / "runs")
         faults.install(layer)
-        code = world.run(folder)
+        code = self._run(folder)
         text = json.dumps(layer.log)
         (self.folder / "operations.json").write_text(text, encoding="utf-8")
         return code
@@ -66,13 +68,14 @@ class Soak:
         self._kill(folder, log, in_save=in_save)
         if self.dice.random() < 0.3:
             self._kill(folder, log, in_save=False)
-        child = nursery.fork(lambda: world.run(folder), log)
+        child = nursery.fork(lambda: self._run(folder), log)
         code = child.ended()
         self.counts["resumed"] += "resumed after step" in child.told()
         if code != 0 or world.result(folder) != self.expected:
             self.counts["losses"] += 1
             print(f"trial {number} was lost (exit {code}): {child.told()}", file=sys.stderr)
             return
+        print(number, self.counts, file=sys.stderr, flush=True)
         shutil.rmtree(folder)
 
     def _kill(self, folder: Path, log: Path, *, in_save: bool) -> None:
@@ -81,23 +84,27 @@ class Soak:
             child = nursery.fork(lambda: self._killed_at(folder, at), log)
             code = child.ended()
         else:
-            child = nursery.fork(lambda: world.run(folder), log)
+            child = nursery.fork(lambda: self._run(folder), log)
             code = child.killed_after(self.dice.uniform(0, 1.05 * self.seconds))
         assert code in (0, -signal.SIGKILL), f"neither killed nor done ({code}): {child.told()}"
         if code == -signal.SIGKILL:
             self.counts["kills"] += 1
             self.counts["kills_in_saves" if in_save else "kills_at_random"] += 1
+        elif not in_save:
+            self.seconds *= 0.9  # it is done sooner than the first one was
 
-    @staticmethod
-    def _killed_at(folder: Path, at: int) -> int:
+    def _killed_at(self, folder: Path, at: int) -> int:
         faults.install(faults.Layer(folder / "runs", at=at, how="kill"))
-        return world.run(folder)
+        return self._run(folder)
 
     def _in_saves(self) -> list[int]:
         """Numbers of the operations that save the training's state or publish its result."""
         first = next(i for i, (_, path) in enumerate(self.operations) if "/state/" in path)
         return [i + 1 for i, (_, path) in enumerate(self.operations)
                 if i >= first and not path.startswith("soak-")]  # fmt: skip
+
+    def _run(self, folder: Path) -> int:
+        return world.run(folder, self.steps)
 
     def _copy(self, name: str) -> Path:
         target = self.folder / name
@@ -107,7 +114,6 @@ class Soak:
 
 def main(folder: Path, num_trials: int, seed: int = 0) -> dict[str, int]:
     """All trials; their counts."""
-    nursery.import_all()
     soak = Soak(folder, random.Random(f"kills {seed}"))
     soak.prepare()
     number = 0

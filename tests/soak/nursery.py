@@ -5,11 +5,14 @@ The parent never computes: a pool of threads that it had started would not survi
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import signal
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +71,20 @@ def finished(work: Callable[[], int], log: Path) -> Child:
     return child
 
 
-def import_all() -> None:
-    """What a run needs, once, before the forks; nothing is computed."""
-    import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
+def import_like(work: Callable[[], int], log: Path) -> None:
+    """Run `work` once in a forked process, then import here what it has come to need.
 
-    import lcc.runner
-    import lcc.stages.finetune  # noqa: F401
+    Later forks find it all: importing takes seconds, a small run does not.
+    """
+    names = log.with_suffix(".modules")
 
-    torch.set_num_threads(1)
+    def told() -> int:
+        code = work()
+        names.write_text("\n".join(sys.modules), encoding="utf-8")
+        return code
+
+    finished(told, log)
+    for name in names.read_text(encoding="utf-8").splitlines():
+        if name != "__main__":
+            with suppress(Exception):  # what cannot be imported alone is imported when needed
+                importlib.import_module(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,26 @@ def found(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path) -> int:
-    """The whole run in this process; returns the exit code."""
-    import os
+def planned(folder: Path) -> Any:
+    """The steps of the run: composed once, as that takes longer than the run itself."""
+    from lcc.sweep import pipeline_of
 
     os.chdir(folder)
-    from lcc.cli import main
+    return pipeline_of(WORDS, "finetune")
 
-    return main(["finetune", *WORDS])
+
+def run(folder: Path, pipeline: Any) -> int:
+    """The whole run in this process, as the command does it; returns the exit code."""
+    from lcc.core.errors import LccError
+    from lcc.runner import run_pipeline
+
+    os.chdir(folder)
+    try:
+        run_pipeline(pipeline, words=WORDS, verb="finetune")
+    except LccError as error:
+        print(f"lcc: {error}", flush=True)
+        return error.exit_code
+    return 0
 
 
 def without_result(whole: Path, target: Path) -> Path:
