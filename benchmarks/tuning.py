@@ -1,8 +1,8 @@
 """What does every fine-tuning method keep, train, need and cost, on one task?
 
     lcc fetch +recipe=sentiment_en
-    python benchmarks/peft.py                    all methods, three seeds: 25 minutes on a core
-    python benchmarks/peft.py --only lora,full --seeds 0 --rows 100
+    python benchmarks/tuning.py                    all methods, three seeds: 25 minutes on a core
+    python benchmarks/tuning.py --only lora,full --seeds 0 --rows 100
 
 Every method runs with the rank, targets and rate of its own card, on the same rows in the same
 order, one process each; accuracy is of the reloaded checkpoint on the test split.
@@ -52,7 +52,7 @@ def main() -> None:
             samples=options.samples, seeds=len(seeds), threads=options.threads,
             majority=100 * measured[methods[0]][0]["majority"],
         )  # fmt: skip
-        title = "## Fine-tuning methods (minilm_l6, sentiment)\n\n    python benchmarks/peft.py"
+        title = "## Fine-tuning methods (minilm_l6, sentiment)\n\n    python benchmarks/tuning.py"
         write_section(options.write, "peft", f"{title}\n\n{note}\n\n{text}")
 
 
