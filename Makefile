@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 # Where a CPU build of torch is wanted and the index offers only CUDA builds, name the build here.
 TORCH  ?= torch
 
-.PHONY: demo test test-slow soak check install format clean
+.PHONY: demo test test-slow test-cluster soak check install format clean
 
 demo: install
 	$(BIN)/lcc fetch +recipe=mt_en_zh_small
@@ -22,6 +22,10 @@ test-slow: install
 # Two hundred kills, every file operation of a save failed in turn, full disks, poisoned steps, flipped bits.
 soak: install
 	LCC_SOAK=1 $(BIN)/python -m pytest tests/soak -q
+
+# A real Slurm from Debian, started in a temporary folder; says why where it cannot be had.
+test-cluster: install
+	$(BIN)/python -m pytest -m "network and not slow" tests/sweeping
 
 check: install
 	$(BIN)/ruff format --check lcc tests benchmarks

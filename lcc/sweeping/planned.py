@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lcc.core.decode import Mistakes
+from lcc.core.errors import RecipeError
 from lcc.pipeline import Pipeline
 from lcc.planning import plan_steps
 from lcc.recipe import Recipe, load_composed, scaled
@@ -19,8 +20,13 @@ def pipeline_of(words: list[str], verb: str) -> Pipeline:
 def point_pipeline(words: list[str], verb: str) -> Pipeline:
     """The steps of one point: points of `compress` are judged by themselves and raced together."""
     if verb != "compress":
-        return pipeline_of(words, verb)
-    return _untimed(_planned(words, verb, judged=True))
+        pipeline = pipeline_of(words, verb)
+    else:
+        pipeline = _untimed(_planned(words, verb, judged=True))
+    if (nodes := pipeline.recipe.distributed.nodes) > 1:
+        raise RecipeError(f"distributed.nodes: a point of a sweep runs on one node, got {nodes}; "
+                          "set it to 1 and let the launcher spread the points.")  # fmt: skip
+    return pipeline
 
 
 def _planned(words: list[str], verb: str, *, judged: bool = False) -> Pipeline:

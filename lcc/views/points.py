@@ -86,4 +86,5 @@ def figure_text(name: str, value: float | None) -> str:
         return units.size(value)
     if last == "seconds":
         return units.duration(value)
-    return units.count(value) if last == "parameters" else units.score(value)
+    fine = "bits" if last.startswith("bits_per") or last.endswith("loss") else ""
+    return units.count(value) if last == "parameters" else units.score(value, fine)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import missing, slurm_cluster
-from sweeps import Driven, pid_of, statuses
+from sweeps import DATA, Driven, Held, pid_of, statuses
 
 from lcc.cli import main
 from lcc.core.sweeps import Sweep
@@ -22,7 +22,7 @@ BROKEN = "quantize: {quantizer: gptq, bits: 4, group_size: 1000}\n"  # found out
 WORDS = ("+recipe=tiny", "scale=smoke", "~stages.bench", f"plan={','.join(PLANS)}",
          "objectives={bits_per_byte: minimize, bytes: minimize}")  # fmt: skip
 SHARED = ("data", "vocab", "finetune")
-pytestmark = [pytest.mark.slow, pytest.mark.network]
+pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,30 @@ def kept_out(sweep: Sweep, word: str) -> int:
     return sum(len(re.findall(word, log.read_text())) for log in logs if log.is_file())
 
 
+def test_points_on_a_real_slurm_are_found_again_by_the_driver_that_follows(
+    slurm: None, tmp_path: Path
+) -> None:
+    words = (*DATA, *launched("slurm"))
+    held = Held(tmp_path, "tiny_text")
+    first = Driven(tmp_path, *words)
+    sweep = first.until(lambda sweep: statuses(sweep) == ["running", "finished"])
+    point = pid_of(sweep, 0)
+    first.process.kill()
+    first.wait()
+    second = Driven(tmp_path, *words)
+    second.until(lambda sweep: sweep.leases.holder("driver") is not None)
+    assert pid_of(sweep, 0) == point
+    held.release()
+    code, out = second.wait()
+    assert code == 0, out
+    assert "[1/2] tiny_text: found again" in out and "submitted" not in out
+    assert "[2/2] tiny_en_zh: finished before" in out
+    batches = json.loads((sweep.folder / "jobs.json").read_text())
+    assert batches == [{"name": f"{sweep.folder.name}-0", "indices": [0, 1]}]
+    assert not list(sweep.folder.rglob("*.pkl"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["slurm", "ray", "local"])
 def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
     launcher: str, tmp_path: Path, request: pytest.FixtureRequest,
@@ -116,6 +140,7 @@ def weights(folder: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_preempted_slurm_job_is_queued_again_and_ends_with_the_same_weights(
     slurm: None, tmp_path: Path
 ) -> None:
@@ -140,7 +165,7 @@ def test_a_preempted_slurm_job_is_queued_again_and_ends_with_the_same_weights(
     log = sweep.log(0).read_text()
     assert "--- attempt 2" in log and "resum" in log, log
     (err,) = (sweep.folder / "jobs").glob(f"{job}_0_log.err")
-    assert "Requeued job" in err.read_text()
+    assert "Caught signal SIGUSR2" in err.read_text() and "DUE TO JOB REQUEUE" in err.read_text()
     done = subprocess.run([*Driven.command, "run", *TRAINED], cwd=alone, check=False)
     assert done.returncode == 0
     assert weights(swept) == weights(alone)

@@ -13,7 +13,7 @@ from lcc import views
 from lcc.core.sweeps import Point, read_sweep
 from lcc.views import terminal
 from lcc.views.parallel import parallel, short
-from lcc.views.points import PointRow, directions, front, point_rows
+from lcc.views.points import PointRow, directions, figure_text, front, point_rows
 from lcc.views.searches import front_figure, history_figure
 from lcc.views.sweeps import counted, headline, status_lines
 
@@ -119,6 +119,13 @@ def test_a_status_says_what_every_point_does_and_how_to_go_on(tmp_path: Path) ->
     assert driver is not None
     assert status_lines(sweep)[-1] == f"driven by {driver.owner}"
     driver.release()
+
+
+def test_figures_are_told_in_the_words_of_what_they_measure() -> None:
+    told = {"quantize.bytes": 143596.0, "bits_per_byte": 6.74888, "eval.heal.bleu": 35.12,
+            "finetune.seconds": 75.0, "parameters": 1.9e6, "heal.validation_loss": 2.0}  # fmt: skip
+    assert [figure_text(name, value) for name, value in told.items()] == [
+        "144 kB", "6.749", "35.1", "1 min 15 s", "1.9 M", "2.000"]  # fmt: skip
 
 
 def test_nothing_finished_is_said_in_a_sentence() -> None:
