@@ -52,11 +52,12 @@ class Ray:
             ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False,
                      logging_level="ERROR", include_dashboard=False if self.address == "local"
                      else None, ignore_reinit_error=True)  # fmt: skip
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except Exception as error:  # Ray says most of what goes wrong at its start in plain ones
+            told = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ResourceError(
-                f"launcher.address: no Ray cluster answers at {self.address!r} ({told}); start one "
-                "with `ray start --head`, or choose launcher.address=local."
+                f"launcher.address: no Ray answers at {self.address!r} ({told.rstrip('.')}); start "
+                "one with `ray start --head`, choose launcher.address=local, or run again when the "
+                "machine is less busy."
             ) from None
         return RayCrew(self, ray, folder, name)
 
