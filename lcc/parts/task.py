@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +19,8 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
+from lcc.parts.filling import Row as Row
+from lcc.parts.filling import fill, places
 from lcc.parts.framing import frame_of
 from lcc.parts.rows import in_turns
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lcc.parts.data import PreparedData
-
-Row = Mapping[str, Any]
-PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)\}")
 
 
 @card
@@ -82,7 +80,7 @@ class Task:
 
     def __post_init__(self) -> None:
         for where in ("template", "answer"):
-            for name in _places(getattr(self, where)):
+            for name in places(getattr(self, where)):
                 if name not in self.fields:
                     known = ", ".join(self.fields)
                     raise ValueError(f"{where} names {{{name}}}, which is not a field ({known})")
@@ -104,7 +102,7 @@ class Task:
 
     def source(self, row: Row) -> dict[str, Any]:
         """The fields that the prompt shows; what a report prints beside the answer."""
-        return {name: row[name] for name in _places(self.template) if name in row}
+        return {name: row[name] for name in places(self.template) if name in row}
 
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
         """`num` shots, the same for every model: by hash, from the shorter half.
@@ -271,25 +269,6 @@ class Task:
         if len(kept) == len(whole):
             return list(tokenizer(text)["input_ids"]), 0
         return frame_of(tokenizer).single(kept), len(whole) - len(kept)
-
-
-def fill(template: str, row: Row) -> str:
-    """The template with the row's values; raises DataError for a field the row lacks."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name is None:
-            return match.group(0)[0]
-        if name not in row:
-            have = ", ".join(sorted(map(str, row)))
-            raise DataError(f"row {row.get('id')}: no field {name!r} for the task; it has {have}.")
-        return str(row[name])
-
-    return PLACE.sub(value, template)
-
-
-def _places(template: str) -> list[str]:
-    return [name for name in PLACE.findall(template) if name]
 
 
 def _rank(row: Row, seed: int) -> str:

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from lcc.core.decode import Mistakes, decode
 from lcc.core.errors import DataError
-from lcc.parts.task import IGNORED, Decode, Task, fill
+from lcc.parts.filling import fill
+from lcc.parts.task import IGNORED, Decode, Task
 
 ROW = {"id": "1", "source": "open the file", "target": "打开 文件"}
 NODE: dict[str, Any] = {
