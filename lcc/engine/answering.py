@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
+from lcc.engine.cloze import fills
 from lcc.engine.decoding import Generated, answer
 from lcc.engine.encoder_heads import token_logits
 from lcc.engine.scoring import Span, choices, context_length, nats, windows
+from lcc.parts.cloze import word_ids
 from lcc.parts.encoding import needs_bos, plain_ids
 from lcc.parts.metrics import Answer, Need
 from lcc.parts.task import Row, Task
@@ -81,6 +83,8 @@ class Answering:
     def ranked(self, rows: Sequence[Row]) -> list[str]:
         """The label that a language model finds likeliest after each row's prompt."""
         names = self.task.label_names
+        if self.task.is_cloze:
+            return self._filled(rows, names)
         labels = [self.task.label_ids(name, self.tokenizer) for name in names]
         room = context_length(self.module) - max(map(len, labels))
         spans = []
@@ -94,6 +98,13 @@ class Answering:
                      advance=lambda n: self.advance(n / len(names)))  # fmt: skip
         each = [found[i : i + len(names)] for i in range(0, len(found), len(names))]
         return [names[values.index(min(values))] for values in each]
+
+    def _filled(self, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+        room = context_length(self.module)
+        ids = [self._prompt(row, max_length=room) for row in rows]
+        found = fills(self.module, self.tokenizer, ids, word_ids(names, self.tokenizer),
+                      batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+        return [names[i] for i in found]
 
     def reading(self, row: Row) -> str:
         """What an encoder that guesses tokens takes each token of a row for, nothing hidden."""

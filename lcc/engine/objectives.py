@@ -80,11 +80,10 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
     labels = _padded([_sequence(e) for e in examples], IGNORED)
     if head == "seq2seq":
         inputs["labels"] = moved(labels, device)
-        positions = labels != IGNORED
-    else:
+    elif head == "causal":
         # The logit at t predicts token t + 1.
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        positions = labels != IGNORED
+    positions = labels != IGNORED
     return Batch(inputs, moved(positions, device), moved(labels[positions], device))
 
 
@@ -112,7 +111,7 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
 
 def require_loss(head: Head) -> None:
     """Raises DataError for a head that has nothing to be trained towards."""
-    if head in ("embed", "masked", "paired"):
+    if head in ("embed", "paired"):
         raise unsupervised(head)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
+from lcc.engine.cloze import cloze_logits
 from lcc.engine.objectives import Batch, LogitsOf, unsupervised
 from lcc.engine.packing import laid_out
 from lcc.parts.adapters import is_prompt
@@ -56,6 +57,8 @@ def logits_function(model: Any, head: Head) -> LogitsOf:
     """How to get `model`'s logits at the targets with the least work."""
     if head == "classify":
         return lambda batch: model(**batch.inputs).logits
+    if head == "masked":
+        return cloze_logits(model)
     if head not in ("causal", "seq2seq"):
         raise unsupervised(head)
     projection = projection_of(model, head)

@@ -17,6 +17,7 @@ from pydantic import Field
 from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
+from lcc.parts import cloze
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
 from lcc.parts.filling import Row as Row
@@ -58,7 +59,8 @@ class Task:
     braces stand for themselves, `{{` and `}}` for one brace. For `classify` the answer names the
     label. `labels: from_data` means the sorted labels of the training split, found by `for_data`.
     A generating model whose task has labels is asked which of them is likeliest after the prompt,
-    as the answer says them; `verbalizer` gives words for values (`neg` → `terrible`). A model that
+    as the answer says them; `verbalizer` gives words for values (`neg` → `terrible`). With the head
+    `masked`, `{mask}` in the template is a gap for such a word (a cloze). A model that
     was not trained is shown `shots` rows of the training split before the prompt. `truncate` is the
     side that loses tokens of a text longer than the model's window.
     """
@@ -81,7 +83,7 @@ class Task:
     def __post_init__(self) -> None:
         for where in ("template", "answer"):
             for name in places(getattr(self, where)):
-                if name not in self.fields:
+                if name not in self.fields and not (self.is_cloze and name == cloze.PLACE):
                     known = ", ".join(self.fields)
                     raise ValueError(f"{where} names {{{name}}}, which is not a field ({known})")
         if not self.template and not self.answer:
@@ -89,16 +91,27 @@ class Task:
 
     def prompt(self, row: Row, demos: Sequence[Row] = ()) -> str:
         """What the model is shown, shots first, without any chat template."""
-        shots = "".join(self.text(demo) + self.separator for demo in demos)
-        return shots + fill(self.template, row)
+        shots = "".join(self._shown(demo) + self.separator for demo in demos)
+        gapped = {**row, cloze.PLACE: cloze.GAP} if self.is_cloze else row
+        return shots + fill(self.template, gapped)
 
     def completion(self, row: Row) -> str:
         """What the model should say, leading space included."""
         return fill(self.answer, self._spoken(row))
 
     def text(self, row: Row) -> str:
-        """Prompt and completion as one text; what vocabulary and calibration read."""
+        """Prompt and completion as one text; what vocabulary, calibration and pretraining read.
+
+        Of a cloze the fields alone, for its word would tell a label.
+        """
+        if self.is_cloze:
+            return " ".join(map(str, self.source(row).values()))
         return fill(self.template, row) + self.completion(row)
+
+    def _shown(self, row: Row) -> str:
+        if self.is_cloze:
+            return fill(self.template, {**row, cloze.PLACE: self.completion(row)})
+        return self.text(row)
 
     def source(self, row: Row) -> dict[str, Any]:
         """The fields that the prompt shows; what a report prints beside the answer."""
@@ -134,9 +147,14 @@ class Task:
         return dataclasses.replace(self, labels=tuple(names))
 
     @property
+    def is_cloze(self) -> bool:
+        """Whether a masked language model puts a label's word into the gap of the template."""
+        return self.head == "masked" and cloze.PLACE in places(self.template)
+
+    @property
     def is_ranked(self) -> bool:
         """Whether a language model chooses among labels instead of writing."""
-        return self.labels is not None and self.head in ("causal", "seq2seq")
+        return self.is_cloze or (self.labels is not None and self.head in ("causal", "seq2seq"))
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -165,6 +183,9 @@ class Task:
 
         Encoder inputs carry the tokenizer's own special tokens.
         """
+        if self.is_cloze:
+            text = self.prompt(row, demos)
+            return cloze.gap_ids(text, tokenizer, max_length=max_length, side=self.truncate)[0]
         if self.head != "causal":
             return self._encoder_ids(self.prompt(row, demos), tokenizer, max_length)[0]
         ids = self._causal_ids(row, tokenizer, demos)
@@ -192,6 +213,9 @@ class Task:
         """
         if self.head == "causal":
             return self._encode_causal(row, tokenizer, max_length)
+        if self.is_cloze:
+            return cloze.encode(self.prompt(row), self.completion(row), tokenizer,
+                                max_length=max_length, side=self.truncate)  # fmt: skip
         prompt = self.prompt(row) or self.completion(row)
         ids, num_cut = self._encoder_ids(prompt, tokenizer, max_length)
         if self.head == "classify":

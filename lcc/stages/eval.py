@@ -216,12 +216,12 @@ def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
 def _without_head(
     bundle: Bundle, task: Task, training: Sequence[Row], rows: list[Row], outcome: Outcome
 ) -> list[Answer]:
-    if task.head != "classify":
+    if task.head != "classify" and not task.is_cloze:
         raise DataError(f"model {bundle.card.name!r} has no trained {task.head} head for task "
                         f"{task.name!r}; choose another model or fine-tune it first.")  # fmt: skip
     found = majority(task, training, rows)
     outcome.notes.append(
-        f"The model has no trained classification head yet: this baseline answers every sample "
+        f"The model has no trained {task.head} head yet: this baseline answers every sample "
         f"with the training split's most frequent class, {found[0].output!r}."
     )
     return found

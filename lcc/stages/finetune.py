@@ -222,6 +222,11 @@ def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
         config = bundle.load(dtype=None).config
         if config.pad_token_id is None:  # a decoder finds a text's last token by it
             config.pad_token_id = _pad_id(bundle)
+    elif task.is_cloze and bundle.lacks_head(task.head):
+        raise RecipeError(
+            f"finetune: model {bundle.card.name!r} has no head that fills gaps; train one first,"
+            " with the stage pretrain and objective=masked."
+        )
     elif bundle.lacks_head(task.head):
         bundle.with_head(task.head, seed=seed)
 

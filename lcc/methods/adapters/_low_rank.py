@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from lcc.parts.model import Bundle
 
-TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS"}
+TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS",
+              "masked": "FEATURE_EXTRACTION"}  # fmt: skip
 
 
 @card
