@@ -12,7 +12,7 @@ from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.engine.sparse_training import mask_adapters, mask_weights, zero_masks
 from lcc.parts.adapters import hush as hush
-from lcc.parts.adapters import put_adapter
+from lcc.parts.adapters import merge_adapter, put_adapter
 from lcc.parts.bottlenecks import Bottlenecks, write_bottlenecks
 from lcc.parts.model import Bundle, auto_class
 
@@ -157,7 +157,7 @@ def merge(
     if sparse:
         mask_adapters(adapted)
     before = _logits(adapted, probes)
-    model = adapted.merge_and_unload()
+    model = merge_adapter(adapted)
     mask_weights(model, masks)
     after = _logits(model, probes)
     differences = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]

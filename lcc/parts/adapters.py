@@ -37,7 +37,20 @@ def put_adapter(base: Any, folder: Path, *, merge: bool = False) -> Module:
     adapted: Any = peft.PeftModel.from_pretrained(base, folder).eval()
     if not merge or is_prompt(adapted):
         return adapted  # type: ignore[no-any-return]
-    return adapted.merge_and_unload()  # type: ignore[no-any-return]
+    return merge_adapter(adapted)
+
+
+def merge_adapter(adapted: Any) -> Module:
+    """The plain model with the adapter in its weights."""
+    model: Module = adapted.merge_and_unload()
+    for name, module in list(model.named_modules()):
+        # LN tuning leaves a trained head in the wrapper that it was trained in.
+        unwrap: Any = getattr(module, "unload_and_optionally_merge_module", None)
+        if unwrap is not None:
+            parent, _, leaf = name.rpartition(".")
+            bare = unwrap(merge=True, safe_merge=False, adapter_names=None)
+            setattr(model.get_submodule(parent), leaf, bare)
+    return model
 
 
 def is_prompt(model: Any) -> bool:

@@ -184,9 +184,10 @@ def test_merged_logits_are_the_trained_ones(
     outcome = whole(Merge(), world, case, found, tmp_path)
     assert outcome.measures["max_abs_logit_difference"].value < 1e-4
     assert outcome.bundle.card.form == "dense"
-    torch.testing.assert_close(
-        probe_logits(outcome.bundle.module), found.logits, atol=1e-4, rtol=1e-4
-    )
+    outcome.bundle.with_card(dtype="float32")
+    save(outcome.bundle, tmp_path / "model")
+    again = open_bundle(tmp_path / "model").load()
+    torch.testing.assert_close(probe_logits(again), found.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", STAYING)
