@@ -19,7 +19,7 @@ from lcc.engine.optimization import checkpoint_blocks, set_dropout
 from lcc.engine.options import TrainingOptions
 from lcc.engine.packing import allow_packing, require_packable
 from lcc.engine.projecting import logits_function, projection_of
-from lcc.engine.rank_allocation import RankAllocation, allocation_of
+from lcc.engine.rank_allocation import allocation_of
 from lcc.engine.sparse_training import zero_masks
 from lcc.engine.stepping import Stepper
 from lcc.engine.supply import Examples
@@ -144,7 +144,7 @@ class Finetune(TrainingOptions):
             state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
             tracker=context.tracker, progress=context.progress,
             masks=masks, lr_ratios=getattr(self.method, "lr_ratios", {}),
-            allocation=self._allocation(model, sharded),
+            allocation=allocation_of(self.method, model),
         )  # fmt: skip
 
     def _run(self, training: Training) -> None:
@@ -163,15 +163,6 @@ class Finetune(TrainingOptions):
 
         require_shardable(model, self.distributed, (self.method, self.optimizer), context.device)
         return Sharded(model, self.distributed, context.dist, context.device)
-
-    def _allocation(self, model: Module, sharded: Sharded | None) -> RankAllocation | None:
-        found = allocation_of(self.method, model)
-        if found is not None and sharded is not None:
-            raise RecipeError(
-                f"finetune.distributed: {name_of(self.method)} weighs whole gradients and fsdp"
-                " holds pieces of them; use strategy=ddp."
-            )
-        return found
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []
