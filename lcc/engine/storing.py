@@ -77,7 +77,9 @@ def _require_all(folder: Path, group: str, size: int) -> None:
 
 def is_sharded(value: Tensor) -> bool:
     """Whether this process holds only some rows of `value` (a DTensor of FSDP)."""
-    return any(placement.is_shard() for placement in getattr(value, "placements", ()))
+    placements = getattr(value, "placements", ())
+    assert not any(placement.is_partial() for placement in placements), placements
+    return any(placement.is_shard() for placement in placements)
 
 
 def local(value: Tensor) -> Tensor:
