@@ -21,8 +21,8 @@ def test_a_search_learns_from_each_point_before_it_asks_for_the_next(
     monkeypatch.chdir(tmp_path)
     assert main(["run", *WORDS, "sampler=tpe"]) == 0
     said = capsys.readouterr().err
-    first, ended, second = (said.index(words) for words in
-                            ("submitted [1/2]", "[1/2] tiny_text: finished", "submitted [2/2]"))  # fmt: skip
+    events = ("submitted [1/2]", "[1/2] tiny_text: finished", "submitted [2/2]")
+    first, ended, second = (said.index(event) for event in events)
     assert first < ended < second
     sweep = read_sweep(find_sweep(None))
     assert statuses(sweep) == ["finished", "finished"]
