@@ -34,7 +34,10 @@ def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:
         output = [w if draw.random() < 0.7 else draw.choice(WORDS[language]) for w in reference]
         output = output[: draw.randint(0, 12)]
         found.append(Answer(str(i), {}, between.join(reference), between.join(output),
-                            nats=draw.random() * 9, num_tokens=3, num_bytes=7))  # fmt: skip
+                            nats=draw.random() * 9, num_tokens=3, num_bytes=7, num_characters=5,
+                            counts={"masked": 4.0, "hits": float(draw.randint(0, 4)),
+                                    "unigram_hits": 1.0, "pairs": 1.0, "pair_hits": 0.0},
+                            ))  # fmt: skip
     return found
 
 
@@ -103,10 +106,12 @@ def test_meteor_matches_chinese_words_exactly_and_english_stems() -> None:
     assert "exact,stem" in one.signature("en")
 
 
-def test_perplexity_and_bits_per_byte() -> None:
-    found = [Answer("1", {}, "", nats=2.0, num_tokens=1, num_bytes=4),
-             Answer("2", {}, "", nats=4.0, num_tokens=2, num_bytes=2)]  # fmt: skip
-    for name, expected in (("perplexity", math.exp(2.0)), ("bits_per_byte", 1 / math.log(2))):
+def test_perplexity_and_bits_per_byte_and_character() -> None:
+    sizes = {"num_bytes": 4, "num_characters": 2}, {"num_bytes": 2, "num_characters": 1}
+    found = [Answer("1", {}, "", nats=2.0, num_tokens=1, **sizes[0]),
+             Answer("2", {}, "", nats=4.0, num_tokens=2, **sizes[1])]  # fmt: skip
+    for name, expected in (("perplexity", math.exp(2.0)), ("bits_per_byte", 1 / math.log(2)),
+                           ("bits_per_character", 2 / math.log(2))):  # fmt: skip
         one = metric(name)
         score = one.score(one.statistics(found, language="").sum(0))
         assert score == pytest.approx(expected)
