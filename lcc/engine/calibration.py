@@ -1,7 +1,8 @@
 """Calibration: the layers of a model with what each distinct linear input looks like on text.
 
 Layers that read the same tensor (q, k and v; gate and up; all cross-attention keys) share one
-LayerStats; padding never enters. Torch hooks live in `engine.walking` only.
+LayerStats; padding never enters. Torch hooks live in `engine.walking` and
+`engine.bringing` only.
 """
 
 from __future__ import annotations

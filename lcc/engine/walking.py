@@ -17,6 +17,7 @@ from lcc.core import preemption
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import greenlet, torch
 from lcc.engine.blocks import blocks
+from lcc.engine.bringing import inner_weights, outer_weights
 from lcc.engine.padding import Padding
 from lcc.engine.spilling import Spill
 
@@ -121,14 +122,14 @@ def walk(
     spill = Spill(model, limit=memory.limit, folder=memory.folder)
     with closing(spill), _paused(stops), _encoders_output(calls):
         steps = _Steps(calls, outside or {}, see or _ignore, spill)
-        with _outer_weights(stops, memory.weights):
+        with outer_weights(stops, memory.weights):
             steps.go_on(None, expected=next(iter(stops)))
         following = [*list(stops)[1:], None]
         for (name, block), expected in zip(stops.items(), following, strict=True):
-            with _inner_weights(name, memory.weights):
+            with inner_weights(name, memory.weights):
                 visit = Visit(name, block, calls, spill)
                 yield visit
-                with _outer_weights(stops, memory.weights):
+                with outer_weights(stops, memory.weights):
                     steps.go_on(visit, expected=expected)
     if aside is not None:
         aside.output = calls[-1].output
@@ -199,41 +200,6 @@ def _go_on(call: Call, *, expected: str | None) -> None:
             f" {expected or 'its end'}; its blocks are not run once each, in order, so set"
             " calibration.mode=dense."
         )
-
-
-@contextmanager
-def _inner_weights(block: str, weights: Streamed | None) -> Iterator[None]:
-    """While open, the block has its weights."""
-    if weights is None:
-        yield
-        return
-    weights.bring(block)
-    try:
-        yield
-    finally:
-        weights.drop(block)
-
-
-@contextmanager
-def _outer_weights(stops: Mapping[str, Module], weights: Streamed | None) -> Iterator[None]:
-    """While open, a large module outside the blocks has its weights from the moment it runs."""
-    if weights is None:
-        yield
-        return
-
-    def bring(name: str) -> Any:
-        return lambda _module, _inputs: weights.bring(name)
-
-    large = weights.settle(stops)
-    modules = {name: weights.module.get_submodule(name) for name in large}
-    handles = [m.register_forward_pre_hook(bring(name)) for name, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name in large:
-            weights.drop(name)
 
 
 @contextmanager
