@@ -31,4 +31,5 @@ class Padding:
 
 def _mask(given: Any) -> Tensor | None:
     # A mask over sound frames is longer than what the encoder's convolutions leave of them.
-    return None if given is None else given.bool()
+    # Nor does a batch without padding need one, which would copy every input.
+    return None if given is None or bool(given.all()) else given.bool()

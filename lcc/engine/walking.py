@@ -8,7 +8,7 @@ keeps it, so no family needs a word here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]  # keyword arguments of the model: int64 tensors (batch, tokens)
 See = Callable[[str, "Tensor", "Padding"], None]
 """Told a layer's name, its input (…, in), and which positions of the batch are padding."""
+
+
+class _Enough(Exception):
+    """Every input was seen that is waited for: what a block would make of them is dropped."""
 
 
 @dataclass(eq=False)
@@ -79,13 +83,23 @@ class Visit:
     def watch(
         self, layers: Mapping[str, Module], see: See, *, num_batches: int | None = None
     ) -> None:
-        """Run the block on each batch (or the first few) and drop what comes out."""
+        """Run the block on each batch (or the first few), no further than to the last input."""
+        ran, last = list[str](), ""
+
+        def seen(name: str, x: Tensor, padding: Padding) -> None:
+            see(name, x, padding)
+            ran.append(name)
+            if name == last:
+                raise _Enough
+
         for call in self._calls[:num_batches]:
             preemption.check("calibrate")
             self._spill.wake(call)
-            with torch.no_grad(), _watching(layers, see, call.padding):
+            with torch.no_grad(), _watching(layers, seen, call.padding), suppress(_Enough):
                 self.module(*call.args, **(call.kwargs or {}))
             self._spill.park(call)
+            # Where layers are run again, or not by all tokens, none is known to be the last.
+            last = last or (ran[-1] if sorted(ran) == sorted(layers) else "")
 
     def watch_on_leaving(self, layers: Mapping[str, Module], see: See) -> None:
         """See the inputs of `layers` in the run that leads to the next block: no run of its own."""

@@ -121,3 +121,16 @@ def test_one_more_batch_runs_along_unseen() -> None:
     with torch.no_grad():
         assert torch.equal(aside.output.logits, model(**aside.batch).logits)
     assert set(seen) == {5}
+
+
+def test_a_watched_block_runs_no_further_than_to_its_last_input() -> None:
+    model, batches = tiny.llama(), [long_text(5), long_text(6), long_text(7)]
+    seen: list[str] = []
+    for visit in walk(model, model.model, batches):
+        ends: list[Any] = []
+        mlp = visit.module.mlp
+        handle = mlp.down_proj.register_forward_hook(lambda *_, ends=ends: ends.append(0))
+        visit.watch({"gate": mlp.gate_proj, "down": mlp.down_proj}, lambda n, *_: seen.append(n))
+        assert len(ends) == 1  # Only the first batch tells which input is the last.
+        handle.remove()
+    assert seen == ["gate", "down"] * len(batches) * len(blocks(model))
