@@ -142,7 +142,8 @@ def solve_columns(
         target = torch.addmm(columns[here], reach, errors[:first])
         spread, keep = factor.spread[here], columns.new_empty((0, 0))
         if choose is not None:
-            keep = choose((target * spread[:, None]).square_(), first).float()
+            kept = choose((target * spread[:, None]).square_(), first)
+            keep = torch.empty_like(target).copy_(kept)  # rows lie together, whatever chose
         column_kernels.solve(
             column_kernels.Block(
                 weight=columns[here],
