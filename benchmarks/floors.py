@@ -20,10 +20,10 @@ class Floors:
     bandwidth: float
 
     def solver(self, method: str) -> float:
-        """Factor every Gram once (in³) and push every column's error on (out·in²)."""
+        """Factor every Gram once (in³/3) and push every column's error on (out·in²)."""
         if method.startswith("wanda"):
             return 8 * self.weights / self.bandwidth  # read and write once
-        return (self.cubes + self.columns) / self.flops
+        return (self.cubes / 3 + self.columns) / self.flops
 
     def whole(self, method: str, mode: str) -> float:
         """Forward passes over the blocks (a second one behind changed blocks), Grams, solver."""

@@ -136,8 +136,14 @@ def warm(stage: Any) -> None:
     quantizer, criterion = (getattr(stage, n, None) for n in ("quantizer", "criterion"))
     if getattr(quantizer, "needs", None) == "gram":
         quantizer.quantize(weight, stats, Grid(stage.bits, 64, "bfloat16"))
-    if isinstance(criterion, Pruner):
-        criterion.prune(weight, stats, [Pattern(stage.pattern, stage.sparsity)], [len(weight)])
+    if criterion is None:
+        return
+    asked = Pattern(stage.pattern, stage.sparsity)
+    if not isinstance(criterion, Pruner):
+        asked.mask(criterion.score(weight, stats))
+        return
+    for sizes in ([64], [32, 32]):  # Layers solved together lie otherwise in memory than one.
+        criterion.prune(weight, stats, [asked] * len(sizes), sizes)
 
 
 def prepare(bundle: Any) -> None:
