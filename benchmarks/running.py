@@ -15,6 +15,8 @@ PEERS = {  # torch first: a plain request would bring gigabytes of CUDA
     "llm_compressor": ("torch==2.13.0", "llmcompressor==0.14.0.1", "transformers>=5.15,<5.18",
                        "compressed-tensors>=0.19,<0.20"),
     "auto_round": ("torch==2.13.0", "auto-round==0.16.1"),
+    "trl": ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "peft==0.21.2",
+            "accelerate==1.15.0", "datasets==5.2.0"),
 }  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def run(python: Path | str, script: str, job: dict[str, Any], work: Path) -> Any
     path.unlink(missing_ok=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError(f"{script} failed: {' | '.join(said[-3:])}")
+        raise RuntimeError(f"{script} failed ({done.returncode}): {' | '.join(said[-3:])}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
