@@ -49,7 +49,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> Path:
 
 
 def pair_model(folder: Path) -> Path:
-    """A random T5 of 21 M parameters with a tokenizer of numbered words, built once."""
+    """A random T5 of 20 M parameters with a tokenizer of numbered words, built once."""
     if (folder / "model.safetensors").is_file():
         return folder
     import tokenizers
