@@ -1,7 +1,7 @@
 """What does every fine-tuning method keep, train, need and cost, on one task?
 
     lcc fetch +recipe=sentiment_en
-    python benchmarks/tuning.py                    all methods, three seeds: 25 minutes on a core
+    python benchmarks/tuning.py                    all methods, three seeds: reckoned 16 CPU-minutes
     python benchmarks/tuning.py --only lora,full --seeds 0 --rows 100
 
 Every method runs with the rank, targets and rate of its own card, on the same rows in the same
