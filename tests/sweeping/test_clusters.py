@@ -112,7 +112,7 @@ def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
     assert {plan for plan, status in by_plan.items() if status != "finished"} == {"broken"}
     assert "finished before" in out
     for step in SHARED:
-        assert kept_out(sweep, rf"\] {step}: finished in") == 1, step
+        assert kept_out(driven.sweep, rf"\] {step}: finished in") == 1, step
     results = {n: driven.sweep.result(n) for n in range(6) if n != PLANS.index("broken")}
 
     code, out = Driven(tmp_path, *words).wait()
