@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from lcc.core import preemption
 from lcc.core.errors import ResourceError
 from lcc.core.progress import Progress
 from lcc.core.store import ROOT, Artifact, Store
@@ -26,7 +27,12 @@ def follow_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> None:
 
     Raises ResourceError when nobody has worked on a missing step for a quarter of an hour.
     """
-    store, progress = Store(ROOT), Progress(quiet=quiet)
+    with preemption.watched(tells=not quiet):
+        _follow(pipeline, Progress(quiet=quiet))
+
+
+def _follow(pipeline: Pipeline, progress: Progress) -> None:
+    store = Store(ROOT)
     store.warn = progress.warn
     artifacts: dict[str, Artifact] = {}
     for step in pipeline.steps:
@@ -41,6 +47,7 @@ def follow_pipeline(pipeline: Pipeline, *, quiet: bool = False) -> None:
 def _wait(store: Store, step: Step) -> Artifact:
     seen = time.monotonic()
     while True:
+        preemption.check(f"waiting for {step.name}")
         found = store.find(step.key)
         if found is not None:
             return found
