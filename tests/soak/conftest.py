@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ sys.path.insert(0, str(HERE.parent / "engine"))  # its tiny training
 _done: list[str] = []
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def amount() -> Callable[[int, int], int]:
     """The long or the short one of two numbers."""
     return lambda long, short: long if IS_LONG else short
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def note() -> Callable[..., None]:
     """Counts for the summary."""
     return lambda what, **counts: _done.append(
@@ -32,18 +32,21 @@ def note() -> Callable[..., None]:
     )
 
 
-@pytest.fixture
-def harness(tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def harness(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., dict[str, Any]]:
     """Run one of the scripts here in a process of its own; what it prints last."""
 
     def run(script: str, *words: object) -> dict[str, Any]:
-        command = [sys.executable, str(HERE / script), str(tmp_path), *map(str, words)]
+        folder = tmp_path_factory.mktemp(script.removesuffix(".py"))
+        command = [sys.executable, str(HERE / script), str(folder), *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
-    yield run
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -146,9 +146,9 @@ def fill(disk: Path, *, left: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def main(folder: Path, disk: Path, num_saves: int) -> dict[str, Any]:
+def main(folder: Path, disk: str, num_saves: int) -> dict[str, Any]:
     """All trials; their counts and what was lost."""
-    filling = Filling(folder, disk, random.Random("full"))
+    filling = Filling(folder, Path(disk), random.Random("full"))
     filling.prepare()
     for number in range(num_saves):
         filling.in_save(number)
@@ -158,4 +158,4 @@ def main(folder: Path, disk: Path, num_saves: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]) / "runs", Path(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]) / "runs", sys.argv[2], int(sys.argv[3]))))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,47 @@ Amount = Callable[[int, int], int]
 Harness = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | str]:
+    """A file system of its own and of few bytes; or why there is none."""
+    place = tmp_path_factory.mktemp("disk")
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        yield "only root can mount a file system of a given size"
+        return
+    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        yield f"no file system of a given size can be mounted here: {done.stderr.strip()}"
+        return
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def forked(small_disk: Path | str, harness: Harness, amount: Amount) -> dict[str, Any]:
+    """Everything that forks trainings, one after another from one process."""
+    plan: dict[str, list[Any]] = {"kills": [amount(200, 3)]}
+    if isinstance(small_disk, Path):
+        plan["full_disk"] = [str(small_disk), amount(24, 1)]
+    return harness("together.py", json.dumps({**plan, "rank_poison": [amount(60, 4)]}))
+
+
 def test_killed_runs_end_with_the_same_weights_and_losses(
-    harness: Harness, amount: Amount, note: Callable[..., None]
+    forked: dict[str, Any], amount: Amount, note: Callable[..., None]
 ) -> None:
-    counts = harness("kills.py", amount(200, 3))
+    counts = forked["kills"]
     note("SIGKILLs", **counts)
     assert counts["losses"] == 0
     assert counts["kills"] >= amount(200, 3)
+
+
+def test_what_one_rank_of_two_spoils_no_rank_takes_up(
+    forked: dict[str, Any], amount: Amount, note: Callable[..., None]
+) -> None:
+    counts = forked["rank_poison"]
+    note("poisoned steps (one rank)", **{**counts, "taken_up": len(counts["taken_up"])})
+    assert counts["taken_up"] == []
+    assert counts["injections"] >= amount(60, 4)
 
 
 def test_any_fault_in_a_save_leaves_the_old_state_or_the_new(
@@ -45,25 +80,12 @@ def test_any_fault_on_the_way_to_the_store_loses_nothing(
     assert counts["losses"] == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A file system of its own and of few bytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if shutil.which("mount") is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a file system of a given size")
-    command = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no file system of a given size can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_stops_with_6_and_keeps_the_last_state(
-    small_disk: Path, harness: Harness, amount: Amount, note: Callable[..., None]
+    forked: dict[str, Any], small_disk: Path | str, amount: Amount, note: Callable[..., None]
 ) -> None:
-    counts = harness("full_disk.py", small_disk, amount(24, 1))
+    if isinstance(small_disk, str):
+        pytest.skip(small_disk)
+    counts = forked["full_disk"]
     note("full disks", **{**counts, "losses": len(counts["losses"])})
     assert counts["losses"] == []
     assert counts["in_saves"] >= amount(24, 1)
