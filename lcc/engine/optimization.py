@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 ScheduleName = Literal["cosine", "linear", "constant"]
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 # What an optimizer keeps of each parameter, Adam's two moments, unless its card has `state_bytes`.
 OPTIMIZER_BYTES = 8
 # Where families keep a probability that they hand to a function, not to a module.
@@ -91,12 +90,25 @@ def with_own_rates(
 def schedule_of(
     name: ScheduleName, optimizer: Optimizer, *, num_steps: int, warmup_ratio: float
 ) -> LRScheduler:
-    """Linear warm-up over a share of the steps, then down to zero (or level)."""
-    warmup = math.ceil(num_steps * warmup_ratio)
-    scheduler: LRScheduler = transformers.get_scheduler(
-        _SCHEDULES[name], optimizer, num_warmup_steps=warmup, num_training_steps=num_steps
-    )
-    return scheduler
+    """Linear warm-up over a share of the steps, then towards zero (or level).
+
+    Step 1 of w has the rate lr / w, step w the whole one, and no step has none: transformers'
+    schedules begin and end with a step at zero, so theirs is entered one step late and is one
+    step longer.
+    """
+    warmup = max(1, math.ceil(num_steps * warmup_ratio))
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    made: LRScheduler
+    if name == "constant":
+        made = transformers.get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=0)
+    else:
+        schedule = (
+            transformers.get_cosine_schedule_with_warmup if name == "cosine"
+            else transformers.get_linear_schedule_with_warmup
+        )  # fmt: skip
+        made = schedule(optimizer, warmup, num_steps + 1, last_epoch=0)
+    return made
 
 
 def set_dropout(model: Module, probability: float) -> None:

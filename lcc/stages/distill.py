@@ -19,7 +19,7 @@ class Distill(Finetune):
     or the one that the model's was cut from. How it teaches is set under `distill`.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     teacher: str = "plan_input"
     method: Annotated[Any, Choice("adapters")] = field(default_factory=Full)

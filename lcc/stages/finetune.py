@@ -56,7 +56,7 @@ class Finetune(TrainingOptions):
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    revision: ClassVar[int] = 2  # the loss in chunks and LoRA fused: sums in another order
+    revision: ClassVar[int] = 3  # warm-up begins above zero
 
     method: Annotated[Any, Choice("adapters")] = field(default_factory=Lora)
     clip: Annotated[Any, Choice("clipping")] = field(default_factory=Norm)

@@ -59,7 +59,7 @@ class Pretrain(TrainingOptions):
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2  # warm-up begins above zero
 
     objective: Annotated[Any, Choice("objectives")] = field(default_factory=Causal)
     clip: Annotated[Any, Choice("clipping")] = field(default_factory=Norm)

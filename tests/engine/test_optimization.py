@@ -21,14 +21,26 @@ def test_vectors_are_not_decayed() -> None:
 def test_the_rate_warms_up_and_then_follows_its_schedule(name: str, last: float) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = schedule_of(name, optimizer, num_steps=20, warmup_ratio=0.2)  # type: ignore[arg-type]
-    rates = []
+    rates: list[float] = []
     for _ in range(20):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert schedule.get_last_lr()[0] == pytest.approx(last, abs=1e-9)
-    assert sorted(rates[4:], reverse=True) == rates[4:]
+    assert sorted(rates[3:], reverse=True) == rates[3:]
+    assert min(rates) > 0 and rates.count(1.0) == (1 if last == 0 else 17)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = schedule_of("linear", optimizer, num_steps=4, warmup_ratio=0.0)
+    rates = []
+    for _ in range(4):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
 def test_dropout_reaches_attention_too() -> None:
