@@ -53,19 +53,48 @@ class Clip(Protocol):
 
 
 class OptimizerCard(Protocol):
-    """A card of the shelf `optimizers`."""
+    """A card of the shelf `optimizers`.
+
+    Where a recipe sets no `lr`, `default_lr` counts before the method's, which is meant for AdamW.
+    """
+
+    @property
+    def default_lr(self) -> float | None: ...
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer: ...
 
 
+def is_fusible(groups: list[dict[str, Any]]) -> bool:
+    """Whether torch has one kernel for a whole step on the devices of `groups`."""
+    return {p.device.type for group in groups for p in group["params"]} <= {"cpu", "cuda"}
+
+
 def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; norms, biases and other vectors are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    """Trainable parameters; norms, biases and other vectors are not decayed.
+
+    `is_hidden` marks the matrices between embeddings and head.
+    """
+    outer = _outer_parameters(model)
+    kinds: dict[tuple[float, bool], list[Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_hidden = parameter.ndim == 2 and id(parameter) not in outer
+            decay = weight_decay if parameter.ndim >= 2 else 0.0
+            kinds.setdefault((decay, is_hidden), []).append(parameter)
+    return [{"params": params, "weight_decay": decay, "is_hidden": is_hidden}
+            for (decay, is_hidden), params in kinds.items()]  # fmt: skip
+
+
+def _outer_parameters(model: Any) -> set[int]:
+    """The identities of what belongs to embeddings (of tokens, positions, biases) or to a head."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(inner, "base_model", inner)
+    outer = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    if body is not inner:
+        outer += [child for child in inner.children() if child is not body]
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    outer += [head] if head is not None else []
+    return {id(parameter) for module in outer for parameter in module.parameters()}
 
 
 def with_own_rates(

@@ -140,7 +140,7 @@ class Finetune(TrainingOptions):
             masks = sharded.like(masks)
         return Training(
             options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
-            optimizer_card=self.optimizer, lr=self.lr or self.method.default_lr,
+            optimizer_card=self.optimizer, lr=self._lr,
             state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
             tracker=context.tracker, progress=context.progress,
             masks=masks, lr_ratios=getattr(self.method, "lr_ratios", {}),
@@ -163,6 +163,11 @@ class Finetune(TrainingOptions):
 
         require_shardable(model, self.distributed, (self.method, self.optimizer), context.device)
         return Sharded(model, self.distributed, context.dist, context.device)
+
+    @property
+    def _lr(self) -> float:
+        lr: float = self.lr or self.optimizer.default_lr or self.method.default_lr
+        return lr
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []

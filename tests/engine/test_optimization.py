@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import peft
 import pytest
 import torch
 import transformers
@@ -11,10 +14,44 @@ from lcc.engine.optimization import parameter_groups, schedule_of, set_dropout
 
 
 def test_vectors_are_not_decayed() -> None:
-    decayed, spared = parameter_groups(model(), 0.1)
-    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim < 2 for p in spared["params"]) and spared["params"]
+    groups = parameter_groups(model(), 0.1)
+    by_decay = {decay: [p for g in groups if g["weight_decay"] == decay for p in g["params"]]
+                for decay in (0.1, 0.0)}  # fmt: skip
+    assert all(p.ndim >= 2 for p in by_decay[0.1]) and by_decay[0.1]
+    assert all(p.ndim < 2 for p in by_decay[0.0]) and by_decay[0.0]
+    assert sum(len(g["params"]) for g in groups) == len(list(model().parameters()))
+
+
+def hidden_names(built: Any) -> set[str]:
+    hidden = {id(p) for g in parameter_groups(built, 0.1) if g["is_hidden"] for p in g["params"]}
+    return {n for n, p in built.named_parameters() if id(p) in hidden}
+
+
+def test_hidden_matrices_are_neither_embeddings_nor_heads_nor_vectors() -> None:
+    linear = "self_attn.{}_proj self_attn.{}_proj self_attn.{}_proj self_attn.{}_proj".format
+    inside = [*linear(*"qkvo").split(), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert hidden_names(model()) == {
+        f"model.layers.{i}.{name}.weight" for i in range(2) for name in inside
+    }
+
+
+def test_a_classifiers_head_and_t5s_biases_are_not_hidden() -> None:
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16,
+    ))  # fmt: skip
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2,
+    ))  # fmt: skip
+    assert all(".layer.0." in n or "pooler" in n for n in hidden_names(bert))
+    assert len(hidden_names(bert)) == 7
+    assert all(".block.0." in n and "bias" not in n for n in hidden_names(t5))
+    assert len(hidden_names(t5)) == 16
+
+
+def test_an_adapters_factors_are_hidden() -> None:
+    adapted = peft.get_peft_model(model(), peft.LoraConfig(r=2, target_modules="all-linear"))
+    assert all("lora_" in n for n in hidden_names(adapted)) and len(hidden_names(adapted)) == 28
 
 
 @pytest.mark.parametrize(("name", "last"), [("cosine", 0.0), ("linear", 0.0), ("constant", 1.0)])

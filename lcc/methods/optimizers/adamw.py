@@ -8,6 +8,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.lazy import torch
+from lcc.engine.optimization import is_fusible
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -18,13 +19,13 @@ class AdamW:
     """torch's AdamW in its fused form where the device has one."""
 
     revision: ClassVar[int] = 1
+    default_lr: ClassVar[float | None] = None
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        devices = {p.device.type for group in groups for p in group["params"]}
         return torch.optim.AdamW(
             groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
-            fused=devices <= {"cpu", "cuda"},
+            fused=is_fusible(groups),
         )  # fmt: skip

@@ -20,6 +20,7 @@ class AdamW8bit:
     revision: ClassVar[int] = 1
     shardable: ClassVar[bool] = False  # its kernels know no DTensor
     state_bytes: ClassVar[int] = 2
+    default_lr: ClassVar[float | None] = None
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8

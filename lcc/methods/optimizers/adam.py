@@ -1,0 +1,31 @@
+"""Adam, its weight decay a part of the gradient (Kingma and Ba, 2015)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.lazy import torch
+from lcc.engine.optimization import is_fusible
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@card
+class Adam:
+    """For comparison with older work: with weight decay, `adamw` is the better choice."""
+
+    revision: ClassVar[int] = 1
+    default_lr: ClassVar[float | None] = None
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+
+    def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+        return torch.optim.Adam(
+            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
+            fused=is_fusible(groups),
+        )  # fmt: skip
