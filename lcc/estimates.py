@@ -168,6 +168,8 @@ def _memory(step: Step, stored: int, active: int) -> int:
         return 8 * stored
     tokens = getattr(step.stage, "micro_tokens", 2048)
     weights = 16 * stored if _trains_all(step) else 5 * stored
+    if getattr(step.stage, "ema", None) is not None and _trains_all(step):
+        weights += 4 * stored
     return weights + int(tokens * active * ACTIVATION_BYTES)
 
 

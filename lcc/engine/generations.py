@@ -160,8 +160,10 @@ class Generations:
         needed: Callable[[int], Collection[int]] = no_others,
     ) -> None:  # fmt: skip
         """One more; raises DivergedError, and keeps those before, where a number is not finite."""
-        every = {n: t for group, own in tensors.items() if group != "best" for n, t in own.items()}
-        bad = next((n for n, t in every.items() if not bool(local(t).isfinite().all())), None)
+        every = [
+            (n, t) for group, own in tensors.items() if group != "best" for n, t in own.items()
+        ]
+        bad = next((n for n, t in every if not bool(local(t).isfinite().all())), None)
         if self.dist.sum([bad is not None], self.device)[0]:
             raise DivergedError(
                 f"finetune: {bad or 'a number'} is not finite after step {step}; that state is not "

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lcc.core.decode import card
+from lcc.engine.averaging import EMA
 from lcc.engine.optimization import ScheduleName
 from lcc.engine.spikes import Spike
 
@@ -21,7 +22,7 @@ class TrainingOptions:
     has torch compile the blocks. Without `eval_every` (steps) validation runs once an epoch;
     `patience` evaluations without a gain stop early. State for resuming is saved every
     `save_seconds`, and `save_every` steps if given. Steps that are not finite change nothing, and
-    `max_nonfinite` in a row stop.
+    `max_nonfinite` in a row stop. With `ema` the average of the weights is evaluated and published.
     """
 
     epochs: Annotated[float, Field(gt=0)] = 1
@@ -30,6 +31,7 @@ class TrainingOptions:
     schedule: ScheduleName = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema: EMA | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=1)] = 2048

@@ -33,6 +33,7 @@ def save(training: Training) -> int:
         "trainable": training.trainable(), "optimizer": tensors, "best": best,
         "reduction": reduction,
         **({"allocation": allocation.tensors()} if allocation is not None else {}),
+        **({"average": training.average.tensors} if training.options.ema else {}),
     }  # fmt: skip
     facts = {"counters": dataclasses.asdict(counters), "optimizer": optimizer,
              "schedule": training.schedule.state_dict(), "reduction": sent,
@@ -81,6 +82,8 @@ def take_up(training: Training, saved: Saved) -> None:
     training.load(tensors["trainable"])
     if training.allocation is not None:
         training.allocation.restore(tensors["allocation"], facts["ranks"])
+    if training.options.ema is not None:
+        training.average.restore(tensors["average"])
     restore_optimizer(training.optimizer, tensors["optimizer"], facts["optimizer"])
     sent = max(reduction.bytes_sent, facts["reduction"]["bytes_sent"])
     told = {**facts["reduction"], "bytes_sent": sent}

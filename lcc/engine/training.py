@@ -16,6 +16,7 @@ from lcc.core.errors import DivergedError, LostError, PreemptedError
 from lcc.core.lazy import torch
 from lcc.core.progress import Bar, Progress
 from lcc.core.tracking import CurveFile, Tracker
+from lcc.engine.averaging import AVERAGE_BYTES, Average
 from lcc.engine.batching import batches_from, epoch_ends
 from lcc.engine.generations import Generations
 from lcc.engine.optimization import (
@@ -85,6 +86,7 @@ class Training:
         )
         self.spike = o.spike
         self.goes_back = o.spike is not None and o.spike.rollback is not None
+        self.average = Average(o.ema, self.trainable())
         self.best: dict[str, Tensor] = {}
         # Steps that are not finite change nothing: what is saved is the state after the last other.
         self.good = self.counters.copy(), self.best
@@ -95,9 +97,11 @@ class Training:
             restore(self)
             # Before hours of work: is there room for all that will be saved?
             each = getattr(self.optimizer_card, "state_bytes", OPTIMIZER_BYTES)
+            each += AVERAGE_BYTES if self.options.ema else 0
             self.generations.require_space(self.trainable(), each, best=self.options.keep_best)
             if self.stepper.sharded is None:
                 self.dist.broadcast_(list(self.trainable().values()))
+            self.average.start()
             try:
                 self._train()
             except PreemptedError:
@@ -108,6 +112,8 @@ class Training:
                 raise
         if self.best and self.counters.best_step != self.counters.step:
             self.load(self.best)
+        else:
+            self.average.publish()
         return self.counters
 
     def _train(self) -> None:
@@ -152,6 +158,7 @@ class Training:
             self.optimizer.step()
             self.schedule.step()
             mask_weights(self.model, self.masks)
+            self.average.update(counters.step + 1)
             if self.allocation is not None:
                 self.allocation.allocate(counters.step + 1)
             if self.spike:
@@ -177,7 +184,8 @@ class Training:
         counters, row = self.counters, self.counters.row
         assert row is not None
         if self._is_evaluation_due():
-            row["validation_loss"] = self._evaluate()
+            with self.average.in_place():
+                row["validation_loss"] = self._evaluate()
         counters.row = None
         if self.dist.is_main:
             self.curves.log(counters.step, row)

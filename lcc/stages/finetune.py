@@ -66,6 +66,11 @@ class Finetune(TrainingOptions):
     teacher: str | None = None
     distill: Teaching = field(default_factory=Teaching)
 
+    def __post_init__(self) -> None:
+        if self.ema is not None and hasattr(self.method, "allocator"):
+            raise ValueError(f"ema would keep the ranks that {name_of(self.method)} takes away; "
+                             "leave ema out, or choose method=lora")  # fmt: skip
+
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
         require_loss(task.head)
@@ -171,6 +176,9 @@ class Finetune(TrainingOptions):
 
     def _notes(self, train: Examples) -> list[str]:
         notes = []
+        if self.ema is not None:
+            notes.append("Averaged weights were evaluated and are published (exponential moving "
+                         f"average, decay {self.ema.decay:g}).")  # fmt: skip
         if train.num_without_target:
             notes.append(f"{train.num_without_target} training rows were left out: nothing of "
                          f"their answer fits into max_length={self.max_length}.")  # fmt: skip

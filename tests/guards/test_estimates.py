@@ -33,6 +33,13 @@ def test_training_all_weights_needs_more_memory_than_an_adapter(reckon) -> None:
     assert full.memory_bytes > adapter.memory_bytes + 10 * 268_098_176
 
 
+def test_an_average_of_all_weights_is_reckoned_as_one_more_copy(reckon) -> None:
+    words = "+recipe=mt_en_zh_small", "method=full"
+    plain, averaged = reckon(*words), reckon(*words, "stages.finetune.ema.decay=0.99")
+    more = averaged["finetune"].memory_bytes - plain["finetune"].memory_bytes
+    assert more == 4 * 268_098_176
+
+
 def test_a_gemma_in_bfloat16_is_reckoned_at_its_size(reckon) -> None:
     assert reckon("+recipe=mt_en_zh_small")["base"].disk_bytes == 2 * 268_098_176
 

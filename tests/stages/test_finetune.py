@@ -265,3 +265,8 @@ def test_a_mistake_inside_a_choice_names_the_nearest_key() -> None:
         decode(Finetune, {"clip": {"name": "norm", "max_nrm": 1}}, "stages.finetune")
     with pytest.raises(RecipeError, match=r"method.rnk: unknown key .* Did you mean 'rank'"):
         decode(Finetune, {"method": {"name": "lora", "rnk": 1}}, "stages.finetune")
+
+
+def test_no_average_is_taken_of_ranks_that_come_and_go() -> None:
+    with pytest.raises(RecipeError, match="ema would keep the ranks that adalora takes away"):
+        finetune(method="adalora", ema={})
