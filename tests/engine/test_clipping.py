@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_cases import model, training
+from training_cases import examples, model, stepper, training
 
 from lcc.engine.clipping import gradient_norm
+from lcc.engine.optimization import ClipResult
 from lcc.methods.clipping.agc import AGC
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm
@@ -96,6 +98,31 @@ def test_shards_are_clipped_as_the_whole(two_processes: tuple[Any, Any]) -> None
     assert differences.keys() == KINDS.keys()
     for kind, found in differences.items():
         assert found == pytest.approx([0.0] * len(found), abs=1e-6), kind
+
+
+def accumulated(clip: Any, **changes: Any) -> tuple[ClipResult, list[torch.Tensor]]:
+    trained = model()
+    made = replace(stepper(trained), **changes)
+    made.accumulate(examples(16), range(16), step=0)
+    found = clip.apply(dict(trained.named_parameters()), (0.3, 0.4))
+    return found, [p.grad for p in trained.parameters()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_are_clipped_as_the_batch_they_make(kind: str) -> None:
+    whole, split = (accumulated(KINDS[kind], micro_tokens=tokens) for tokens in (10_000, 20))
+    assert astuple(split[0]) == pytest.approx(astuple(whole[0]), abs=1e-5)
+    for got, wanted in zip(split[1], whole[1], strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_gradients_of_a_bfloat16_forward_are_clipped_in_single_precision() -> None:
+    found, left = accumulated(Norm(max_norm=0.25), dtype="bfloat16")
+    assert {gradient.dtype for gradient in left} == {torch.float32}
+    after = torch.cat([gradient.flatten() for gradient in left]).double().norm()
+    assert float(after) == pytest.approx(0.25, rel=1e-6)
+    exact = accumulated(NONE())[0].norm_before
+    assert found.norm_before != exact and found.norm_before == pytest.approx(exact, rel=0.02)
 
 
 def test_the_norm_is_torchs_own() -> None:
