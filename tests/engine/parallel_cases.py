@@ -13,6 +13,7 @@ import peft
 import torch
 from training_cases import Signalling, examples, model, stepper, training
 
+from lcc.core import preemption
 from lcc.core.errors import PreemptedError
 from lcc.engine.batching import epoch_batches
 from lcc.engine.objectives import Batch
@@ -101,6 +102,7 @@ def run(
     except PreemptedError:
         if stop is None:
             raise
+        preemption._request.number = None  # the process that goes on would be another one
     ledger.write()
     if sharded is not None:
         sharded.gather()
@@ -113,8 +115,12 @@ def _kept_by(loop: Any, path: Path) -> Ledger:
     accumulate, loss = made.accumulate, made._loss
 
     def noted_step(feed: Any, batch: Any, *, step: int) -> float:
-        ledger.step = step
-        return accumulate(feed, batch, step=step)  # type: ignore[no-any-return]
+        ledger.step, before = step, len(ledger.rows)
+        try:
+            return accumulate(feed, batch, step=step)  # type: ignore[no-any-return]
+        except PreemptedError:
+            del ledger.rows[before:]  # stopped inside the batch, which then changes nothing
+            raise
 
     def noted_loss(batch: Batch) -> torch.Tensor:
         ledger.note(batch)
