@@ -22,7 +22,6 @@ class Adafactor:
     """
 
     revision: ClassVar[int] = 1
-    shardable: ClassVar[bool] = False  # its moments of rows and columns are no rows of the weight
     shardable: ClassVar[bool] = False  # its state is not cut as the weights are
     state_bytes: ClassVar[int] = 1
     default_lr: ClassVar[float | None] = 0.01

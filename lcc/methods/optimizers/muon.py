@@ -23,7 +23,6 @@ class Muon:
     """
 
     revision: ClassVar[int] = 1
-    shardable: ClassVar[bool] = False  # it orthogonalises whole matrices
     shardable: ClassVar[bool] = False  # its step needs whole matrices
     default_lr: ClassVar[float | None] = None
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
