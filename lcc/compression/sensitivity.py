@@ -34,7 +34,7 @@ def task_losses(
     lengths = [num_tokens(example, head) for example in examples]
     order = range(len(examples))
     for piece in micro_batches(order, lengths, micro_tokens=batch_tokens):
-        batch = collate([examples[i] for i in piece], head=head, pad=pad, device=model.device)
+        batch = collate([examples[i] for i in piece], head=head, pad=pad, device=str(model.device))
         yield summed_loss(logits_of(batch), batch.targets)
 
 

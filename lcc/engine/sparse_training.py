@@ -43,7 +43,7 @@ def mask_weights(model: Module, masks: Masks) -> None:
 
 
 def mask_adapters(model: Module) -> None:
-    """Make every LoRA layer over a sparse weight compute with W + mask ⊙ BA, in place."""
+    """Make every LoRA or VeRA layer over a sparse weight compute with W + mask ⊙ BA, in place."""
     for layer in model.modules():
         base = getattr(layer, "base_layer", None)
         if not hasattr(layer, "get_delta_weight") or not isinstance(base, torch.nn.Linear):
@@ -59,5 +59,6 @@ def _masked_forward(layer: Any, kept: Tensor, x: Tensor, *args: Any, **kwargs: A
         return unchanged
     (name,) = layer.active_adapters
     change = layer.get_delta_weight(name) * kept  # (out, in)
-    dropped = layer.lora_dropout[name](x).to(change.dtype)
+    dropout = layer.vera_dropout if hasattr(layer, "vera_dropout") else layer.lora_dropout
+    dropped = dropout[name](x).to(change.dtype)
     return unchanged + torch.nn.functional.linear(dropped, change).to(unchanged.dtype)

@@ -19,6 +19,7 @@ from lcc.engine.batching import epoch_batches
 from lcc.engine.objectives import Batch
 from lcc.engine.sharding import Sharded
 from lcc.engine.sparse_training import zero_masks
+from lcc.methods.optimizers.adamw import AdamW
 from lcc.parts.dist import SINGLE, Dist, Distributed, launch
 
 Together = tuple[Path, dict[str, Any]]
@@ -88,7 +89,8 @@ def run(
         sharded.shard()
         masks = sharded.like(masks)
     if method == "lora":
-        options["lr"] = 1e-3  # Adam's first steps multiply what floats round off
+        # Where gradients are hardly more than rounding, Adam's division would make steps of it.
+        options |= {"lr": 1e-3, "optimizer": AdamW(epsilon=1e-3)}
     tracker = {} if stop is None else {"tracker": Signalling(stop, signal.SIGTERM)}
     loop = training(
         folder, working, stepper=made, train=examples(NUM_EXAMPLES), masks=masks, **tracker,

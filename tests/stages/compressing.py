@@ -35,6 +35,7 @@ class TextTask:
 
     head: str = "causal"
     shots: int = 0
+    is_cloze: bool = False
 
     def for_data(self, data: Any) -> TextTask:
         return self

@@ -46,7 +46,7 @@ def test_training_lowers_the_validation_loss(
     world: Path, tmp_path: Path, head: str, method: str
 ) -> None:
     context = tuning.context(tmp_path / "work", world, TASKS[head])
-    stage = finetune(method=method, lr=1e-2, epochs=4)
+    stage = finetune(method=method, lr=1e-2, epochs=4, clip={"name": "norm", "max_norm": 0.05})
     outcome = stage.run(tuning.bundle(world / head), context)
     measures = {name: measure.value for name, measure in outcome.measures.items()}
     assert measures["validation_loss_after"] < 0.95 * measures["validation_loss_before"]
