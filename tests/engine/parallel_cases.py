@@ -89,8 +89,8 @@ def run(
         sharded.shard()
         masks = sharded.like(masks)
     if method == "lora":
-        # Where gradients are hardly more than rounding, Adam's division would make steps of it.
-        options |= {"lr": 1e-3, "optimizer": AdamW(epsilon=1e-3)}
+        # Adam divides by gradients: of mere rounding it would make steps.
+        options |= {"lr": 1e-4, "optimizer": AdamW(epsilon=1e-3)}
     tracker = {} if stop is None else {"tracker": Signalling(stop, signal.SIGTERM)}
     loop = training(
         folder, working, stepper=made, train=examples(NUM_EXAMPLES), masks=masks, **tracker,
