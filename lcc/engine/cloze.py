@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.engine.decoding import pad_id, padded
 from lcc.engine.encoder_heads import masked_logits
 from lcc.engine.objectives import Batch, LogitsOf
+from lcc.engine.scoring import likeliest
 from lcc.parts.adapters import is_prompt
 
 if TYPE_CHECKING:
@@ -40,17 +40,10 @@ def fills(
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[int]:
     """Which of the tokens `words` is likeliest in each row's gap, by its number, in order."""
-    module.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    found: dict[int, int] = {}
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = [rows[i] for i in chosen]
-            ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
-            logits = module(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
-            gaps = [row.index(tokenizer.mask_token_id) for row in batch]
-            each = logits[torch.arange(len(batch)), gaps][:, list(words)]  # (rows, words)
-            found.update(zip(chosen, each.argmax(-1).tolist(), strict=True))
-            advance(len(chosen))
-    return [found[i] for i in range(len(rows))]
+
+    def in_gaps(logits: Tensor, batch: list[list[int]]) -> Tensor:
+        own = logits[:, -max(map(len, batch)) :]  # what stands before the text has logits too
+        gaps = [row.index(tokenizer.mask_token_id) for row in batch]
+        return own[torch.arange(len(batch)), gaps][:, list(words)]  # (rows, words)
+
+    return likeliest(module, tokenizer, rows, in_gaps, batch_size=batch_size, advance=advance)

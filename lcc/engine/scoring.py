@@ -94,6 +94,20 @@ def choices(
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[int]:
     """The class number that a classifier gives each row of tokens, in order."""
+    return likeliest(module, tokenizer, rows, lambda logits, batch: logits,
+                     batch_size=batch_size, advance=advance)  # fmt: skip
+
+
+def likeliest(
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    pick: Callable[[Tensor, list[list[int]]], Tensor],
+    *,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> list[int]:
+    """The best of each row's choices, in order; `pick` takes (rows, choices) from the logits."""
     module.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
     found: dict[int, int] = {}
@@ -102,8 +116,8 @@ def choices(
             chosen = order[start : start + batch_size]
             batch = [rows[i] for i in chosen]
             ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
-            logits = module(input_ids=ids, attention_mask=mask).logits  # (rows, classes)
-            found.update(zip(chosen, logits.argmax(-1).tolist(), strict=True))
+            each = pick(module(input_ids=ids, attention_mask=mask).logits, batch)
+            found.update(zip(chosen, each.argmax(-1).tolist(), strict=True))
             advance(len(chosen))
     return [found[i] for i in range(len(rows))]
 
