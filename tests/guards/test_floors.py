@@ -8,9 +8,10 @@ from pathlib import Path
 import lcc
 
 ROOT = Path(lcc.__file__).parent
-FLOORS = ["core", "views", "parts", "engine", "compression", "stage", "methods", "stages",
+FLOORS = ["core", "views", "parts", "engine", "compression", "inference", "exporting",
+          "stage", "methods", "stages",
           "recipe", "pipeline", "planning", "estimates", "worker", "runner", "following",
-          "sweeping", "sweep",
+          "sweeping", "sweep", "serve",
           "__init__", "verbs", "cli", "__main__"]  # fmt: skip
 
 
