@@ -78,6 +78,8 @@ def _words(method: str, seed: int, options: argparse.Namespace) -> list[str]:
              f"stages.finetune.batch_tokens={options.batch_tokens}",
              "stages.finetune.eval_samples=50",
              f"stages.eval.samples={options.samples}"]  # fmt: skip
+    if method == "houlsby":
+        words.append("method.allow_lcc_loader=true")
     if options.lr is not None:
         words[words.index("stages.finetune.lr=null")] = f"stages.finetune.lr={options.lr}"
     return words

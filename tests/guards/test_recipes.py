@@ -123,9 +123,25 @@ def test_every_recipe_takes_every_plan(recipe: str, plan: str) -> None:
     words = [f"+recipe={recipe}", f"plan={plan}"]
     if plan in ("vocab", "smallest") and recipe == "mt_en_zh_small":
         words.append("~stages.vocab")
+    if plan == "factorize20":
+        words.append("plan.factorize.allow_lcc_loader=true")
     assert pipeline_of(words, "run").steps
 
 
 def test_options_typed_for_a_step_that_the_plan_lacks_are_a_mistake() -> None:
     with pytest.raises(RecipeError, match=r"plan.heal: no stage is named 'heal'"):
         pipeline_of(["+recipe=mt_en_zh_small", "plan=w4", "plan.heal.samples=3"], "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["method=houlsby", "~plan", "~stages.compress"], "method"),
+        (["plan=factorize20"], "plan.factorize"),
+    ],
+)
+def test_what_only_lcc_loads_is_allowed_by_who_runs_it(words: list[str], key: str) -> None:
+    words = ["+recipe=sentiment_en", *words]
+    with pytest.raises(RecipeError, match=r"allow_lcc_loader: true"):
+        pipeline_of(words, "run")
+    assert pipeline_of([*words, f"{key}.allow_lcc_loader=true"], "run").steps
