@@ -32,13 +32,13 @@ from lcc.parts.checkpoint import Form
 from lcc.parts.dist import Distributed
 from lcc.parts.packed import rounds_inputs
 from lcc.stage import Noun, Outcome
+from lcc.stages._sharding import load_device, sharded_for
 from lcc.stages._teaching import Lesson, Teaching
 from lcc.stages._training_measures import training_measures
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.engine.sharding import Sharded
     from lcc.parts.model import Bundle
     from lcc.parts.task import Task
     from lcc.stage import Context
@@ -80,11 +80,8 @@ class Finetune(TrainingOptions):
         _give_head(bundle, task, context.seed)
         train = self._examples("train", bundle, task, context, limit=self.samples)
         validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
-        # FSDP brings each block to the device by itself, in pieces.
-        fsdp = self.distributed.strategy == "fsdp"
-        model = self.method.apply(
-            bundle, device="cpu" if fsdp else context.device, dtype=context.dtype, seed=context.seed
-        )
+        device = load_device(self.distributed, context.device)
+        model = self.method.apply(bundle, device=device, dtype=context.dtype, seed=context.seed)
         training = self._training(model, bundle, context, train=train, validation=validation)
         self._run(training)
         model.eval()
@@ -127,7 +124,7 @@ class Finetune(TrainingOptions):
         head = context.required_task.head
         masked = bundle.card.sparse is not None and self.method.produces == "dense"
         masks = zero_masks(model) if masked else {}
-        sharded = self._sharded(model, context)
+        sharded = sharded_for(model, self.distributed, (self.method, self.optimizer), context)
         model = sharded.working if sharded else model
         stepper = Stepper(
             model=model, head=head, student=logits_function(model, head),
@@ -160,14 +157,6 @@ class Finetune(TrainingOptions):
             training.run()
         if sharded is not None:
             sharded.gather()
-
-    def _sharded(self, model: Module, context: Context) -> Sharded | None:
-        if self.distributed.strategy == "ddp":
-            return None
-        from lcc.engine.sharding import Sharded, require_shardable
-
-        require_shardable(model, self.distributed, (self.method, self.optimizer), context.device)
-        return Sharded(model, self.distributed, context.dist, context.device)
 
     @property
     def _lr(self) -> float:
