@@ -37,6 +37,7 @@ from lcc.stages._corpora import (
     material_of,
     renew_vocabulary,
 )
+from lcc.stages._sharding import load_device, sharded_for
 from lcc.stages._training_measures import training_measures
 
 if TYPE_CHECKING:
@@ -76,8 +77,6 @@ class Pretrain(TrainingOptions):
         if self.packing:
             raise ValueError("packing is a matter of the objective here: causal always packs "
                              "documents into blocks, the others never do")  # fmt: skip
-        if self.distributed.strategy != "ddp":
-            raise ValueError("pretraining runs data-parallel only; set distributed.strategy=ddp")
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         if bundle.lacks_head(self.objective.head):
@@ -88,11 +87,14 @@ class Pretrain(TrainingOptions):
         if self.tokenizer is not None:
             dress = dress_for(self.objective.head)
             renew_vocabulary(bundle, self.tokenizer, documents, dress=dress)
-        model = Full().apply(bundle, device=context.device, dtype=context.dtype, seed=context.seed)
+        device = load_device(self.distributed, context.device)
+        model = Full().apply(bundle, device=device, dtype=context.dtype, seed=context.seed)
         feeds = self._feeds(model, bundle, documents)
         training = self._training(model, bundle, context, feeds)
-        with compiled_blocks(model) if self.compile else nullcontext():
+        with compiled_blocks(training.model) if self.compile else nullcontext():
             training.run()
+        if training.stepper.sharded is not None:
+            training.stepper.sharded.gather()
         bundle.module = model.eval()
         bundle.with_card(headless=False)
         train = feeds["train"]
@@ -125,6 +127,9 @@ class Pretrain(TrainingOptions):
         if self.gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        masks = zero_masks(model) if bundle.card.sparse is not None else {}
+        sharded = sharded_for(model, self.distributed, (Full(), self.optimizer), context)
+        model = sharded.working if sharded else model
         micro = min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size))
         stepper = Stepper(
             model=model, head=self.objective.head, student=self.objective.student(model),
@@ -132,14 +137,17 @@ class Pretrain(TrainingOptions):
             seed=context.seed, device=context.device, dtype=context.dtype, dist=context.dist,
             progress=context.progress, label_smoothing=self.label_smoothing,
             projection=projection_of(model, self.objective.head), loss_chunk=self.loss_chunk,
-            distributed=self.distributed,
+            distributed=self.distributed, sharded=sharded,
         )  # fmt: skip
+        if sharded is not None:
+            sharded.shard()
+            masks = sharded.like(masks)
         return Training(
             options=self, stepper=stepper, train=feeds["train"], validation=feeds["validation"],
             clip=self.clip, optimizer_card=self.optimizer, lr=self.lr or Full.default_lr,
             state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
             tracker=context.tracker, progress=context.progress,
-            masks=zero_masks(model) if bundle.card.sparse is not None else {},
+            masks=masks,
         )  # fmt: skip
 
     def _notes(self, train: Drawing) -> list[str]:

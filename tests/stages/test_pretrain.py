@@ -14,39 +14,22 @@ import pytest
 import torch
 import transformers
 import tuning
+from pretrain_cases import OBJECTIVES, PARENTS, SHARDED, TEXT, pretrained, pretrained_each, stage
 
 import lcc
-from lcc.core.decode import decode
 from lcc.core.errors import PreemptedError, RecipeError
 from lcc.methods.trackers.none import NoneTracker
 from lcc.parts.checkpoint import save
+from lcc.parts.dist import SINGLE, Distributed, launch
 from lcc.parts.model import Bundle, open_bundle
-from lcc.parts.task import Task
 from lcc.stages._corpora import Documents, sentences
-from lcc.stages.pretrain import Pretrain
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from training_cases import Signalling
 
-TEXT = Task(name="text", fields=("source", "target"), answer="{source} . {target} .")
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "causal": {"objective": "causal", "tokenizer": {"kind": "bpe", "vocab_size": 300}},
-    "masked": {"objective": {"name": "masked", "masking": {"whole_words": True}},
-               "tokenizer": {"kind": "wordpiece", "vocab_size": 80}},
-    "next_sentence": {"objective": "next_sentence",
-                      "tokenizer": {"kind": "wordpiece", "vocab_size": 80}},
-    "spans": {"objective": "spans", "tokenizer": {"kind": "unigram", "vocab_size": 140}},
-}  # fmt: skip
-PARENTS = {"causal": "causal", "masked": "classify", "next_sentence": "classify",
-           "spans": "seq2seq"}  # fmt: skip
 AUTO = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM,
         "next_sentence": transformers.AutoModelForPreTraining,
         "spans": transformers.AutoModelForSeq2SeqLM}  # fmt: skip
-
-
-def stage(**options: Any) -> Pretrain:
-    base = {"batch_tokens": 96, "micro_tokens": 48, "max_length": 24, "lr": 3e-3}
-    return decode(Pretrain, {**base, **options})
 
 
 def parent(world: Path, name: str) -> Bundle:
@@ -110,6 +93,27 @@ def test_a_killed_run_continues_to_the_same_bytes(
         assert torch.equal(resumed.module.state_dict()[key], expected), key
     assert untimed(tmp_path / "killed") == untimed(tmp_path / "whole")
     assert len(untimed(tmp_path / "whole")) > step
+
+
+@pytest.fixture(scope="module")
+def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    work = tmp_path_factory.mktemp("two")
+    found = launch(pretrained_each, Distributed(world_size=2), str(world), str(work))
+    return work, found
+
+
+@pytest.mark.parametrize("strategy, name", SHARDED)
+def test_two_processes_pretrain_as_one(
+    world: Path, tmp_path: Path, two: tuple[Path, dict[str, Any]], strategy: str, name: str
+) -> None:
+    work, found = two
+    alone = pretrained(SINGLE, str(world), str(tmp_path), name, "ddp")
+    together = tuning.curves(work / f"{strategy}-{name}")
+    for key in ("loss", "grad_norm"):
+        expected = [row[key] for row in tuning.curves(tmp_path)]
+        assert [row[key] for row in together] == pytest.approx(expected, abs=1e-5), key
+    for key, expected in alone.items():
+        torch.testing.assert_close(found[f"{strategy}-{name}"][key], expected, atol=1e-4, rtol=0)
 
 
 def untimed(work: Path) -> list[dict[str, Any]]:
