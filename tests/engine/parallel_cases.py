@@ -15,6 +15,7 @@ from training_cases import Signalling, examples, model, stepper, training
 
 from lcc.core import preemption
 from lcc.core.errors import PreemptedError
+from lcc.engine.averaging import EMA
 from lcc.engine.batching import epoch_batches
 from lcc.engine.objectives import Batch
 from lcc.engine.sharding import Sharded
@@ -28,6 +29,7 @@ Together = tuple[Path, dict[str, Any]]
 NUM_EXAMPLES = 40
 STEPS = len(epoch_batches(examples(NUM_EXAMPLES).lengths, batch_tokens=64, seed=0, epoch=0))
 STOP = 3  # inside the first epoch
+AVERAGED = EMA(decay=0.8)
 WHOLE = [("ddp", "full"), ("ddp", "lora"), ("fsdp", "full"), ("fsdp", "lora"), ("fsdp", "tied"),
          ("fsdp", "sparse")]  # fmt: skip
 
@@ -181,6 +183,8 @@ def train_all(dist: Dist, folder: str) -> dict[str, Any]:
         run(dist, root / f"{strategy}-to-one", strategy=strategy, stop=STOP)
         found[f"one-to-{strategy}"] = run(dist, root / f"one-to-{strategy}", strategy=strategy)
     run(dist, root / "saved-whole", strategy="fsdp", stop=STOP, state="full")
+    found["fsdp-ema"] = run(dist, root / "fsdp-ema", strategy="fsdp", ema=AVERAGED)
+    run(dist, root / "ema-to-one", strategy="fsdp", stop=STOP, ema=AVERAGED)
     for gradients in ("bf16", "powersgd"):
         found[gradients] = run(dist, root / gradients, gradients=gradients)
         run(dist, root / f"{gradients}-again", gradients=gradients, stop=STOP)
@@ -215,5 +219,7 @@ def trainings(root: Path) -> dict[str, Any]:
         found[f"one-{method}"] = run(SINGLE, root / f"one-{method}", method=method)
     for strategy in ("ddp", "fsdp"):
         found[f"{strategy}-to-one"] = run(SINGLE, root / f"{strategy}-to-one")
+    found["one-ema"] = run(SINGLE, root / "one-ema", ema=AVERAGED)
+    found["ema-to-one"] = run(SINGLE, root / "ema-to-one", ema=AVERAGED)
     found["powersgd-to-one"] = run(SINGLE, root / "powersgd-to-one", gradients="powersgd")
     return found

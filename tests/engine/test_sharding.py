@@ -51,6 +51,18 @@ def test_two_processes_give_the_losses_norms_and_weights_of_one(
         torch.testing.assert_close(found[f"{strategy}-{method}"][name], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["fsdp-ema", "ema-to-one"])
+def test_averaged_weights_are_the_same_in_pieces_and_after_a_stop(
+    together: Together, name: str
+) -> None:
+    root, found = together
+    losses = [[row["loss"] for row in rows_of(root / case)] for case in (name, "one-ema")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for key, expected in found["one-ema"].items():
+        torch.testing.assert_close(found[name][key], expected, atol=1e-4, rtol=0)
+        assert not torch.equal(expected, found["one-full"][key]), key
+
+
 def test_what_was_pruned_stays_zero_in_every_piece(together: Together) -> None:
     _, found = together
     for name, value in found["fsdp-sparse"].items():
