@@ -32,11 +32,15 @@ ARCHITECTURAL = ("eos_token_id", "decoder_start_token_id", "forced_bos_token_id"
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer; `finished` says that it ended by itself and was not cut at its limit."""
+    """An answer; `finished` says that it ended by itself and was not cut at its limit.
+
+    `ids` are its tokens without the end token; the text of a stop string is among them.
+    """
 
     text: str
     num_tokens: int
     finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def answer(
@@ -206,19 +210,24 @@ class _Batch:
         cuts = [text.index(word) for word in self.decode.stop if word in text]
         finished = bool(cuts) or (end is not None and end <= limit)
         text = text[: min(cuts)] if cuts else text
-        return Generated(text.strip(), len(kept), finished)
+        return Generated(text.strip(), len(kept), finished, tuple(kept))
 
 
 @contextmanager
 def _own_settings(module: Any) -> Iterator[None]:
     """Put the checkpoint's generation settings aside: generate() would mix them into ours."""
     before = module.generation_config
-    fresh: Any = transformers.GenerationConfig
-    kept = {name: getattr(before, name, None) for name in ARCHITECTURAL}
-    if kept["decoder_start_token_id"] is None:
-        kept["decoder_start_token_id"] = getattr(module.config, "decoder_start_token_id", None)
-    module.generation_config = fresh(**kept)
+    module.generation_config = demanded_settings(module)
     try:
         yield
     finally:
         module.generation_config = before
+
+
+def demanded_settings(module: Any) -> Any:
+    """Generation settings with what the architecture demands, and nothing else."""
+    fresh: Any = transformers.GenerationConfig
+    kept = {name: getattr(module.generation_config, name, None) for name in ARCHITECTURAL}
+    if kept["decoder_start_token_id"] is None:
+        kept["decoder_start_token_id"] = getattr(module.config, "decoder_start_token_id", None)
+    return fresh(**kept)
