@@ -1,0 +1,104 @@
+"""The next token of each answer: the likeliest, or drawn from its own seed; likelihoods beside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lcc.core.lazy import transformers
+from lcc.inference.requests import Request, Token
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Choosing:
+    """How one request's tokens are chosen; `seen` are the ids that its processors look at."""
+
+    request: Request
+    seen: list[int]
+    processors: list[Any] = field(default_factory=list)
+    generator: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is all that is asked."""
+        return not self.processors and self.generator is None and self.request.logprobs < 0
+
+
+def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -> Choosing:
+    """What a request of `limit` new tokens asks for, and what the architecture demands.
+
+    The order is that of transformers' `generate`, so that equal settings give equal tokens.
+    """
+    found = Choosing(request, list(seen))
+    if request.repetition_penalty != 1.0:
+        penalty = transformers.RepetitionPenaltyLogitsProcessor(request.repetition_penalty)
+        found.processors.append(penalty)
+    found.processors += _demanded(settings, len(seen), limit)
+    if request.temperature > 0:
+        seed = int.from_bytes(os.urandom(7)) if request.seed is None else request.seed
+        found.generator = torch.Generator().manual_seed(seed % (1 << 63))
+    return found
+
+
+def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
+    ends = settings.eos_token_id
+    found: list[Any] = []
+    if settings.bad_words_ids is not None:
+        found.append(transformers.NoBadWordsLogitsProcessor(settings.bad_words_ids, ends))
+    if settings.forced_bos_token_id is not None:
+        found.append(transformers.ForcedBOSTokenLogitsProcessor(settings.forced_bos_token_id))
+    if settings.forced_eos_token_id is not None:
+        last = num_before + num_new
+        forced = settings.forced_eos_token_id
+        found.append(transformers.ForcedEOSTokenLogitsProcessor(last, forced, "cpu"))
+    if settings.suppress_tokens:
+        found.append(transformers.SuppressTokensLogitsProcessor(settings.suppress_tokens))
+    if settings.begin_suppress_tokens:
+        begin = num_before + (num_before == 1 and settings.forced_bos_token_id is not None)
+        found.append(transformers.SuppressTokensAtBeginLogitsProcessor(
+            settings.begin_suppress_tokens, begin))  # fmt: skip
+    return found
+
+
+def chosen(logits: Tensor, rows: Sequence[Choosing]) -> list[Token]:
+    """One token per row of `logits` (rows, vocabulary)."""
+    best = logits.argmax(-1).tolist()
+    return [Token(best[i]) if row.is_plain else _one(logits[i], row) for i, row in enumerate(rows)]
+
+
+def _one(logits: Tensor, row: Choosing) -> Token:
+    scores = logits.float().cpu()
+    changed = scores[None].clone()
+    for processor in row.processors:
+        changed = processor(torch.tensor([row.seen]), changed)
+    token = int(changed[0].argmax()) if row.generator is None else _drawn(changed[0], row)
+    if row.request.logprobs < 0:
+        return Token(token)
+    logs = scores.log_softmax(-1)
+    values, ids = logs.topk(min(row.request.logprobs, len(logs)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Token(token, float(logs[token]), top)
+
+
+def _drawn(scores: Tensor, row: Choosing) -> int:
+    """A token drawn after temperature, then the `top_k` likeliest, then their `top_p` share."""
+    request = row.request
+    scores = scores / request.temperature
+    ids: Tensor | None = None
+    if 0 < request.top_k < len(scores):
+        scores, ids = scores.topk(request.top_k)
+    if request.top_p < 1.0:
+        scores, order = scores.sort(descending=True)
+        ids = order if ids is None else ids[order]
+        shares = scores.softmax(-1)
+        kept = shares.cumsum(-1) - shares < request.top_p  # The first one always stays.
+        scores = scores.masked_fill(~kept, -torch.inf)
+    drawn = int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
+    return drawn if ids is None else int(ids[drawn])
