@@ -261,7 +261,7 @@ def _task_of(recipe: Recipe, kind: str) -> Any:
     """What a step sees of the task: how it is scored matters to evaluation only."""
     described = describe(recipe.task)
     unseen = {"eval": (), "bench": (), "vocab": ("metrics", "decode")}
-    ignored = unseen.get(kind, ("metrics", "decode", "shots"))
+    ignored = (*unseen.get(kind, ("metrics", "decode", "shots")), "sampling")  # inference's own
     return {key: value for key, value in described.items() if key not in ignored}
 
 

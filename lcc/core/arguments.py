@@ -10,7 +10,7 @@ from typing import Any
 from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
 
-SWITCHES = ("json", "cfg", "multirun", "dry-run", "yes", "help")
+SWITCHES = ("json", "cfg", "multirun", "dry-run", "yes", "chat", "help")
 VALUED = ("text", "out")
 SHORT = {"-m": "--multirun", "-h": "--help"}
 

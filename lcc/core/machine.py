@@ -8,11 +8,13 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+LOOK_SECONDS = 0.3
 PACKAGES = ("lcc", "torch", "transformers", "tokenizers", "safetensors", "peft", "accelerate",
             "torch-pruning", "bitsandbytes", "compressed-tensors", "gguf", "numpy", "sacrebleu",
             "nltk", "jieba", "scikit-learn", "pyarrow", "hydra-core", "omegaconf", "pydantic",
@@ -62,6 +64,33 @@ def cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         allowed = min(allowed, max(1, round(int(quota[0]) / int(quota[1]))))
     return allowed
+
+
+def free_cores() -> int:
+    """Cores this process may use that had little to do just now; at least 1.
+
+    One thread more than free cores makes all threads wait for the one that shares its core.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    before = busy_ticks()
+    if not before or len(allowed) < 2:
+        return cores()
+    started = time.monotonic()
+    time.sleep(LOOK_SECONDS)
+    ticks = (time.monotonic() - started) * os.sysconf("SC_CLK_TCK")
+    after = busy_ticks()
+    idle = [cpu for cpu in allowed if after.get(cpu, 0) - before.get(cpu, 0) < ticks / 2]
+    return max(1, min(cores(), len(idle)))
+
+
+def busy_ticks() -> dict[int, int]:
+    """Ticks that each core was not idle since the machine started; {} where it is not told."""
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    except OSError:
+        return {}
+    return {int(words[0][3:]): sum(map(int, words[1:])) - int(words[4]) - int(words[5])
+            for words in lines if words[0].startswith("cpu") and words[0] != "cpu"}  # fmt: skip
 
 
 @cache

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors, preemption
 from lcc.core.lazy import torch, transformers
+from lcc.core.machine import LOOK_SECONDS, busy_ticks
 
 if TYPE_CHECKING:
     from lcc.parts.model import Bundle
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 TRIAD = 1 << 24  # numbers in each of the three arrays: 64 MB, beyond any cache
 MATRIX = 1024
 NUM_TRIES = 5
-LOOK_SECONDS = 0.3
 GRACE_SECONDS = 5.0
 PRELOADED = ["torch", "transformers", "transformers.models.auto.modeling_auto",
              "transformers.generation.utils", "lcc.engine.benching", "lcc.engine.decoding",
@@ -44,7 +44,7 @@ class Worker:
         self.log = log
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, str(log)), daemon=True)
-        with _no_main():
+        with no_main():
             self._process.start()
         theirs.close()
 
@@ -80,7 +80,7 @@ class Worker:
 
 
 @contextmanager
-def _no_main() -> Iterator[None]:
+def no_main() -> Iterator[None]:
     """Keep a new process from running the user's script again: it needs nothing from there."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -197,18 +197,11 @@ def quiet_cpus(num: int) -> list[int]:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if num >= len(allowed):
         return []
-    before = _busy_ticks()
+    before = busy_ticks()
     time.sleep(LOOK_SECONDS)
-    after = _busy_ticks()
+    after = busy_ticks()
     busy = {cpu: after.get(cpu, 0) - before.get(cpu, 0) for cpu in allowed}
     return sorted(allowed, key=lambda cpu: (busy[cpu], cpu))[:num]
-
-
-def _busy_ticks() -> dict[int, int]:
-    """Ticks that each core was not idle."""
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    return {int(words[0][3:]): sum(map(int, words[1:])) - int(words[4]) - int(words[5])
-            for words in lines if words[0].startswith("cpu") and words[0] != "cpu"}  # fmt: skip
 
 
 def memory_bytes(line: str) -> int:

@@ -66,7 +66,7 @@ class InProcessSession:
         self.card, self.tokenizer = bundle.card, bundle.tokenizer
         room = context_length(module)
         self.context = min(room, opening.context or room)
-        self._module, self._slots = module.eval(), opening.slots
+        self.module, self._slots = module.eval(), opening.slots
         self._handles, self._queue = count(), _Queue()
         self._running: list[_Answer] = []  # by row
         self._passes: Any = None
@@ -136,15 +136,15 @@ class InProcessSession:
 
     def logits(self, rows: Sequence[Sequence[int]]) -> reading.Vectors:
         """Per row (num_tokens, vocabulary); (num_labels,) of a classifier."""
-        return reading.logits(self._module, self.tokenizer, rows, self.card.head)
+        return reading.logits(self.module, self.tokenizer, rows, self.card.head)
 
     def embed(self, rows: Sequence[Sequence[int]]) -> reading.Vectors:
         """Per row the mean of its last hidden states."""
-        return reading.vectors(self._module, self.tokenizer, rows)
+        return reading.vectors(self.module, self.tokenizer, rows)
 
     def close(self) -> None:
         """Forget the module."""
-        self._module = self._passes = None
+        self.module = self._passes = None
         self._running, self._queue = [], _Queue()
 
     def _advance(self) -> list[Step]:
@@ -195,6 +195,6 @@ class InProcessSession:
         request = one.request
         settings = decode(Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams,
                                    "stop": list(request.stop)})  # fmt: skip
-        found = answer(self._module, self.tokenizer, [list(request.ids)], decode=settings)[0]
+        found = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
         tokens = tuple(Token(token) for token in found.ids)
         return Step(one.handle, found.text, tokens, "stop" if found.finished else "length")

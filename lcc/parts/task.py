@@ -24,6 +24,7 @@ from lcc.parts.filling import Row as Row
 from lcc.parts.filling import fill, places
 from lcc.parts.framing import frame_of
 from lcc.parts.rows import in_turns
+from lcc.parts.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 @card
 class Decode:
-    """How answers are generated: greedily unless `num_beams` says otherwise, never sampled.
+    """How answers are generated: greedily unless `num_beams` says otherwise.
+
+    Evaluation never draws; how inference may is in `sampling`.
 
     `max_length_ratio` also caps the new tokens of each row at that multiple of its own prompt's
     tokens (shots not counted). An answer ends before the first of the `stop` strings.
@@ -78,6 +81,7 @@ class Task:
     language: str = ""
     truncate: Literal["left", "right"] = "right"
     decode: Decode = field(default_factory=Decode)
+    sampling: Sampling = field(default_factory=Sampling)
     metrics: tuple[Annotated[Any, Choice("metrics")], ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Models in other tools' formats: what is written, and what proves it equal."""

@@ -1,0 +1,81 @@
+"""A conversation by the model's own template: turns in order, the oldest forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lcc.core import preemption
+from lcc.core.errors import DataError
+from lcc.inference.asking import row_seed
+from lcc.inference.requests import Request
+from lcc.parts.encoding import plain_ids
+
+if TYPE_CHECKING:
+    from lcc.inference.sessions import Session
+    from lcc.parts.sampling import Sampling
+    from lcc.parts.task import Decode
+
+
+@dataclass
+class Chat:
+    """`turns` as the template takes them; `system`, where there is one, is never forgotten."""
+
+    session: Session
+    decode: Decode
+    sampling: Sampling
+    seed: int = 0
+    system: str = ""
+    turns: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.session.tokenizer.chat_template:
+            raise DataError(f"model {self.session.card.name!r} has no chat template; give it a "
+                            "task instead of --chat.")  # fmt: skip
+
+    def reply(self, text: str) -> Iterator[str]:
+        """The answer to one more turn, in pieces as it is made."""
+        self.turns.append({"role": "user", "content": text})
+        pieces = []
+        for piece in self._told(self._ids()):
+            pieces.append(piece)
+            yield piece
+        self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.turns.clear()
+
+    def _ids(self) -> list[int]:
+        """The conversation's tokens; old turns go, two at a time, until an answer has room."""
+        room = max(1, self.session.context - self.decode.max_new_tokens)
+        while True:
+            ids = plain_ids(self._text(), self.session.tokenizer)
+            if len(ids) <= room or len(self.turns) < 3:
+                return ids
+            del self.turns[:2]
+
+    def _text(self) -> str:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return str(self.session.tokenizer.apply_chat_template(
+            first + self.turns, tokenize=False, add_generation_prompt=True))  # fmt: skip
+
+    def _told(self, ids: list[int]) -> Iterator[str]:
+        how, draw = self.decode, self.sampling
+        handle = self.session.start(Request(
+            tuple(ids), how.max_new_tokens, temperature=draw.temperature, top_k=draw.top_k,
+            top_p=draw.top_p, repetition_penalty=draw.repetition_penalty, num_beams=how.num_beams,
+            seed=row_seed(self.seed, len(self.turns)), stop=how.stop,
+        ))  # fmt: skip
+        finished = False
+        try:
+            while not finished:
+                preemption.check("infer")
+                for step in self.session.step():
+                    finished = step.finish is not None
+                    if step.text:
+                        yield step.text
+        finally:
+            if not finished:
+                self.session.drop(handle)

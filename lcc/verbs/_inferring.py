@@ -1,0 +1,269 @@
+"""What the words of `lcc infer` ask for, and rows through a model as they ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from lcc.core.decode import card, decode
+from lcc.core.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lcc.exporting.selecting import Selected
+    from lcc.inference.asking import Numbered, Said
+    from lcc.inference.ordered import OrderedFile
+    from lcc.inference.sessions import Opening
+    from lcc.parts.task import Row, Task
+    from lcc.recipe import Recipe
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@card
+class Asked:
+    """Words of `lcc infer` that are not the recipe's; None leaves it to the task."""
+
+    input: str = "-"
+    output: str | None = None
+    engine: str = "transformers"
+    workers: Count = 1
+    slots: Count = 32
+    batch_tokens: Count = 16384
+    context: Count | None = None
+    follow: bool = False
+    system: str = ""
+    max_new_tokens: Count | None = None
+    num_beams: Count | None = None
+    stop: tuple[str, ...] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.output is not None and not self.output.endswith(".jsonl"):
+            raise ValueError("output is a file that ends in .jsonl; without it answers are shown")
+        if self.follow and self.input == "-":
+            raise ValueError("follow needs input=FILE; a pipe is followed anyway")
+
+    @staticmethod
+    def decoded(own: dict[str, Any]) -> Asked:
+        """Strictly; raises Mistakes with the nearest names."""
+        from lcc.core.catalog import card as card_named
+
+        asked = decode(Asked, own, "")
+        if asked.engine != "auto":
+            card_named("engines", asked.engine)
+        return asked
+
+    def replaced(self, card: Any) -> Any:
+        """The task's `decode` or `sampling` with what was asked in its place."""
+        mine = {f.name: getattr(self, f.name, None) for f in dataclasses.fields(card)}
+        return dataclasses.replace(card, **{k: v for k, v in mine.items() if v is not None})
+
+
+def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The verb's own words by name, and those that are the recipe's."""
+    from lcc.core.words import check_word, parsed
+
+    own: dict[str, Any] = {}
+    rest = []
+    names = {f.name for f in dataclasses.fields(Asked)}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in names:
+            rest.append(word)
+        elif name in ("input", "output", "system"):
+            own[name] = value  # text as it is, whatever characters stand in it
+        else:
+            check_word(word)
+            own[name] = parsed(word).value()
+    return own, rest
+
+
+def opening_of(recipe: Recipe, options: Asked, say: Callable[[str], None]) -> Opening:
+    """Threads that follow the free cores, shared by the workers; the recipe's where it says."""
+    from lcc.core.machine import cores, free_cores
+    from lcc.inference.sessions import Opening
+
+    device = recipe.device_type
+    threads = recipe.threads
+    if threads is None:
+        free = free_cores()
+        threads = max(1, free // options.workers)
+        if free < cores():
+            say(f"{free} of {cores()} cores are free: {threads} threads each")
+    return Opening(threads=threads, slots=options.slots, context=options.context, device=device,
+                   dtype=recipe.dtype)  # fmt: skip
+
+
+def say(sentence: str) -> None:
+    """To the reader, and not into the answers."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+class Answers:
+    """A model at a task; `in_order` for the terminal, `to_file` for many rows."""
+
+    def __init__(self, recipe: Recipe, folder: Path, options: Asked) -> None:
+        assert recipe.task is not None
+        self.options, self.folder, self.seed = options, folder, recipe.seed
+        self.task = _fitting(recipe.task, folder, options)
+        self.opening = opening_of(recipe, options, say)
+        self.shown = False
+
+    def in_order(self, text: str | None, *, streams: bool) -> Iterator[tuple[Row, Said]]:
+        """Each row with its answer; a typed line is answered before the next is read.
+
+        With `streams` an answer is printed as it is made, and `shown` says that it was.
+        """
+        from lcc.inference.lines import Feed, numbered
+
+        typed = text is None and self.options.input == "-" and sys.stdin.isatty()
+        if typed:
+            say("one text per line; end with Ctrl-D")
+        alone = typed or text is not None
+        if alone:
+            self.opening = dataclasses.replace(self.opening, slots=1)
+        lines = [text] if text is not None else self._lines()
+        feed = Feed(numbered(lines, self.task), most=1 if alone else 1024)
+        waiting: dict[int, tuple[Row, Said]] = {}
+        next_row = 0
+        with self._answering(self._selected(), self._show if streams else None) as answers:
+            for number, row, said in answers(feed):
+                waiting[number] = row, said
+                while next_row in waiting:
+                    yield waiting.pop(next_row)
+                    next_row += 1
+
+    def to_file(self) -> int:
+        """A line for every row, going on after those that are there."""
+        from lcc.core.machine import version_of
+        from lcc.core.progress import Progress
+        from lcc.exporting.selecting import source_digest
+        from lcc.inference.lines import Feed
+        from lcc.inference.ordered import OrderedFile, begun_with
+
+        assert self.options.output is not None
+        path = Path(self.options.output)
+        chosen = self._selected(begun_with(path, "engine"))
+        output = OrderedFile(path, {
+            "engine": chosen.engine, "model": source_digest(self.folder), "seed": self.seed,
+            "task": _described(self.task), "lcc": version_of("lcc"),
+        })  # fmt: skip
+        try:
+            done, total = output.num_done, self._total()
+            if done:
+                say(f"{path}: goes on after {done:,} rows")
+            feed = Feed(self._remaining(output))
+            with (
+                Progress(stream=sys.stderr).track("infer", total, "row", done=done) as bar,
+                self._answering(chosen, None) as answers,
+            ):
+                for number, row, said in answers(feed):
+                    bar.advance(output.put(number, self.line(row, said)))
+        finally:
+            output.close()
+        return 0
+
+    def _show(self, piece: str) -> None:
+        piece = piece if self.shown else piece.lstrip()
+        self.shown = self.shown or bool(piece)
+        print(piece, end="", flush=True)
+
+    def line(self, row: Row, said: Said) -> dict[str, Any]:
+        """What is written about a row."""
+        return {"id": str(row["id"]), **self.task.source(row), **said.facts}
+
+    def _selected(self, begun: str | None = None) -> Selected:
+        from lcc.core.store import Store
+        from lcc.exporting.selecting import select
+        from lcc.runner import ROOT
+
+        word = self.options.engine
+        if word == "auto" and begun is not None:
+            word = begun
+            say(f"engine=auto: goes on with {begun}, which began this output")
+        return select(word, self.folder, self.opening, store=Store(ROOT), say=say,
+                      rows=min(8, self.opening.slots))  # fmt: skip
+
+    def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
+        from lcc.inference.crew import Job, answering
+
+        job = Job(chosen.engine, chosen.folder, self.opening, self.task, self.seed,
+                  self.options.batch_tokens)  # fmt: skip
+        return answering(job, self.options.workers, show)
+
+    def _lines(self) -> Iterator[str]:
+        from lcc.inference.lines import lines_of
+
+        if self.options.input == "-":
+            return iter(sys.stdin)
+        return lines_of(Path(self.options.input), follow=self.options.follow)
+
+    def _remaining(self, output: OrderedFile) -> Iterator[Numbered]:
+        """The rows that have no line yet."""
+        from lcc.inference.lines import numbered
+
+        done, seen = output.num_done, 0
+        for number, row in numbered(self._lines(), self.task):
+            seen = number + 1
+            if number == done - 1:
+                output.require_same(number, {"id": str(row["id"]), **self.task.source(row)})
+            if number >= done:
+                yield number, row
+        if seen < done:
+            raise DataError(f"output {output.path} has {done:,} lines and the input {seen:,} rows; "
+                            "choose another output.")  # fmt: skip
+
+    def _total(self) -> int | None:
+        if self.options.input == "-" or self.options.follow:
+            return None
+        try:
+            with Path(self.options.input).open("rb") as file:
+                return sum(1 for line in file if line.strip())
+        except OSError as error:
+            raise DataError(f"input {self.options.input}: {error.strerror}.") from None
+
+
+def _described(task: Task) -> Any:
+    from lcc.core.describe import describe
+
+    return {k: v for k, v in describe(task).items() if k not in ("metrics", "shots")}
+
+
+def _fitting(task: Task, folder: Path, options: Asked) -> Task:
+    """The task with its labels known and what was asked; raises RecipeError for another head."""
+    from lcc.parts.checkpoint import read_card
+    from lcc.parts.folder import examine, read_json
+
+    examine(folder)
+    found = read_card(folder)
+    if found.headless or found.head != task.head:
+        raise RecipeError(f"model {found.name!r} has no trained {task.head} head; choose "
+                          "another model, or fine-tune it on this task.")  # fmt: skip
+    names = read_json(folder / "config.json").get("id2label") or {}
+    labels = task.labels
+    if task.head == "classify":
+        labels = _class_names(task, {int(number): str(name) for number, name in names.items()})
+    elif labels == "from_data":
+        labels = tuple(str(names[number]) for number in sorted(names, key=int))
+    return dataclasses.replace(task, labels=labels, decode=options.replaced(task.decode),
+                               sampling=options.replaced(task.sampling))  # fmt: skip
+
+
+def _class_names(task: Task, named: dict[int, str]) -> tuple[str, ...]:
+    """The model's classes by number; raises DataError when they are not the task's."""
+    if task.labels is None or task.labels == "from_data":
+        return tuple(named[number] for number in sorted(named)) or ("LABEL_0", "LABEL_1")
+    known = task.label_names
+    if named and len(named) != len(known):
+        raise DataError(f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
+                        f"{', '.join(known)}; fine-tune it on this task first.")  # fmt: skip
+    same = set(named.values()) == set(known)
+    return tuple(named[number] for number in sorted(named)) if same else tuple(known)
