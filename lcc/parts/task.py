@@ -6,10 +6,9 @@ completion's tokens are appended: `encode` and the decoder share `Task.prompt_id
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -34,9 +33,7 @@ if TYPE_CHECKING:
 
 @card
 class Decode:
-    """How answers are generated: greedily unless `num_beams` says otherwise.
-
-    Evaluation never draws; how inference may is in `sampling`.
+    """How answers are generated: greedily or by beams; only `sampling` draws.
 
     `max_length_ratio` also caps the new tokens of each row at that multiple of its own prompt's
     tokens (shots not counted). An answer ends before the first of the `stop` strings.
@@ -81,7 +78,7 @@ class Task:
     language: str = ""
     truncate: Literal["left", "right"] = "right"
     decode: Decode = field(default_factory=Decode)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = field(default_factory=Sampling)  # inference's own
     metrics: tuple[Annotated[Any, Choice("metrics")], ...] = ()
 
     def __post_init__(self) -> None:
@@ -148,7 +145,7 @@ class Task:
         names = sorted({self.completion(row).strip() for row in data.rows("train")})
         if len(names) < 2:
             raise DataError(f"the training split has {len(names)} labels; two are needed.")
-        return dataclasses.replace(self, labels=tuple(names))
+        return replace(self, labels=tuple(names))
 
     @property
     def is_cloze(self) -> bool:
