@@ -1,0 +1,119 @@
+"""llama.cpp through cyllama: every answer is a sequence of one context, and joins at any turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cyllama.llama.llama_cpp as bindings
+import numpy as np
+import torch
+from torch import Tensor
+
+BATCH_TOKENS = 512  # of one call
+MOST_CELLS = 32_768  # of keys and values, where nobody says how long answers may be
+READ_TOKENS = 4096  # of a text whose logits are asked for
+
+bindings.disable_logging()
+
+
+class Model(bindings.LlamaModel):  # type: ignore[misc]
+    """A GGUF file in memory, as it lies."""
+
+    @property
+    def n_vocab(self) -> int:
+        """cyllama's own contexts ask for this and find nothing."""
+        return int(self.get_vocab().n_vocab)
+
+
+def load(file: Path) -> Model:
+    """The model of a GGUF file; ValueError for one that llama.cpp refuses."""
+    options = bindings.LlamaModelParams()
+    return Model(str(file), options, verbose=False)
+
+
+def room(context: int, slots: int, asked: int | None) -> int:
+    """Tokens of one answer, prompt included."""
+    return min(context, asked or max(READ_TOKENS // 2, MOST_CELLS // slots))
+
+
+class LlamaPasses:
+    """See `inference.turning.Passes`."""
+
+    joins = True
+
+    def __init__(self, model: Model, *, slots: int, context: int, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self._context = self._opened(slots, context)
+        self._reader: Any = None
+        self._batch = bindings.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
+        self._free = list(range(slots))
+        self._sequences: list[int] = []  # by row
+        self._lengths: list[int] = []
+
+    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts end to end, in calls of a bounded size."""
+        told, pending = [], list[int]()
+        for prompt in prompts:
+            sequence = self._free.pop()
+            self._sequences.append(sequence)
+            self._lengths.append(len(prompt))
+            for position, token in enumerate(prompt):
+                if self._batch.n_tokens == BATCH_TOKENS:
+                    told += self._run(self._context, pending)
+                    pending = []
+                last = position == len(prompt) - 1
+                if last:
+                    pending.append(self._batch.n_tokens)
+                self._batch.add(token, position, [sequence], last)
+        told += self._run(self._context, pending)
+        return torch.stack(told)
+
+    def advance(self, tokens: Sequence[int]) -> Tensor:
+        """One token of every sequence, in one call."""
+        for row, token in enumerate(tokens):
+            self._batch.add(token, self._lengths[row], [self._sequences[row]], True)
+            self._lengths[row] += 1
+        return torch.stack(self._run(self._context, list(range(len(tokens)))))
+
+    def remove(self, row: int) -> None:
+        """Forget a sequence's keys and values."""
+        self._context.memory_seq_rm(self._sequences[row], -1, -1)
+        self._free.append(self._sequences[row])
+        for each in (self._sequences, self._lengths):
+            each[row] = each[-1]
+            each.pop()
+
+    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits of every token of a text, in a context of its own."""
+        if self._reader is None:
+            self._reader = self._opened(1, min(READ_TOKENS, int(self._model.n_ctx_train)))
+        found = []
+        for first in range(0, len(ids), BATCH_TOKENS):
+            part = ids[first : first + BATCH_TOKENS]
+            for position, token in enumerate(part, first):
+                self._batch.add(token, position, [0], True)
+            found += self._run(self._reader, list(range(len(part))))
+        self._reader.memory_seq_rm(0, -1, -1)
+        return torch.stack(found).numpy()
+
+    def close(self) -> None:
+        """Give contexts and model back."""
+        for each in (self._context, self._reader, self._model):
+            if each is not None:
+                each.close()
+
+    def _opened(self, slots: int, context: int) -> Any:
+        options = bindings.LlamaContextParams()
+        options.n_seq_max, options.n_ctx = slots, slots * context
+        options.n_batch = options.n_ubatch = BATCH_TOKENS
+        options.n_threads = options.n_threads_batch = self._threads
+        options.no_perf = True
+        return bindings.LlamaContext(self._model, options, verbose=False)
+
+    def _run(self, context: Any, wanted: list[int]) -> list[Tensor]:
+        """Decode what was added; logits at the places `wanted` of it."""
+        context.decode(self._batch)
+        self._batch.clear()
+        return [torch.tensor(context.get_logits_ith(i)) for i in wanted]
