@@ -1,0 +1,251 @@
+"""How far an export is from its source: tokens, logits, labels, vectors, splits and templates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lcc.exporting.prompts import rendered, texts
+from lcc.inference.answers import Answer, greedy
+
+if TYPE_CHECKING:
+    from lcc.inference.sessions import Session
+
+    Rows = Sequence[Sequence[int]]
+    Matrix = np.ndarray[Any, Any]
+
+NEW_TOKENS = 8
+TOGETHER = 8  # texts whose logits are in memory at once
+# Two logits may each be off by a few times their usual error before another token in front counts
+# as wrong.
+MARGIN = 8.0
+LEAST_ERROR = 1e-3  # of the spread: what sums in another order do
+MOST_UNEXPLAINED = 0.005  # of all tokens
+MOST_SPLITS = 0.01  # of all texts, that the file's own tokenizer splits in another way
+NUM_SHOWN = 3
+
+
+@dataclass
+class Parity:
+    """What was compared and found; shares are of `num_tokens`, errors of the logits' own spread.
+
+    `unexplained_share` are tokens that differ where the source is surer than the error explains.
+    `same_splits` and `same_template` are None where the format carries neither.
+    """
+
+    kind: str  # tokens, labels, vectors
+    tolerance: float
+    num_prompts: int = 0
+    num_tokens: int = 0
+    agreement: float = 0.0
+    unexplained_share: float = 0.0
+    logit_error: float = 0.0
+    same_splits: float | None = None
+    same_template: bool | None = None
+    shown: list[dict[str, Any]] = field(default_factory=list)  # where they differ most
+    stopped: str | None = None  # what its engine says of an export that it cannot run
+
+    def refusals(self) -> list[str]:
+        """Why the gate closes, a sentence each; none when the export passes."""
+        if self.stopped is not None:
+            return [self.stopped]
+        found = []
+        # Written so that a NaN fails too.
+        if not self.logit_error <= self.tolerance:
+            found.append(f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
+                         f"more than the {self.tolerance:g} that the format explains.")  # fmt: skip
+        if not self.unexplained_share <= MOST_UNEXPLAINED:
+            found.append(f"{self.unexplained_share:.1%} of its {self._answers} are others where "
+                         "the source is sure.")  # fmt: skip
+        if self.same_splits is not None and self.same_splits < 1 - MOST_SPLITS:
+            found.append(f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in "
+                         "another way.")  # fmt: skip
+        if self.same_template is False:
+            found.append("its chat template renders other bytes.")
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """For the report."""
+        return dataclasses.asdict(self)
+
+    @property
+    def _what(self) -> str:
+        return "vectors" if self.kind == "vectors" else "logits"
+
+    @property
+    def _answers(self) -> str:
+        return "labels" if self.kind == "labels" else "tokens"
+
+
+def compare(
+    source: Session, export: Session, prompts: Rows, *, tolerance: float,
+    new_tokens: int = NEW_TOKENS,
+) -> Parity:  # fmt: skip
+    """Ask both the same, each its own kind of question; see `Parity`."""
+    head = source.card.head
+    if head == "causal":
+        found = _tokens(source, export, prompts, tolerance, new_tokens)
+    elif head == "seq2seq":
+        found = _answers(source, export, prompts, tolerance, new_tokens)
+    else:
+        found = _readings(source, export, prompts, tolerance)
+    found.num_prompts = len(prompts)
+    own = getattr(export, "own_ids", None)
+    if own is not None:
+        same = [own(text) == list(source.tokenizer(text)["input_ids"]) for text in texts()]
+        found.same_splits = sum(same) / len(same)
+    expected = rendered(source.tokenizer)
+    if expected is not None:
+        found.same_template = rendered(export.tokenizer) == expected
+    return found
+
+
+class _Errors:
+    """Squares of what logits are off by, and of how they spread, each row around its mean."""
+
+    def __init__(self) -> None:
+        self.wrong = self.spread = self.count = 0.0
+
+    def add(self, expected: Matrix, got: Matrix) -> None:
+        centred = expected - expected.mean(-1, keepdims=True)
+        difference = got - got.mean(-1, keepdims=True) - centred
+        self.wrong += float(np.square(difference, dtype=np.float64).sum())
+        self.spread += float(np.square(centred, dtype=np.float64).sum())
+        self.count += centred.size
+
+    @property
+    def share(self) -> float:
+        return float(np.sqrt(self.wrong / max(self.spread, 1e-300)))
+
+    @property
+    def deviation(self) -> float:
+        return float(np.sqrt(self.spread / max(self.count, 1.0)))
+
+
+def _tokens(
+    source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
+) -> Parity:
+    """Both read the source's own answers; at each token, which would they say next?"""
+    answers = greedy(source, prompts, new_tokens)
+    rows = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
+    errors, said, margins, row_errors = _Errors(), 0, list[float](), list[tuple[float, int]]()
+    for first in range(0, len(rows), TOGETHER):
+        part = rows[first : first + TOGETHER]
+        both = zip(source.logits(part), export.logits(part), strict=True)
+        for i, (expected, got) in enumerate(both, first):
+            start = len(prompts[i]) - 1
+            expected, got = _alike(expected[start:], got[start:])
+            mine = _Errors()
+            for each in (errors, mine):
+                each.add(expected, got)
+            row_errors.append((mine.share, i))
+            said += len(expected)
+            margins += _margins(expected, got)
+    found = Parity("tokens", tolerance, num_tokens=said, logit_error=errors.share)
+    _count(found, margins, errors.deviation)
+    worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
+    found.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
+    return found
+
+
+def _alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
+    """Without columns that one of them has more of: rows of padding beyond the vocabulary."""
+    width = min(expected.shape[-1], got.shape[-1])
+    return expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
+
+
+def _margins(expected: Matrix, got: Matrix) -> list[float]:
+    """By how much the source prefers its own choice to the export's, where they differ."""
+    mine, other = expected.argmax(-1), got.argmax(-1)
+    rows = np.flatnonzero(mine != other)
+    return [float(expected[r, mine[r]] - expected[r, other[r]]) for r in rows]
+
+
+def _count(found: Parity, margins: list[float], deviation: float) -> None:
+    usual = max(LEAST_ERROR, min(found.tolerance, found.logit_error))
+    allowed = MARGIN * usual * deviation
+    total = max(found.num_tokens, 1)
+    found.agreement = 1 - len(margins) / total
+    found.unexplained_share = sum(margin > allowed for margin in margins) / total
+
+
+def _answers(
+    source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
+) -> Parity:
+    """Answers token by token up to the first that differs, and what they begin with."""
+    errors = _Errors()
+    for first in range(0, len(prompts), TOGETHER):
+        part = prompts[first : first + TOGETHER]
+        for expected, got in zip(source.logits(part), export.logits(part), strict=True):
+            errors.add(*_alike(expected, got))
+    mine = greedy(source, prompts, new_tokens, logprobs=NUM_LIKELIEST)
+    other = greedy(export, prompts, new_tokens)
+    found, margins, differing = Parity("tokens", tolerance, logit_error=errors.share), [], []
+    for i, (expected_answer, got_answer) in enumerate(zip(mine, other, strict=True)):
+        num, margin = _first_difference(expected_answer, got_answer)
+        found.num_tokens += num
+        if margin is not None:
+            margins.append(margin)
+            differing.append((margin, i))
+    _count(found, margins, errors.deviation)
+    worst = [i for _, i in sorted(differing, reverse=True)[:NUM_SHOWN]] or [0]
+    found.shown = [_pair(source, prompts[i], mine[i], other[i]) for i in worst]
+    return found
+
+
+NUM_LIKELIEST = 20
+
+
+def _first_difference(expected: Answer, got: Answer) -> tuple[int, float | None]:
+    """Tokens compared, and how much likelier the source's own was where they part."""
+    for i, token in enumerate(expected.tokens):
+        if i >= len(got.ids) or got.ids[i] != token.id:
+            known = dict(token.top)
+            least = min(known.values(), default=-np.inf)
+            other = known.get(got.ids[i], least) if i < len(got.ids) else least
+            return i + 1, float((token.logprob or 0.0) - other)
+    ended = len(got.ids) > len(expected.ids)
+    return len(expected.ids) + 1, 0.0 if ended else None
+
+
+def _readings(source: Session, export: Session, prompts: Rows, tolerance: float) -> Parity:
+    """Labels of a classifier, tokens of a masked model, vectors of an encoder."""
+    by_vector = source.card.head == "embed"
+    kind = "vectors" if by_vector else "labels" if source.card.head == "classify" else "tokens"
+    errors, found, margins = _Errors(), Parity(kind, tolerance), list[float]()
+    worst: list[tuple[float, dict[str, Any]]] = []
+    for first in range(0, len(prompts), TOGETHER):
+        part = prompts[first : first + TOGETHER]
+        asked = [s.embed(part) if by_vector else s.logits(part) for s in (source, export)]
+        for prompt, expected, got in zip(part, *asked, strict=True):
+            pair = _alike(np.atleast_2d(expected), np.atleast_2d(got))
+            mine = _Errors()
+            for each in (errors, mine):
+                each.add(*pair)
+            found.num_tokens += len(pair[0])
+            margins += [] if by_vector else _margins(*pair)
+            worst.append((mine.share, {
+                "prompt": source.tokenizer.decode(prompt),
+                "source": [round(float(x), 4) for x in pair[0][0][:8]],
+                "export": [round(float(x), 4) for x in pair[1][0][:8]]}))  # fmt: skip
+    found.logit_error = errors.share
+    _count(found, margins, errors.deviation)
+    worst.sort(key=lambda item: -item[0])
+    found.shown = [facts for _, facts in worst[:NUM_SHOWN]]
+    return found
+
+
+def _shown(
+    source: Session, export: Session, prompts: Rows, new_tokens: int
+) -> list[dict[str, Any]]:
+    mine, other = greedy(source, prompts, new_tokens), greedy(export, prompts, new_tokens)
+    return [_pair(source, *each) for each in zip(prompts, mine, other, strict=True)]
+
+
+def _pair(source: Session, prompt: Sequence[int], mine: Answer, other: Answer) -> dict[str, Any]:
+    text = source.tokenizer.decode(list(prompt))
+    return {"prompt": text, "source": mine.text, "export": other.text}

@@ -1,0 +1,180 @@
+"""A GGUF file says in llama.cpp what its source says in PyTorch; our own grids survive in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import compressing as tiny
+import numpy as np
+import pytest
+import quantizing
+import torch
+from exports import DECODERS, SIZES, exported, prompts, saved, told
+
+from lcc.core.catalog import card
+from lcc.core.errors import GateError, RecipeError
+from lcc.exporting.ggml_blocks import rounded
+from lcc.exporting.gguf_types import Mixture, fitting
+from lcc.inference.answers import answers, greedy
+from lcc.inference.requests import Request
+from lcc.inference.sessions import Opening
+from lcc.parts.tensor_files import StoredTensors
+
+gguf = pytest.importorskip("gguf")
+pytest.importorskip("cyllama", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_dense_model_is_the_same_in_llama_cpp(family: str, tmp_path: Path) -> None:
+    made = exported(saved(family, tmp_path / "model"), tmp_path / "out", "gguf")
+    assert made.parity.logit_error < 4e-3, told(made.parity)
+    assert made.parity.unexplained_share == 0 and made.parity.same_splits == 1.0
+    assert set(made.facts["bytes_of_type"]) == {"F16", "F32"}
+
+
+def _windows(pattern: str) -> dict[str, Any]:
+    """Layers that see a window (w) or everything (e)."""
+    words = {"w": "sliding_attention", "e": "full_attention"}
+    return {"num_hidden_layers": len(pattern), "layer_types": [words[c] for c in pattern]}
+
+
+@pytest.mark.parametrize("pattern", ["wewe", "wwewwew", "eee"])
+def test_windows_of_another_period_are_kept(pattern: str, tmp_path: Path) -> None:
+    source = saved("gemma3", tmp_path / "model", **_windows(pattern))
+    assert exported(source, tmp_path / "out", "gguf").parity.logit_error < 4e-3
+
+
+@pytest.mark.parametrize("pattern", ["ewwe", "ww"])
+def test_windows_without_a_rule_are_refused(pattern: str, tmp_path: Path) -> None:
+    source = saved("gemma3", tmp_path / "model", **_windows(pattern))
+    with pytest.raises(RecipeError, match="lets every n-th layer see everything"):
+        exported(source, tmp_path / "out", "gguf")
+
+
+def test_biases_and_stretched_positions_are_written(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+    source = saved("llama", tmp_path / "model", attention_bias=True, rope_parameters=rope)
+    assert exported(source, tmp_path / "out", "gguf").parity.logit_error < 4e-3
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    reader = gguf.GGUFReader(folder / "model.gguf")
+    return {t.name: t for t in reader.tensors}
+
+
+@pytest.mark.parametrize(
+    "bits, symmetric, kind",
+    [(4, True, "Q4_0"), (4, False, "Q4_1"), (3, True, "Q4_0"), (8, True, "Q8_0")],
+)
+def test_the_codes_of_a_packed_model_are_taken_over(
+    bits: int, symmetric: bool, kind: str, tmp_path: Path
+) -> None:
+    quantizing.quantized(tiny.llama(**SIZES), tmp_path, bits=bits, symmetric=symmetric,
+                         quantizer="nearest", group_size=32, accept_damage=True)  # fmt: skip
+    made = exported(tmp_path / "model", tmp_path / "out", "gguf")
+    assert made.facts["grids_kept"] == 14 and not made.facts["grids_rounded_anew"]
+    assert made.parity.logit_error < 0.05, told(made.parity)
+    found = _tensors(tmp_path / "out")["blk.0.ffn_down.weight"]
+    assert found.tensor_type.name == kind
+    layer = "model.layers.0.mlp.down_proj"
+    expected = _meant(tmp_path / "model", layer, bits)
+    got = gguf.quants.dequantize(found.data, found.tensor_type)
+    # The least value of an asymmetric block is rounded to a float16 of its own.
+    assert np.allclose(got, expected, rtol=2e-3, atol=1e-6 if symmetric else 5e-5)
+
+
+def _meant(folder: Path, layer: str, bits: int) -> np.ndarray[Any, Any]:
+    """What packed codes mean, by compressed-tensors' own functions, one code at a time."""
+    from compressed_tensors.compressors.pack_quantized import unpack_from_int32
+
+    stored = StoredTensors(folder)
+    scale = stored.read(f"{layer}.weight_scale").float()
+    shape = torch.Size(int(n) for n in stored.read(f"{layer}.weight_shape"))
+    codes = unpack_from_int32(stored.read(f"{layer}.weight_packed"), bits, shape).float()
+    name = f"{layer}.weight_zero_point"
+    zero = torch.zeros_like(scale)
+    if name in stored.entries:
+        zero = unpack_from_int32(stored.read(name), bits, scale.shape, packed_dim=0).float()
+    out = torch.empty(shape)
+    size = shape[1] // scale.shape[1]
+    for column in range(shape[1]):
+        group = column // size
+        out[:, column] = (codes[:, column] - zero[:, group]) * scale[:, group]
+    return out.numpy()
+
+
+def test_a_grid_that_no_block_holds_is_rounded_anew_and_named(tmp_path: Path) -> None:
+    quantizing.quantized(tiny.llama(**SIZES), tmp_path, bits=8, quantizer="nearest", group_size=16)
+    made = exported(tmp_path / "model", tmp_path / "out", "gguf")
+    assert made.facts["grids_kept"] == 0 and len(made.facts["grids_rounded_anew"]) == 14
+
+
+def test_rows_that_do_not_divide_are_reported_with_their_type(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    made = exported(saved("qwen3", tmp_path / "model"), tmp_path / "out", "gguf", type="q4_k_m")
+    others = made.facts["other_types"]
+    assert others["blk.0.ffn_gate.weight"] == "Q5_0 instead of Q4_K: rows of 64"
+    assert "blk.0.ffn_down.weight" not in others
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "other types than asked for" in readme and 'pipeline_tag: "text-generation"' in readme
+
+
+def test_importance_moves_errors_to_inputs_that_matter_less() -> None:
+    pytest.importorskip("xllamacpp")
+    draws = np.random.default_rng(0)
+    weight = draws.standard_normal((16, 512)).astype(np.float32)
+    importance = np.where(np.arange(512) % 8 == 0, 100.0, 0.01).astype(np.float32)
+    errors = []
+    for given in (None, importance):
+        blocks = rounded(weight, "Q4_K", importance=given)
+        read = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_K)
+        errors.append(float((np.square(read - weight) * importance).sum()))
+        assert given is not None or np.abs(read - weight).max() < 0.3
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_statistics_of_calibration_weigh_k_quants(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = tiny.llama(hidden_size=256, intermediate_size=256)
+    stats = quantizing.calibrated(model, tmp_path)
+    source = saved("llama", tmp_path / "model", hidden_size=256)
+    made = exported(source, tmp_path / "out", "gguf", type="q4_k_m", importance=str(stats))
+    assert made.facts["weighed_by_importance"] == 14
+
+
+@pytest.mark.parametrize("number, kind", [(0, "Q6_K"), (1, "Q4_K"), (3, "Q6_K"), (7, "Q6_K")])
+def test_the_mixture_gives_some_layers_more_bits(number: int, kind: str) -> None:
+    mixture = Mixture("Q4_K_M", num_blocks=8, tied=True)
+    assert mixture.wanted(f"blk.{number}.ffn_down.weight", (64, 256)) == kind
+    assert mixture.wanted("token_embd.weight", (400, 256)) == "Q6_K"
+    assert mixture.wanted("output_norm.weight", (256,)) == "F32"
+    assert fitting("Q6_K", 576) == "Q8_0" and fitting("Q4_0", 40) == "F16"
+
+
+def test_other_families_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="format gguf: GGUF is written for causal models"):
+        exported(saved("bert", tmp_path / "model"), tmp_path / "out", "gguf")
+
+
+def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> None:
+    source = saved("llama", tmp_path / "model")
+    exported(source, tmp_path / "out", "gguf", type="f32")
+    asked = prompts(source, 10)
+    session = card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1, slots=3))
+    together = [answer.ids for answer in greedy(session, asked, 6)]
+    alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
+    drawn = [answers(session, [Request(tuple(asked[0]), 6, temperature=1.0, seed=s)])[0].ids
+             for s in (1, 1, 2)]  # fmt: skip
+    session.close()
+    assert together == alone
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf")
+    file = tmp_path / "out" / "model.gguf"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(GateError, match=r"llama\.cpp does not load it"):
+        card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1))
