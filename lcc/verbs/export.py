@@ -1,56 +1,137 @@
-"""Copy a step's model out of the store, as plain files that any tool loads."""
+"""Write a model in another tool's format, and prove that it says there what it said before."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcc.core.arguments import Arguments, emit
+from lcc.core.catalog import card, names
+from lcc.core.decode import decode
 from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
-from lcc.runner import ROOT, find_model, last_run
+from lcc.core.store import ROOT
+from lcc.verbs._artifacts import Found, model_of_run, named_model
 
-USAGE = """usage: lcc export [RUN/]STEP [format=hf] --out FOLDER
+if TYPE_CHECKING:
+    from lcc.exporting.provenance import Provenance
+    from lcc.exporting.publishing import Exported
 
-  lcc export quantize --out my_model         the last run's quantized model
-  lcc export tiny-1a2b3c4d/finetune --out my_model
+USAGE = """usage: lcc export STEP [format=NAME] [format.OPTION=VALUE …] --out FOLDER
+       lcc export model=ARTIFACT [format=NAME] --out FOLDER
 
-Format hf: safetensors, config and tokenizer, as `from_pretrained` reads them."""
-FORMATS = ("hf",)
+  lcc export quantize --out my_model         the last run's quantized model, as it lies
+  lcc export tiny-1a2b3c4d/finetune format=gguf format.type=q4_k_m --out my_gguf
+  lcc export model=./folder format=ctranslate2 --out my_ct2
+
+ARTIFACT is a step of the last run, RUN/STEP, the start of a key, or a folder. Format hf (default)
+is a copy that `from_pretrained` reads; every other format is loaded in the engine that it is made
+for and compared with its source on 200 prompts. Where they differ by more than the format explains
+the export is kept as FOLDER.failed and the exit code is 9. docs/exports.md has the formats."""
 
 
 def main(arguments: Arguments) -> int:
-    if len(arguments.words) != 1 or "out" not in arguments.options:
-        raise RecipeError("say which step and where to: lcc export STEP --out FOLDER.")
-    _check_format(arguments.overrides)
-    run, _, name = arguments.words[0].rpartition("/")
-    facts = _facts(run) if run else last_run()
+    found, options = _asked(arguments)
+    exporter = _exporter(options)
     target = Path(arguments.options["out"])
     if target.exists():
         raise RecipeError(f"{target} exists already; choose another folder with --out.")
-    shutil.copytree(find_model(name, facts), target)
-    size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
-    text = f"exported {facts['run']}/{name} to {target} ({size / 1e6:.1f} MB)"
-    emit({"run": facts["run"], "step": name, "folder": str(target), "bytes": size},
-         arguments.json, text)  # fmt: skip
+    from lcc.core.machine import cores
+    from lcc.exporting.publishing import Trial, publish
+
+    prompts = _task_prompts(found) if exporter.engine else None
+    trial = Trial(prompts=prompts, threads=cores())
+    made = publish(found.folder, target, exporter, trial=trial, origin=_origin(found))
+    _tell(found, made, str(options["name"]), as_json=arguments.json)
     return 0
 
 
-def _check_format(overrides: list[str]) -> None:
-    for word in overrides:
+def _asked(arguments: Arguments) -> tuple[Found, dict[str, Any]]:
+    """The model, and the format with its options as a recipe would write them."""
+    model, options = None, {"name": "hf"}
+    for word in arguments.overrides:
         key, _, value = word.partition("=")
-        if key != "format":
-            raise RecipeError(f"export takes format=NAME, not '{word}'.")
-        if value not in FORMATS:
-            raise RecipeError(f"no format is named {value!r}{did_you_mean(value, FORMATS)}")
+        if key == "model":
+            model = value
+        elif key == "format":
+            options["name"] = value
+        elif key.startswith("format."):
+            options[key.removeprefix("format.")] = _value(value)
+        else:
+            raise RecipeError(f"export takes model=, format=NAME and format.OPTION=, not '{word}'.")
+    words = arguments.words
+    if len(words) + (model is not None) != 1 or "out" not in arguments.options:
+        raise RecipeError("say which model and where to: lcc export STEP --out FOLDER.")
+    if model is not None:
+        return named_model(model), options
+    run, _, step = words[0].rpartition("/")
+    return model_of_run(run, step), options
 
 
-def _facts(run: str) -> dict[str, Any]:
-    path = ROOT / run / "run.json"
-    if not path.is_file():
-        known = [p.parent.name for p in ROOT.glob("*/run.json")]
-        raise RecipeError(f"no run is named {run!r}{did_you_mean(run, known)}")
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return facts
+def _value(text: str) -> Any:
+    """A word as YAML has it: a number, true, false, null, or text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _exporter(options: dict[str, Any]) -> Any:
+    name = options["name"]
+    if name not in names("exporters"):
+        raise RecipeError(f"no format is named {name!r}{did_you_mean(name, names('exporters'))}")
+    given = {key: value for key, value in options.items() if key != "name"}
+    return decode(card("exporters", name), given, "format")
+
+
+def _task_prompts(found: Found) -> list[list[int]] | None:
+    """Prompts of the run's own test rows; None where it has no task with enough of them."""
+    if found.run is None:
+        return None
+    from lcc.core.store import Store
+    from lcc.exporting.prompts import NUM_PROMPTS, task_prompts
+    from lcc.parts.data import PreparedData
+    from lcc.recipe import load_recipe
+
+    prepared = next((s for s in found.run["steps"] if s["kind"] == "prepare"), None)
+    artifact = Store(ROOT).find(prepared["key"]) if prepared else None
+    task = load_recipe(found.run["words"]).task if found.run.get("words") else None
+    if artifact is None or task is None:
+        return None
+    rows = task_prompts(found.folder, task, PreparedData.open(artifact.path / "data"))
+    return rows if len(rows) >= NUM_PROMPTS else None
+
+
+def _origin(found: Found) -> Provenance:
+    from lcc.exporting.provenance import Provenance, evaluated
+
+    if found.run is None:
+        return Provenance()
+    from lcc.core.store import Store
+
+    origin, store = Provenance.of_run(found.run, found.step), Store(ROOT)
+    for step in found.run["steps"]:
+        judged = step["name"].partition(".")[2]
+        if step["kind"] != "eval" or step["status"] not in ("finished", "reused"):
+            continue
+        artifact = store.find(step["key"]) if judged else None
+        if artifact is not None:
+            origin.metrics[judged] = evaluated(artifact.report)
+        if judged == found.step:
+            break
+    return origin
+
+
+def _tell(found: Found, made: Exported, format: str, *, as_json: bool) -> None:
+    text = f"exported {found.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
+    parity = made.parity
+    if parity.kind != "bytes":
+        text += (f"\nagrees with its source on {parity.agreement:.2%} of {parity.num_tokens} "
+                 f"{parity.kind} of {parity.num_prompts} prompts; off by {parity.logit_error:.2%} "
+                 f"of the spread (allowed {parity.tolerance:.0%})")  # fmt: skip
+    facts = {"model": found.name, "folder": str(made.folder), "format": format,
+             "bytes": made.bytes, "facts": made.facts, "parity": parity.facts()}  # fmt: skip
+    if found.run is not None:
+        facts |= {"run": found.run["run"], "step": found.step}
+    emit(facts, as_json, text)
