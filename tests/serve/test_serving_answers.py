@@ -1,0 +1,123 @@
+"""An answer is the same alone, in company, whole and as a stream; one that nobody awaits ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Running
+
+LONG = {"prompt": "and so on", "max_tokens": 400, "temperature": 0}
+
+
+def said(running: Running, **wishes: Any) -> Any:
+    asked = {"prompt": "once upon a time", "max_tokens": 12, "temperature": 0, **wishes}
+    with running.client() as client:
+        reply = client.post("/v1/completions", json=asked)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]
+
+
+def test_sixteen_at_once_are_told_what_each_is_told_alone(chat: Running) -> None:
+    prompts = [f"{'word ' * i}end" for i in range(16)]
+    alone = [said(chat, prompt=prompt)["text"] for prompt in prompts]
+    before = chat.served.turner.num_turns
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda p: said(chat, prompt=p)["text"], prompts))
+    assert together == alone
+    assert chat.served.turner.num_turns - before < 16 * 12  # they shared turns
+
+
+def test_a_seed_repeats_and_another_differs(chat: Running) -> None:
+    wishes: dict[str, Any] = {"temperature": 1.0, "max_tokens": 30}
+    assert said(chat, **wishes, seed=1) == said(chat, **wishes, seed=1)
+    assert said(chat, **wishes, seed=1) != said(chat, **wishes, seed=2)
+
+
+def test_an_answer_ends_before_its_stop_string(chat: Running) -> None:
+    whole = said(chat, temperature=1.0, seed=4, max_tokens=60)["text"]
+    stop = next(c for i, c in enumerate(whole) if i > 4 and c.isascii())
+    cut = said(chat, temperature=1.0, seed=4, max_tokens=60, stop=["never said", stop])
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_the_same_words_as_the_model_in_this_process_says(chat: Running, chat_folder: Path) -> None:
+    from lcc.engine.decoding import answer
+    from lcc.parts.model import open_bundle
+    from lcc.parts.task import Decode
+
+    bundle = open_bundle(chat_folder)
+    ids = list(bundle.tokenizer("once upon a time")["input_ids"])
+    own = answer(bundle.load(), bundle.tokenizer, [ids], decode=Decode(max_new_tokens=12))
+    assert said(chat)["text"].strip() == own[0].text
+
+
+def test_a_client_that_hangs_up_gives_its_slot_back(chat: Running) -> None:
+    active = chat.served.turner.active
+    with chat.client() as client:
+        for kind in ({"stream": True}, {}):
+            try:
+                with client.stream(
+                    "POST", "/v1/completions", json={**LONG, **kind}, timeout=0.25
+                ) as reply:
+                    next(reply.iter_bytes())
+            except Exception as error:
+                assert "timed out" in str(error).lower(), error
+            chat.until(lambda: not active)
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    plain_folder: Path, serve: Callable[..., Any]
+) -> None:
+    with serve(plain_folder, slots=1, queue=1) as running, running.client() as client:
+        with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as first:
+            pieces = first.iter_bytes()
+            next(pieces)
+            with running.client() as other:
+                refused = other.post("/v1/completions", json={**LONG, "n": 2})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) > 0
+            assert not running.served.turner.waiting
+        assert said(running)["text"]
+
+
+def test_who_waits_too_long_is_told_so(plain_folder: Path, serve: Callable[..., Any]) -> None:
+    with serve(plain_folder, slots=1, queue_seconds=0.01) as running, running.client() as client:
+        with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as first:
+            pieces = first.iter_bytes()  # what is let go of hangs up
+            next(pieces)
+            with running.client() as other:
+                late = other.post("/v1/completions", json={**LONG, "stream": True})
+        assert late.status_code == 429
+
+
+@pytest.mark.parametrize("path, asked", [
+    ("/v1/completions", {"prompt": "x" * 600}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 600}]}),
+    ("/v1/embeddings", {"input": ["fine", "x" * 600]}),
+])  # fmt: skip
+def test_a_prompt_that_does_not_fit_is_refused_by_its_tokens(
+    chat: Running, path: str, asked: Any
+) -> None:
+    with chat.client() as client:
+        reply = client.post(path, json=asked)
+    assert reply.status_code == 422
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_an_answer_ends_where_the_context_does(chat: Running) -> None:
+    choice = said(chat, prompt="x" * 500, max_tokens=100)
+    assert choice["finish_reason"] in ("length", "stop")
+
+
+def test_the_metrics_count_what_was_done(chat: Running) -> None:
+    said(chat)
+    with chat.client() as client:
+        text = client.get("/metrics").text
+    for name in ("lcc_requests_total", "lcc_completion_tokens_total", "lcc_answers_running",
+                 "lcc_first_token_seconds_bucket", "lcc_engine_turns"):  # fmt: skip
+        assert name in text
