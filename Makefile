@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 # Where a CPU build of torch is wanted and the index offers only CUDA builds, name the build here.
 TORCH  ?= torch
 
-.PHONY: demo test test-slow test-cluster soak check install format clean
+.PHONY: demo test test-slow test-cluster test-browser soak check install format clean
 
 demo: install
 	$(BIN)/lcc fetch +recipe=mt_en_zh_small
@@ -26,6 +26,10 @@ soak: install
 # A real Slurm from Debian, started in a temporary folder; says why where it cannot be had.
 test-cluster: install
 	$(BIN)/python -m pytest -m "network and not slow" tests/sweeping
+
+# The page of `lcc serve` in Debian's Chromium, which it installs; says why where it cannot be had.
+test-browser: install
+	$(BIN)/python -m pytest -m "network and not slow" tests/serve
 
 check: install
 	$(BIN)/ruff format --check lcc tests benchmarks
