@@ -16,7 +16,7 @@ from pydantic import Field
 from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
-from lcc.parts import cloze
+from lcc.parts import chatting, cloze
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
 from lcc.parts.filling import Row as Row
@@ -243,45 +243,15 @@ class Task:
         self, row: Row, tokenizer: PreTrainedTokenizerBase, demos: Sequence[Row]
     ) -> list[int]:
         if self.chat:
-            return plain_ids(self._chat(row, tokenizer, demos), tokenizer)
+            return plain_ids(chatting.opening(self, row, tokenizer, demos), tokenizer)
         ids = plain_ids(self.prompt(row, demos), tokenizer)
         return [int(tokenizer.bos_token_id), *ids] if needs_bos(tokenizer) else ids
 
     def _answer_ids(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if self.chat:
-            opening = self._chat(row, tokenizer, ())
-            whole = self._chat(row, tokenizer, (), answered=True)
-            if not whole.startswith(opening):
-                raise DataError(f"task {self.name!r}: the chat template changes the prompt once it "
-                                "is answered; set chat: false.")  # fmt: skip
-            return plain_ids(whole[len(opening) :].rstrip("\n"), tokenizer)
+            return chatting.answer_ids(self, row, tokenizer)
         ids = plain_ids(self.completion(row), tokenizer)
         return ids if tokenizer.eos_token_id is None else [*ids, int(tokenizer.eos_token_id)]
-
-    def _chat(
-        self,
-        row: Row,
-        tokenizer: PreTrainedTokenizerBase,
-        demos: Sequence[Row],
-        *,
-        answered: bool = False,
-    ) -> str:
-        """The conversation as text; its template writes BOS itself."""
-        if not tokenizer.chat_template:
-            raise DataError(f"task {self.name!r}: chat is on, but this tokenizer has no chat "
-                            "template; set chat: false.")  # fmt: skip
-        turns = [turn for demo in demos for turn in self._turns(demo)]
-        mine = self._turns(row)
-        turns += mine if answered else mine[:1]
-        return str(
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not answered)
-        )
-
-    def _turns(self, row: Row) -> list[dict[str, str]]:
-        return [
-            {"role": "user", "content": fill(self.template, row)},
-            {"role": "assistant", "content": self.completion(row).strip()},
-        ]
 
     def _encoder_ids(
         self, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int | None
