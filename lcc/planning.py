@@ -20,6 +20,7 @@ from lcc.stage import Stage
 
 IMPLICIT = ("base", "prepare", "merge", "attach", "calibrate")  # steps the pipeline adds by itself
 STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
+LATER_FIELDS = ("baseline", "turns", "system", "grounding")  # of a task
 NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
 # Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "torch-pruning", "bitsandbytes",
@@ -260,9 +261,11 @@ def _path_spec(path: str) -> dict[str, Any]:
 def _task_of(recipe: Recipe, kind: str) -> Any:
     """What a step sees of the task: how it is scored matters to evaluation only."""
     described = describe(recipe.task)
-    unseen = {"eval": (), "bench": (), "vocab": ("metrics", "decode")}
-    ignored = (*unseen.get(kind, ("metrics", "decode", "shots")), "sampling")  # inference's own
-    return {key: value for key, value in described.items() if key not in ignored}
+    unseen = {"eval": (), "bench": ("baseline",), "vocab": ("metrics", "decode", "baseline")}
+    ignored = (*unseen.get(kind, ("metrics", "decode", "shots", "baseline")), "sampling")
+    # Left out where nothing is said: keys of tasks without them are what they were before.
+    empty = [key for key in LATER_FIELDS if not described.get(key)]
+    return {k: v for k, v in described.items() if k not in ignored and k not in empty}
 
 
 def _was_trained(step: Step) -> bool:

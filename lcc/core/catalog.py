@@ -17,9 +17,9 @@ from lcc.core.errors import RecipeError
 from lcc.core.nearest import did_you_mean
 
 STAGES = "stages"
-SHELVES = (STAGES, "adapters", "clipping", "criteria", "engines", "exporters", "launchers",
-           "metrics", "objectives", "optimizers", "quantizers", "readers", "samplers",
-           "trackers")  # fmt: skip
+SHELVES = (STAGES, "adapters", "baselines", "clipping", "criteria", "engines", "exporters",
+           "launchers", "metrics", "objectives", "optimizers", "quantizers", "readers",
+           "samplers", "trackers")  # fmt: skip
 
 
 def names(shelf: str) -> list[str]:

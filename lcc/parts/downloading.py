@@ -76,6 +76,37 @@ def apt_download(package: str, staging: Path, *, bar: Bar) -> None:
         )
 
 
+def apt_index(name: str, staging: Path, *, bar: Bar) -> None:
+    """Download apt's list `name` (`Translation-en`) of this machine's release into `staging/got`.
+
+    In folders of its own, so that nothing of the system's changes; apt checks the signatures.
+    """
+    tool = shutil.which("apt-get")
+    if tool is None:
+        raise ResourceError(f"apt's list '{name}': this machine has no apt-get; use a dataset from "
+                            "the package index, or dataset=local.")  # fmt: skip
+    lists, language = staging / "lists", name.partition("-")[2]
+    _made(lists / "partial")
+    settings = staging / "apt.conf"
+    settings.write_text(
+        f'#clear Acquire::Languages;\nAcquire::Languages {{ "{language}"; }};\n', encoding="utf-8"
+    )
+    options = [f"Dir::State::Lists={lists}", "APT::Sandbox::User=root",
+               "Acquire::GzipIndexes=false",
+               "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false"]  # fmt: skip
+    command = [tool, "-q", "-c", str(settings), *(w for o in options for w in ("-o", o)), "update"]
+    rc, output = _run(command, lists, environment={"LC_ALL": "C.UTF-8"}, bar=bar)
+    found = sorted(lists.glob(f"*_{name}"), key=lambda file: file.stat().st_size)
+    if rc != 0 or not found:
+        reason = _last_line(output, "E:") or "no source offers it"
+        raise ResourceError(
+            f"apt's list '{name}' could not be downloaded: {reason}. Check the network and apt's "
+            "sources, then run the same command again."
+        )
+    # The release's own list, not that of its updates.
+    found[-1].replace(_made(staging / "got") / name)
+
+
 def _run(
     command: Sequence[str], folder: Path, *, environment: Mapping[str, str], bar: Bar
 ) -> tuple[int, str]:

@@ -35,10 +35,13 @@ class Requirement:
     sha256: str | None = None
     sdist: bool = False
     debian: bool = False
+    index: bool = False  # one of apt's own lists, e.g. Translation-en
 
     @property
     def found(self) -> Path | None:
         """Its file in the cache, if it is there."""
+        if self.index:
+            return find_index(self.requirement)
         return find_debian(self.requirement) if self.debian else find(self.requirement)
 
 
@@ -56,6 +59,11 @@ def find(requirement: str) -> Path | None:
 def find_debian(package: str) -> Path | None:
     """The cached .deb of `package`, if it was fetched."""
     return _only_file(cache_root() / "debian" / _folder_name(package))
+
+
+def find_index(name: str) -> Path | None:
+    """The cached list `name` of apt, if it was fetched."""
+    return _only_file(cache_root() / "apt" / name)
 
 
 def fetch(
@@ -92,10 +100,23 @@ def fetch_debian(package: str, *, progress: Progress, bytes: int = 0) -> Path:
         return _adopt(Path(staging) / "got", target, sha256=None)
 
 
+def fetch_index(name: str, *, progress: Progress, bytes: int = 0) -> Path:
+    """apt's list `name` of the release at hand; the system's own lists are left alone."""
+    found = find_index(name)
+    if found is not None:
+        return found
+    with tempfile.TemporaryDirectory(dir=_staging(bytes, name)) as staging:
+        with progress.track(f"fetch {name}", bytes or None, "bytes") as bar:
+            downloading.apt_index(name, Path(staging), bar=bar)
+        return _adopt(Path(staging) / "got", cache_root() / "apt" / name, sha256=None)
+
+
 def fetch_all(requirements: Sequence[Requirement], progress: Progress) -> list[Path]:
     """Every file of `requirements`, in their order."""
     return [
-        fetch_debian(one.requirement, progress=progress, bytes=one.bytes)
+        fetch_index(one.requirement, progress=progress, bytes=one.bytes)
+        if one.index
+        else fetch_debian(one.requirement, progress=progress, bytes=one.bytes)
         if one.debian
         else fetch(one.requirement, progress=progress, sdist=one.sdist, sha256=one.sha256,
                    bytes=one.bytes)

@@ -62,7 +62,8 @@ class Task:
     as the answer says them; `verbalizer` gives words for values (`neg` → `terrible`). With the head
     `masked`, `{mask}` in the template is a gap for such a word (a cloze). A model that
     was not trained is shown `shots` rows of the training split before the prompt. `truncate` is the
-    side that loses tokens of a text longer than the model's window.
+    side that loses tokens of a text longer than the model's window. `baseline` answers without any
+    model; an evaluation tells its scores beside every checkpoint's.
     """
 
     name: str = "task"
@@ -80,6 +81,7 @@ class Task:
     decode: Decode = field(default_factory=Decode)
     sampling: Sampling = field(default_factory=Sampling)  # inference's own
     metrics: tuple[Annotated[Any, Choice("metrics")], ...] = ()
+    baseline: Annotated[Any, Choice("baselines")] = None
 
     def __post_init__(self) -> None:
         for where in ("template", "answer"):
@@ -117,6 +119,10 @@ class Task:
     def source(self, row: Row) -> dict[str, Any]:
         """The fields that the prompt shows; what a report prints beside the answer."""
         return {name: row[name] for name in places(self.template) if name in row}
+
+    def question(self, row: Row) -> str:
+        """What is asked, alone: by it a baseline finds similar rows."""
+        return fill(self.template, row)
 
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
         """`num` shots, the same for every model: by hash, from the shorter half.

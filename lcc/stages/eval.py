@@ -20,6 +20,7 @@ from lcc.parts.metrics import Answer, Metric
 from lcc.parts.model import open_bundle
 from lcc.parts.samples import chosen_rows, read_answers, require_same_samples, write_answers
 from lcc.stage import Measure, Outcome
+from lcc.stages._baseline import Beside
 from lcc.stages._guesses import Guessing
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class Eval:
             comparison.against(side, folder, answers, outcome)
         if earlier:
             outcome.notes.append(rule(self.keep_ratio, self.bootstrap))
+        if task.baseline is not None:
+            beside = Beside(task, context.data.rows("train"), comparison.weights)
+            beside.tell(rows, answers, outcome)
         outcome.files["samples.jsonl"] = write_answers(
             context.folder / "samples.jsonl", _with_scores(answers, tables, task)
         )

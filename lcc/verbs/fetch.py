@@ -66,7 +66,7 @@ def _told(recipe: Recipe, needed: Sequence[Requirement]) -> str:
 
 def _line(one: Requirement) -> str:
     state = "here" if one.found is not None else "to fetch"
-    kind = "Debian package" if one.debian else "package"
+    kind = "list of apt" if one.index else "Debian package" if one.debian else "package"
     parts = [size(one.bytes) if one.bytes else "", one.licence or "licence not stated", state]
     return f"{kind} {one.requirement}: {', '.join(part for part in parts if part)}"
 

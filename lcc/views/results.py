@@ -9,13 +9,17 @@ from typing import Any
 from lcc.core.report import Run, RunStep, StepReport
 
 # The order readers expect; any other measure that comes with an interval follows.
-ORDER = ("bleu", "chrf", "meteor", "rouge_l", "accuracy", "macro_f1", "bits_per_byte",
-         "bits_per_character", "perplexity", "masked_accuracy", "unigram_accuracy",
+ORDER = ("bleu", "chrf", "meteor", "rouge_l", "rouge_1", "rouge_2", "exact_match", "token_f1",
+         "distinct_1", "distinct_2", "repetition", "self_bleu", "accuracy", "macro_f1",
+         "bits_per_byte", "bits_per_character", "perplexity", "masked_accuracy", "unigram_accuracy",
          "next_sentence_accuracy")  # fmt: skip
 LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
+          "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "token_f1": "token F1",
+          "distinct_1": "distinct-1", "distinct_2": "distinct-2", "self_bleu": "self-BLEU",
           "macro_f1": "macro-F1", "bits_per_byte": "bits/byte",
           "bits_per_character": "bits/character"}  # fmt: skip
-LOWER_IS_BETTER = ("bits_per_byte", "bits_per_character", "perplexity", "loss", "wer", "cer", "ter")
+LOWER_IS_BETTER = ("bits_per_byte", "bits_per_character", "perplexity", "repetition", "self_bleu",
+                   "loss", "wer", "cer", "ter")  # fmt: skip
 TRAINING = ("finetune", "distill", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
 

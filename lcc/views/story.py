@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lcc.core.report import Run
 from lcc.views import charts, pareto, results, units
+from lcc.views.baselines import baseline_table
 from lcc.views.details import lineage, machines, remarks, reproduction, settings, steps
 from lcc.views.document import (
     Block,
@@ -55,6 +56,8 @@ def _results(run: Run) -> Iterator[Block]:
         draw = pareto.figure if is_sweep else charts.tradeoff
         figure = draw(found, metric)
         yield from [Figures([figure])] if figure else []
+    beside = baseline_table(run)
+    yield from [beside] if beside else []
     yield from _verdicts(found)
     yield from _protocol(run)
     if any(row.speeds for row in found):

@@ -15,6 +15,7 @@ from rich.text import Text
 from lcc.core.report import Run, read_run
 from lcc.core.sweeps import read_sweep
 from lcc.views import pareto, results, units
+from lcc.views.baselines import baseline_table
 from lcc.views.document import Cell, Column, Table
 from lcc.views.headline import headline
 from lcc.views.points import directions, point_rows
@@ -37,6 +38,10 @@ def print_run(folder: Path, console: Console | None = None) -> None:
     console.print(Text(headline(run), style="bold"))
     console.print()
     console.print(table(run, width=console.width))
+    beside = baseline_table(run)
+    if beside is not None:
+        console.print(Text(units.clean(beside.caption), style="dim"))
+        console.print(_grid(beside))
     for step in run.steps:
         for warning in step.report.warnings if step.report else []:
             console.print(Text(units.clean(f"warning: {step.name}: {warning}"), style="yellow"))

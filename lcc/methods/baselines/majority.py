@@ -1,0 +1,28 @@
+"""Majority: always the training split's most frequent answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+
+if TYPE_CHECKING:
+    from lcc.parts.task import Row, Task
+
+
+@card
+class Majority:
+    """Of several equally frequent answers the first by alphabet."""
+
+    revision: ClassVar[int] = 1
+
+    @property
+    def said(self) -> str:
+        return "the training split's most frequent answer"
+
+    def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+        counts = Counter(task.completion(row).strip() for row in training)
+        name = min(counts, key=lambda answer: (-counts[answer], answer))
+        return [name] * len(rows)

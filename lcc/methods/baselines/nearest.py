@@ -1,0 +1,29 @@
+"""Nearest: the answer that the most similar training question has, by BM25 over its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.parts.retrieval import Index
+
+if TYPE_CHECKING:
+    from lcc.parts.task import Row, Task
+
+
+@card
+class Nearest:
+    """Where no word of a question was ever asked, the first training answer."""
+
+    revision: ClassVar[int] = 1
+
+    @property
+    def said(self) -> str:
+        return "the answer of the nearest training question (BM25)"
+
+    def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+        index = Index([task.question(row) for row in training])
+        found = [index.nearest(task.question(row), 1) for row in rows]
+        chosen = [best[0].number if best else 0 for best in found]
+        return [task.completion(training[i]).strip() for i in chosen]

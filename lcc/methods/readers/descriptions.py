@@ -1,0 +1,78 @@
+"""Debian's package descriptions: what a package does at length, and in one line (its summary)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from lcc.core.decode import card
+from lcc.core.describe import digest
+from lcc.parts.packages import Requirement, file_digest, require
+from lcc.parts.rows import Row, normalised, short_digest
+
+STANZA = re.compile(r"\n\n+")
+
+
+@card
+class Descriptions:
+    """Rows `{id, doc, source, target}` from apt's list of translated descriptions.
+
+    Of packages whose descriptions begin with the same paragraph, as those built from one source
+    do, the first stands for all. List items and code of a description are left out.
+    """
+
+    revision: ClassVar[int] = 1
+
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}(_[A-Z]{2})?$")] = "en"
+    bytes: Annotated[int, Field(ge=0)] = 0
+    licence: str = ""
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        return (self._requirement(),)
+
+    def fingerprint(self) -> str:
+        found = self._requirement().found
+        return digest(file_digest(found) if found else None)
+
+    def read(self) -> Iterator[Row]:
+        text = require(self._requirement()).read_text(encoding="utf-8", errors="replace")
+        seen = set()
+        for stanza in STANZA.split(text):
+            row = _row(stanza, f"Description-{self.language}: ")
+            if row is not None and row["doc"] not in seen:
+                seen.add(row["doc"])
+                yield row
+
+    def _requirement(self) -> Requirement:
+        name = f"Translation-{self.language}"
+        return Requirement(name=name, requirement=name, bytes=self.bytes, licence=self.licence,
+                           index=True)  # fmt: skip
+
+
+def _row(stanza: str, mark: str) -> Row | None:
+    """A package's row; None where it has no long description."""
+    lines = stanza.split("\n")
+    name = next((line[9:] for line in lines if line.startswith("Package: ")), None)
+    at = next((i for i, line in enumerate(lines) if line.startswith(mark)), None)
+    if name is None or at is None:
+        return None
+    paragraphs = _paragraphs(lines[at + 1 :])
+    if not paragraphs:
+        return None
+    first = short_digest(normalised(paragraphs[0]))
+    return {"id": name, "doc": first, "source": " ".join(paragraphs),
+            "target": lines[at].removeprefix(mark).strip()}  # fmt: skip
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    """The paragraphs of prose: a lone dot ends one, deeper lines are lists or code."""
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line == " .":
+            found.append([])
+        elif line.startswith(" ") and not line.startswith("  "):
+            found[-1].append(line.strip())
+    return [" ".join(part) for part in found if part]
