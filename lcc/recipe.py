@@ -30,7 +30,7 @@ class Scale:
     """How large a recipe is run: tiny stand-ins by head and task, and upper bounds on options."""
 
     name: str = "full"
-    models: dict[str, str] = field(default_factory=dict)  # head → model card
+    models: dict[str, str] = field(default_factory=dict)  # task or head → model card
     datasets: dict[str, str] = field(default_factory=dict)  # task → dataset card
     caps: dict[str, int | float] = field(default_factory=dict)  # stage option → at most
 
@@ -112,8 +112,9 @@ def _stand_ins(scale: Scale, values: dict[str, Any]) -> list[str]:
     if "couple" in (values.get("stages") or {}):
         head = "embed"  # the task's head is what coupling makes of an encoder
     words = []
-    if values.get("model") and head in scale.models:
-        words.append(f"model={scale.models[head]}")
+    stand_in = scale.models.get(name) or scale.models.get(head)
+    if values.get("model") and stand_in:
+        words.append(f"model={stand_in}")
     if values.get("dataset") and name in scale.datasets:
         words.append(f"dataset={scale.datasets[name]}")
     return words

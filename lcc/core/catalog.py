@@ -59,8 +59,11 @@ class Choice:
     """Annotation of a field whose value is a name on a shelf, or a mapping `{name: …, options}`."""
 
     shelf: str
+    optional: bool = False  # null means none of them
 
     def decode(self, value: Any) -> Any:
+        if value is None and self.optional:
+            return None
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -85,7 +88,8 @@ class Choice:
         from lcc.core.decode import card_schema
 
         options = [card_schema(card(self.shelf, name), name) for name in names(self.shelf)]
-        return {"anyOf": [{"enum": names(self.shelf)}, *options]}
+        nothing = [{"type": "null"}] if self.optional else []
+        return {"anyOf": [{"enum": names(self.shelf)}, *options, *nothing]}
 
 
 def _package(shelf: str) -> str:

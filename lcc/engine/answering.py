@@ -14,6 +14,7 @@ from lcc.engine.cloze import fills
 from lcc.engine.decoding import Generated, answer
 from lcc.engine.encoder_heads import token_logits
 from lcc.engine.scoring import Span, choices, context_length, nats, windows
+from lcc.parts.chatting import exchanges, spoken
 from lcc.parts.cloze import word_ids
 from lcc.parts.encoding import needs_bos, plain_ids
 from lcc.parts.metrics import Answer, Need
@@ -154,6 +155,10 @@ class Answering:
         room = context_length(self.module)
         if self.task.head == "seq2seq":
             return [Span(completion[:room], 0, self._prompt(row, max_length=room))]
+        if self.task.turns:
+            return [Span((before + said)[-room:], min(len(before) + len(said), room) - len(said))
+                    for before, said in exchanges(self.task, row, self.tokenizer)
+                    if len(said) < room]  # fmt: skip
         if self._is_plain:
             window = min(self.window, room)
             stride = min(self.stride, max(1, window // 2))
@@ -166,6 +171,8 @@ class Answering:
     def _sizes(self, row: Row) -> dict[str, int]:
         """Size of what was predicted: without BOS a plain text's first token is given away."""
         text, given = self.task.completion(row), ""
+        if self.task.turns:
+            text = "".join(spoken(self.task, row))
         if self._is_plain and not needs_bos(self.tokenizer):
             given = str(self.tokenizer.decode(plain_ids(text, self.tokenizer)[:1]))
         return {"num_bytes": len(text.encode()) - len(given.encode()),

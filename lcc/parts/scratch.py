@@ -28,6 +28,7 @@ class TokenizerRecipe:
     single: str = "$A"
     pair: str | None = None
     sentinels: Annotated[int, Field(ge=0)] = 0
+    chat_template: str = ""
 
 
 @card
@@ -46,9 +47,12 @@ class Scratch:
 def make_tokenizer(recipe: TokenizerRecipe) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a recipe."""
     dress = Dress(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
-    return train_tokenizer(
+    made = train_tokenizer(
         recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress
     )
+    if recipe.chat_template:
+        made.chat_template = recipe.chat_template
+    return made
 
 
 def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase) -> Any:

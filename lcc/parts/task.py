@@ -62,7 +62,9 @@ class Task:
     as the answer says them; `verbalizer` gives words for values (`neg` → `terrible`). With the head
     `masked`, `{mask}` in the template is a gap for such a word (a cloze). A model that
     was not trained is shown `shots` rows of the training split before the prompt. `truncate` is the
-    side that loses tokens of a text longer than the model's window. `baseline` answers without any
+    side that loses tokens of a text longer than the model's window. With `chat` the model's own
+    template writes the prompt, under `system` where that is given; `turns` names the field that
+    holds a conversation, a list of texts, the user's first. `baseline` answers without any
     model; an evaluation tells its scores beside every checkpoint's.
     """
 
@@ -74,6 +76,8 @@ class Task:
     separator: str = "\n"
     shots: Annotated[int, Field(ge=0)] = 0
     chat: bool = False
+    system: str = ""
+    turns: str = ""
     labels: tuple[str, ...] | Literal["from_data"] | None = None
     verbalizer: dict[str, str] = field(default_factory=dict)
     language: str = ""
@@ -81,25 +85,33 @@ class Task:
     decode: Decode = field(default_factory=Decode)
     sampling: Sampling = field(default_factory=Sampling)  # inference's own
     metrics: tuple[Annotated[Any, Choice("metrics")], ...] = ()
-    baseline: Annotated[Any, Choice("baselines")] = None
+    baseline: Annotated[Any, Choice("baselines", optional=True)] = None
 
     def __post_init__(self) -> None:
-        for where in ("template", "answer"):
+        for where in ("template", "answer", "system"):
             for name in places(getattr(self, where)):
                 if name not in self.fields and not (self.is_cloze and name == cloze.PLACE):
                     known = ", ".join(self.fields)
                     raise ValueError(f"{where} names {{{name}}}, which is not a field ({known})")
-        if not self.template and not self.answer:
+        if self.turns and (self.turns not in self.fields or self.head != "causal"):
+            raise ValueError(f"turns names {self.turns!r}: it must be a field, and head causal")
+        if (self.turns or self.system) and not self.chat:
+            raise ValueError("turns and system need chat: true")
+        if not self.template and not self.answer and not self.turns:
             raise ValueError("template and answer are both empty; a task needs one of them")
 
     def prompt(self, row: Row, demos: Sequence[Row] = ()) -> str:
         """What the model is shown, shots first, without any chat template."""
+        if self.turns:
+            return self.separator.join(chatting.history(self, row))
         shots = "".join(self._shown(demo) + self.separator for demo in demos)
         gapped = {**row, cloze.PLACE: cloze.GAP} if self.is_cloze else row
         return shots + fill(self.template, gapped)
 
     def completion(self, row: Row) -> str:
-        """What the model should say, leading space included."""
+        """What the model should say, leading space included; of a conversation its last turn."""
+        if self.turns:
+            return (chatting.spoken(self, row) or [""])[-1]
         return fill(self.answer, self._spoken(row))
 
     def text(self, row: Row) -> str:
@@ -107,6 +119,8 @@ class Task:
 
         Of a cloze the fields alone, for its word would tell a label.
         """
+        if self.turns:
+            return self.separator.join(row[self.turns])
         if self.is_cloze:
             return " ".join(map(str, self.source(row).values()))
         return fill(self.template, row) + self.completion(row)
@@ -118,11 +132,13 @@ class Task:
 
     def source(self, row: Row) -> dict[str, Any]:
         """The fields that the prompt shows; what a report prints beside the answer."""
+        if self.turns:
+            return {self.turns: chatting.history(self, row)}
         return {name: row[name] for name in places(self.template) if name in row}
 
     def question(self, row: Row) -> str:
         """What is asked, alone: by it a baseline finds similar rows."""
-        return fill(self.template, row)
+        return chatting.history(self, row)[-1] if self.turns else fill(self.template, row)
 
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
         """`num` shots, the same for every model: by hash, from the shorter half.
@@ -195,6 +211,8 @@ class Task:
             return cloze.gap_ids(text, tokenizer, max_length=max_length, side=self.truncate)[0]
         if self.head != "causal":
             return self._encoder_ids(self.prompt(row, demos), tokenizer, max_length)[0]
+        if self.turns and not demos:
+            return chatting.history_ids(self, row, tokenizer, max_length)
         ids = self._causal_ids(row, tokenizer, demos)
         return cut(ids, max_length, self.truncate)
 
@@ -218,6 +236,8 @@ class Task:
 
         Of a long causal prompt tokens go, never of its completion unless that alone is too long.
         """
+        if self.turns:
+            return chatting.encode(self, row, tokenizer, max_length=max_length)
         if self.head == "causal":
             return self._encode_causal(row, tokenizer, max_length)
         if self.is_cloze:

@@ -155,3 +155,58 @@ def test_the_verdict_follows_its_rule(low: float, high: float, word: str) -> Non
 def test_nothing_is_kept_of_a_score_of_zero() -> None:
     assert verdict(Interval(0, 0, 0), 0.0, keep_ratio=0.95) == "unclear"
     assert verdict(Interval(2, 1, 3), 0.0, keep_ratio=0.95) == "gained"
+
+
+def test_distinct_counts_different_ngrams_of_all_answers_together() -> None:
+    found = [Answer(str(i), {}, "", text) for i, text in enumerate(["a b a", "b a c", "", "A"])]
+    words, pairs = ["a", "b", "a", "b", "a", "c", "a"], ["ab", "ba", "ba", "ac"]
+    for name, said in (("distinct_1", words), ("distinct_2", pairs)):
+        one = metric(name)
+        statistics = one.statistics(found, language="en")
+        assert float(one.score(statistics.sum(axis=0))) == pytest.approx(len(set(said)) / len(said))
+
+
+def test_the_interval_of_distinct_holds_its_value() -> None:
+    """Counting anew in each resample would not: a resample holds fewer different answers."""
+    one = metric("distinct_2")
+    statistics = one.statistics(answers("en"), language="en")
+    found = interval(statistics, one.score, draws(60, 400, 0))
+    assert found.low < found.value < found.high
+
+
+def test_repetition_is_within_one_answer() -> None:
+    texts = ["a b c d a b c d", "a b c d e", "a"]
+    found = [Answer(str(i), {}, "", text) for i, text in enumerate(texts)]
+    one = metric("repetition")
+    assert one.statistics(found, language="en")[:, 0].tolist() == [1 - 4 / 5, 0.0, 0.0]
+
+
+def test_self_bleu_is_high_where_all_say_the_same() -> None:
+    one = metric("self_bleu")
+    same = [Answer(str(i), {}, "", "the file is full again") for i in range(4)]
+    other = [Answer(str(i), {}, "", text) for i, text in enumerate(
+        ["the file is full", "open a window", "nobody came today", "it rains"])]  # fmt: skip
+    alike, different = (float(one.score(one.statistics(a, language="en").sum(axis=0)))
+                        for a in (same, other))  # fmt: skip
+    assert alike == pytest.approx(100) and different < 20
+
+
+@pytest.mark.parametrize("name, kind", [("rouge_1", "rouge1"), ("rouge_l", "rougeL")])
+def test_rouge_is_rouge_scores(name: str, kind: str) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found = answers("en")
+    scorer = RougeScorer([kind], use_stemmer=True)
+    expected = [scorer.score(a.reference, a.output or "")[kind].fmeasure for a in found]
+    assert metric(name).statistics(found, language="en")[:, 0].tolist() == expected
+    one = Answer("1", {}, "打开文件", "打开文夹")
+    assert metric("rouge_1").statistics([one], language="zh")[0, 0] == pytest.approx(0.75)
+
+
+def test_equal_answers_are_equal_as_in_squad() -> None:
+    texts = [("The Cat.", "cat", 1.0, 1.0), ("a dog runs", "the dog", 0.0, 2 / 3), ("", "x", 0, 0),
+             ("文件夹", "文件", 0.0, 0.8)]  # fmt: skip
+    for output, reference, exact, shared in texts:
+        one = [Answer("1", {}, reference, output)]
+        assert metric("exact_match").statistics(one, language="en")[0, 0] == exact
+        assert metric("token_f1").statistics(one, language="en")[0, 0] == pytest.approx(shared)

@@ -252,3 +252,29 @@ def test_a_model_without_a_head_answers_with_the_majority(
 def test_a_classifier_cannot_translate(classifier: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no trained causal head"):
         run(classifier, task("translation"), tmp_path / "a", {"data": data})
+
+
+def test_a_baseline_is_judged_on_the_same_samples(causal: Path, data: Path, tmp_path: Path) -> None:
+    what = task(
+        "translation", baseline={"name": "lead", "words": 2}, metrics=["chrf", "perplexity"]
+    )
+    outcome = run(causal, what, tmp_path / "e", {"data": data}, shots=0)
+    (row,) = outcome.tables["baseline"]  # perplexity judges no answer
+    assert row["metric"] == "chrf" and row["baseline"] == "lead"
+    assert row["delta"] == pytest.approx(value(outcome, "chrf") - row["value"])
+    assert row["delta_low"] <= row["delta"] <= row["delta_high"]
+    assert value(outcome, "baseline") == "lead: the first 2 words of the source"
+
+
+def test_a_model_that_knows_the_answers_beats_its_baseline(
+    causal: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcc.engine.answering import Answering
+
+    what = task("translation", baseline="majority", metrics=["accuracy"])
+    monkeypatch.setattr(
+        Answering, "outputs", lambda self, rows: [(row["target"], True) for row in rows]
+    )
+    outcome = run(causal, what, tmp_path / "e", {"data": data}, shots=0)
+    (row,) = outcome.tables["baseline"]
+    assert row["verdict"] == "better" and row["value"] < 1 == value(outcome, "accuracy")
