@@ -20,7 +20,7 @@ from lcc.stage import Stage
 
 IMPLICIT = ("base", "prepare", "merge", "attach", "calibrate")  # steps the pipeline adds by itself
 STEP_KEYS = ("kind", "before", "after", "checkpoints")  # placed by the pipeline, not the stage
-LATER_FIELDS = ("baseline", "turns", "system", "grounding")  # of a task
+LATER_FIELDS = ("baseline", "passage", "turns", "system", "grounding")  # of a task
 NOUNS = ("method", "clip", "distributed")  # every training step takes these unless its node says
 # Which versions enter a key: those whose arithmetic or file format a step's numbers come from.
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "torch-pruning", "bitsandbytes",

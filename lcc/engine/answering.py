@@ -13,6 +13,7 @@ from lcc.core.lazy import torch
 from lcc.engine.cloze import fills
 from lcc.engine.decoding import Generated, answer
 from lcc.engine.encoder_heads import token_logits
+from lcc.engine.extracting import extracted
 from lcc.engine.scoring import Span, choices, context_length, nats, windows
 from lcc.parts.chatting import exchanges, spoken
 from lcc.parts.cloze import word_ids
@@ -120,6 +121,10 @@ class Answering:
             return [(name, True) for name in self.chosen(rows)]
         if self.task.is_ranked:
             return [(name, True) for name in self.ranked(rows)]
+        if self.task.head == "extract":
+            found = extracted(self.module, self.tokenizer, self.task, rows,
+                              batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+            return [(text, True) for text in found]
         if self.task.head in ("masked", "paired"):
             return [(self.reading(row), True) for row in rows]
         if self.task.head == "embed":

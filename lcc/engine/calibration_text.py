@@ -55,6 +55,9 @@ def encoded_batches(
 def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
     ids, mask = _padded([example.input_ids for example in examples], pad, device)
     batch = {"input_ids": ids, "attention_mask": mask}
+    if any(any(example.kinds or ()) for example in examples):
+        kinds = [example.kinds or [0] * len(example.input_ids) for example in examples]
+        batch["token_type_ids"], _ = _padded(kinds, 0, device)
     if model.config.is_encoder_decoder:
         labels, seen = _padded([example.labels for example in examples], -100, device)
         batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)

@@ -74,8 +74,12 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
     ids = _padded([e.input_ids for e in examples], pad)
     mask = _padded([[1] * len(e.input_ids) for e in examples], 0)
     inputs = {"input_ids": moved(ids, device), "attention_mask": moved(mask, device)}
-    if head == "classify":
-        targets = torch.tensor([e.labels for e in examples])
+    kinds = [getattr(e, "kinds", None) or [] for e in examples]
+    if any(map(any, kinds)):
+        inputs["token_type_ids"] = moved(_padded(kinds, 0), device)
+    if head in ("classify", "extract"):
+        # Of a span first where it begins, for every row, then where it ends.
+        targets = torch.tensor([e.labels for e in examples]).T.flatten()
         return Batch(inputs, None, moved(targets, device))
     labels = _padded([_sequence(e) for e in examples], IGNORED)
     if head == "seq2seq":

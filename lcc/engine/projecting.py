@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
 from lcc.engine.cloze import cloze_logits
+from lcc.engine.extracting import extract_logits
 from lcc.engine.objectives import Batch, LogitsOf, unsupervised
 from lcc.engine.packing import laid_out
 from lcc.parts.adapters import is_prompt
@@ -59,6 +60,8 @@ def logits_function(model: Any, head: Head) -> LogitsOf:
         return lambda batch: model(**batch.inputs).logits
     if head == "masked":
         return cloze_logits(model)
+    if head == "extract":
+        return extract_logits(model)
     if head not in ("causal", "seq2seq"):
         raise unsupervised(head)
     projection = projection_of(model, head)

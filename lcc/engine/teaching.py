@@ -53,13 +53,16 @@ def renumbered(batch: Batch, ids: Tensor) -> Batch:
 
 def mapped_logits(logits: LogitsOf, ids: Tensor, head: Head) -> LogitsOf:
     """The teacher's logits of the student's tokens, whose softmax is over them alone."""
-    if head == "classify":
+    if head in ("classify", "extract"):
         return lambda batch: logits(renumbered(batch, ids))
     return lambda batch: logits(renumbered(batch, ids))[:, ids]
 
 
 def states_function(model: Any, head: Head) -> StatesOf:
     """Logits and hidden states of one forward; of a classifier, at every token but padding."""
+    if head == "extract":
+        raise DataError("finetune.distill: hidden states are not compared for the head extract; "
+                        "leave hidden_weight out.")  # fmt: skip
 
     def states(batch: Batch) -> tuple[Tensor, Sequence[Tensor]]:
         inputs = dict(batch.inputs)

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 Form = Literal["dense", "packed", "adapter", "adapted"]
 """`adapted` is what a step hands on whose adapter stays; the card keeps the form of its base."""
-Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired"]
+Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired", "extract"]
 
 CARD_FILE = "lcc_card.json"
 ADAPTER = "adapter"  # the folder of a model's own adapter, below its own
 SHARD_BYTES = "4GB"
+UNTRAINED: tuple[Head, ...] = ("classify", "extract")  # a new one knows nothing yet
 AUTO_CLASSES: dict[Head, str] = {
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -36,6 +37,7 @@ AUTO_CLASSES: dict[Head, str] = {
     "embed": "AutoModel",
     "masked": "AutoModelForMaskedLM",
     "paired": "AutoModelForPreTraining",  # BERT's two heads
+    "extract": "AutoModelForQuestionAnswering",
 }
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -226,6 +228,8 @@ def _head_of(architecture: str, config: dict[str, Any]) -> Head:
         return "causal"
     if architecture.endswith("ForSequenceClassification"):
         return "classify"
+    if architecture.endswith("ForQuestionAnswering"):
+        return "extract"
     if architecture.endswith("ForMaskedLM"):
         return "masked"
     if architecture.endswith("BertForPreTraining"):

@@ -16,13 +16,15 @@ class Example:
     """One row as a model trains on it.
 
     `labels`: causal, as long as `input_ids`, IGNORED on the prompt; seq2seq, the target's ids;
-    classify, the label's number; embed, empty. `num_truncated` tokens were cut off.
+    classify, the label's number; embed, empty; extract, the answer's first and last place.
+    `num_truncated` tokens were cut off.
     """
 
     input_ids: list[int]
     labels: list[int] | int
     num_prompt: int = 0
     num_truncated: int = 0
+    kinds: list[int] | None = None  # of a pair, which text each token is of
 
 
 def needs_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

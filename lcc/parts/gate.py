@@ -155,6 +155,8 @@ def probe_logits(module: Any) -> Tensor:
 
 
 def _logits(output: Any) -> Tensor:
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits]).float().cpu()
     names = ("logits", "prediction_logits", "last_hidden_state")  # BERT's pair model says more
     logits = next(output[name] for name in names if name in output)
     result: Tensor = logits.float().cpu()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.errors import DataError, IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.parts.adapters import put_adapter
-from lcc.parts.checkpoint import ADAPTER, AUTO_CLASSES, Card, Head, hush, read_card
+from lcc.parts.checkpoint import ADAPTER, AUTO_CLASSES, UNTRAINED, Card, Head, hush, read_card
 from lcc.parts.factors import FORMAT, read_factored
 from lcc.parts.folder import examine, read_json
 from lcc.parts.packed import is_one_scheme, unpacked
@@ -107,7 +107,7 @@ class Bundle:
                 f"({self.card.head}) does not have; choose a model that generates."
             )
         self.module = _with_new_head(self.load(device=None), head, num_labels, seed, labels)
-        self.with_card(head=head, auto_class=AUTO_CLASSES[head], headless=head == "classify")
+        self.with_card(head=head, auto_class=AUTO_CLASSES[head], headless=head in UNTRAINED)
         return self
 
     def _other_labels(self, head: Head, num_labels: int) -> bool:

@@ -17,7 +17,7 @@ from lcc.core.decode import card
 from lcc.core.errors import ResourceError
 from lcc.core.progress import Progress
 from lcc.parts import hub, packages
-from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head
+from lcc.parts.checkpoint import AUTO_CLASSES, UNTRAINED, Card, Head
 from lcc.parts.folder import examine
 from lcc.parts.gguf import read_gguf
 from lcc.parts.model import Bundle, open_bundle
@@ -183,7 +183,7 @@ def _from_scratch(spec: ModelSpec, scratch: Scratch) -> Bundle:
         dtype=spec.dtype or "bfloat16",
         licence=spec.licence,
         origin=spec.origin or f"drawn with seed {scratch.seed}",
-        headless=head == "classify",
+        headless=head in UNTRAINED,
     )
     bundle = Bundle(card=value, module=make_module(scratch, head, tokenizer))
     bundle.tokenizer = tokenizer

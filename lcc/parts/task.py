@@ -6,7 +6,6 @@ completion's tokens are appended: `encode` and the decoder share `Task.prompt_id
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,14 +15,15 @@ from pydantic import Field
 from lcc.core.catalog import Choice
 from lcc.core.decode import card
 from lcc.core.errors import DataError
-from lcc.parts import chatting, cloze
+from lcc.parts import chatting, cloze, passages
 from lcc.parts.checkpoint import Head
 from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
 from lcc.parts.filling import Row as Row
 from lcc.parts.filling import fill, places
 from lcc.parts.framing import frame_of
-from lcc.parts.rows import in_turns
 from lcc.parts.sampling import Sampling
+from lcc.parts.shots import drawn
+from lcc.parts.soundness import require_sound
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,8 @@ class Task:
     was not trained is shown `shots` rows of the training split before the prompt. `truncate` is the
     side that loses tokens of a text longer than the model's window. With `chat` the model's own
     template writes the prompt, under `system` where that is given; `turns` names the field that
-    holds a conversation, a list of texts, the user's first. `baseline` answers without any
+    holds a conversation, a list of texts, the user's first. With the
+    head `extract` the answer is a piece of the field `passage`. `baseline` answers without any
     model; an evaluation tells its scores beside every checkpoint's.
     """
 
@@ -78,6 +79,7 @@ class Task:
     chat: bool = False
     system: str = ""
     turns: str = ""
+    passage: str = ""
     labels: tuple[str, ...] | Literal["from_data"] | None = None
     verbalizer: dict[str, str] = field(default_factory=dict)
     language: str = ""
@@ -88,17 +90,7 @@ class Task:
     baseline: Annotated[Any, Choice("baselines", optional=True)] = None
 
     def __post_init__(self) -> None:
-        for where in ("template", "answer", "system"):
-            for name in places(getattr(self, where)):
-                if name not in self.fields and not (self.is_cloze and name == cloze.PLACE):
-                    known = ", ".join(self.fields)
-                    raise ValueError(f"{where} names {{{name}}}, which is not a field ({known})")
-        if self.turns and (self.turns not in self.fields or self.head != "causal"):
-            raise ValueError(f"turns names {self.turns!r}: it must be a field, and head causal")
-        if (self.turns or self.system) and not self.chat:
-            raise ValueError("turns and system need chat: true")
-        if not self.template and not self.answer and not self.turns:
-            raise ValueError("template and answer are both empty; a task needs one of them")
+        require_sound(self)
 
     def prompt(self, row: Row, demos: Sequence[Row] = ()) -> str:
         """What the model is shown, shots first, without any chat template."""
@@ -121,6 +113,8 @@ class Task:
         """
         if self.turns:
             return self.separator.join(row[self.turns])
+        if self.passage:
+            return f"{fill(self.template, row)}{self.separator}{row.get(self.passage, '')}"
         if self.is_cloze:
             return " ".join(map(str, self.source(row).values()))
         return fill(self.template, row) + self.completion(row)
@@ -134,26 +128,16 @@ class Task:
         """The fields that the prompt shows; what a report prints beside the answer."""
         if self.turns:
             return {self.turns: chatting.history(self, row)}
-        return {name: row[name] for name in places(self.template) if name in row}
+        shown = dict.fromkeys([*places(self.template), *filter(None, [self.passage])])
+        return {name: row[name] for name in shown if name in row}
 
     def question(self, row: Row) -> str:
         """What is asked, alone: by it a baseline finds similar rows."""
         return chatting.history(self, row)[-1] if self.turns else fill(self.template, row)
 
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
-        """`num` shots, the same for every model: by hash, from the shorter half.
-
-        Where the task has labels, no label is shown twice more often than another.
-        """
-        num = self.shots if num is None else num
-        if not num:
-            return []
-        short = sorted(rows, key=lambda row: len(self.text(row)))
-        short = short[: max(num, len(short) // 2)]
-        if len(short) < num:
-            raise DataError(f"{num} shots asked, the training split has {len(short)} rows")
-        ranked = sorted(short, key=lambda row: _rank(row, seed))
-        return ranked[:num] if self.labels is None else in_turns(ranked, self.completion)[:num]
+        """`num` shots, the same for every model."""
+        return drawn(self, rows, seed, self.shots if num is None else num)
 
     def _spoken(self, row: Row) -> Row:
         if not self.verbalizer:
@@ -209,6 +193,9 @@ class Task:
         if self.is_cloze:
             text = self.prompt(row, demos)
             return cloze.gap_ids(text, tokenizer, max_length=max_length, side=self.truncate)[0]
+        if self.passage:
+            length = max_length or tokenizer.model_max_length
+            return next(passages.windows(self, row, tokenizer, length)).ids
         if self.head != "causal":
             return self._encoder_ids(self.prompt(row, demos), tokenizer, max_length)[0]
         if self.turns and not demos:
@@ -238,6 +225,8 @@ class Task:
         """
         if self.turns:
             return chatting.encode(self, row, tokenizer, max_length=max_length)
+        if self.passage:
+            return passages.encode(self, row, tokenizer, max_length)
         if self.head == "causal":
             return self._encode_causal(row, tokenizer, max_length)
         if self.is_cloze:
@@ -290,7 +279,3 @@ class Task:
         if len(kept) == len(whole):
             return list(tokenizer(text)["input_ids"]), 0
         return frame_of(tokenizer).single(kept), len(whole) - len(kept)
-
-
-def _rank(row: Row, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{row.get('id')}".encode()).hexdigest()

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.catalog import name_of
 from lcc.parts.bootstrap import interval, paired
+from lcc.parts.metrics import Answer
 from lcc.stage import Measure, Outcome
 
 if TYPE_CHECKING:
     from lcc.parts.bootstrap import Floats, Interval
-    from lcc.parts.metrics import Answer, Metric
+    from lcc.parts.metrics import Metric
+    from lcc.parts.model import Bundle
     from lcc.parts.task import Row, Task
 
 
@@ -53,3 +55,14 @@ def _word(delta: Interval, higher_is_better: bool) -> str:
     """better or worse where the whole interval says so."""
     low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def baseline_answers(
+    bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
+) -> list[Answer]:
+    """What the baseline says, in place of a model that has no head for the task yet."""
+    said = task.baseline.outputs(task, training, rows)
+    outcome.notes.append(f"The model has no trained {task.head} head yet: the baseline answers in "
+                         f"its place ({task.baseline.said}).")  # fmt: skip
+    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
+            for row, text in zip(rows, said, strict=True)]  # fmt: skip

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lcc.engine.supply import Examples
     from lcc.stage import Context
 
+CLASSES = ("classify", "extract")  # heads whose logits are of no vocabulary
 NUM_COMPARED = 8  # rows that both tokenizers must split alike
 NUM_FITTED = 32  # micro-batches that maps between widths are fitted on
 
@@ -90,9 +91,9 @@ class Lesson:
             allow_packing(teacher)
         ids = self._ids(bundle, opened, context)
         own, theirs = _num_classes(self.stepper.model), _num_classes(teacher)
-        if ids is None and own != theirs and self.stepper.head != "classify":
+        if ids is None and own != theirs and self.stepper.head not in CLASSES:
             ids = _shared_ids(bundle, opened)  # Equal tokenizers under embeddings of other lengths.
-        fits = own == theirs if self.stepper.head == "classify" or ids is None else (
+        fits = own == theirs if self.stepper.head in CLASSES or ids is None else (
             len(ids) <= own and max(ids) < theirs
         )  # fmt: skip
         if not fits:

@@ -20,7 +20,7 @@ from lcc.parts.metrics import Answer, Metric
 from lcc.parts.model import open_bundle
 from lcc.parts.samples import chosen_rows, read_answers, require_same_samples, write_answers
 from lcc.stage import Measure, Outcome
-from lcc.stages._baseline import Beside
+from lcc.stages._baseline import Beside, baseline_answers
 from lcc.stages._guesses import Guessing
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class Eval:
         self, bundle: Bundle, context: Context, task: Task, rows: list[Row], outcome: Outcome
     ) -> list[Answer]:
         if bundle.lacks_head(task.head):
+            if task.baseline is not None:
+                return baseline_answers(bundle, task, context.data.rows("train"), rows, outcome)
             return _without_head(bundle, task, context.data.rows("train"), rows, outcome)
         num_shots = task.shots if self.shots is None else self.shots
         demos = task.draw(context.data.rows("train"), context.seed, num_shots)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lcc.parts.model import Bundle
 
 TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS",
-              "masked": "FEATURE_EXTRACTION"}  # fmt: skip
+              "masked": "FEATURE_EXTRACTION", "extract": "QUESTION_ANS"}  # fmt: skip
 
 
 @card

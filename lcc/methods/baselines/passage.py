@@ -1,0 +1,44 @@
+"""Passage: the sentence or paragraph of the passage that shares most with the question (BM25)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.parts.retrieval import Index
+
+if TYPE_CHECKING:
+    from lcc.parts.task import Row, Task
+
+ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+PARAGRAPHS = re.compile(r"\n+")
+
+
+@card
+class Passage:
+    """Of the field `of`; where no word is shared, the first one."""
+
+    revision: ClassVar[int] = 1
+
+    of: str = "context"
+    unit: Literal["sentence", "paragraph"] = "sentence"
+
+    @property
+    def said(self) -> str:
+        return f"the {self.unit} of the {self.of} nearest to the question (BM25)"
+
+    def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+        if rows and self.of not in rows[0]:
+            known = ", ".join(rows[0])
+            raise DataError(f"task.baseline.of: rows have no field {self.of!r} ({known}).")
+        return [self._chosen(str(row["question"] if "question" in row else task.question(row)),
+                             str(row[self.of])) for row in rows]  # fmt: skip
+
+    def _chosen(self, question: str, text: str) -> str:
+        split = ENDS if self.unit == "sentence" else PARAGRAPHS
+        parts = [part.strip() for part in split.split(text) if part and part.strip()] or [""]
+        found = Index(parts).nearest(question, 1)
+        return parts[found[0].number] if found else parts[0]
