@@ -213,6 +213,8 @@ class _Planner:
             if recipe.task is None:
                 raise RecipeError(f"step {name!r} needs a task; choose one with task=NAME.")
             nouns["task"] = _task_of(recipe, kind)
+            if recipe.task.grounding is not None:
+                nouns["grounding"] = recipe.task.grounding.reader.fingerprint()
         if "seed" in stage.reads:
             nouns["seed"] = recipe.seed
         if "device" in stage.reads:

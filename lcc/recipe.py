@@ -32,6 +32,7 @@ class Scale:
     name: str = "full"
     models: dict[str, str] = field(default_factory=dict)  # task or head → model card
     datasets: dict[str, str] = field(default_factory=dict)  # task → dataset card
+    faqs: dict[str, str] = field(default_factory=dict)  # task → file of its grounding
     caps: dict[str, int | float] = field(default_factory=dict)  # stage option → at most
 
 
@@ -117,6 +118,8 @@ def _stand_ins(scale: Scale, values: dict[str, Any]) -> list[str]:
         words.append(f"model={stand_in}")
     if values.get("dataset") and name in scale.datasets:
         words.append(f"dataset={scale.datasets[name]}")
+    if task.get("grounding") and name in scale.faqs:
+        words.append(f"++task.grounding.file={scale.faqs[name]}")
     return words
 
 

@@ -39,6 +39,13 @@ def answer_ids(task: Task, row: Row, tokenizer: PreTrainedTokenizerBase) -> list
     return plain_ids(after(task, start, whole).rstrip("\n"), tokenizer)
 
 
+def handed_over(task: Task, row: Row) -> str | None:
+    """What is said in the model's place where a person takes over; else None."""
+    if task.grounding is None:
+        return None
+    return task.grounding.ground(_unanswered(_turns(task, row))).handover
+
+
 def history(task: Task, row: Row) -> list[str]:
     """What was said before the answer, the user's turn last."""
     return [turn["content"] for turn in _unanswered(_turns(task, row))]
@@ -133,7 +140,12 @@ def after(task: Task, start: str, whole: str) -> str:
 
 
 def _system(task: Task, row: Row) -> list[Message]:
-    return [{"role": "system", "content": fill(task.system, row)}] if task.system else []
+    system = [{"role": "system", "content": fill(task.system, row)}] if task.system else []
+    if task.grounding is None:
+        return system
+    # By the last question for the whole conversation: a template's beginning must not change.
+    turns = _unanswered(_turns(task, row))
+    return task.grounding.ground([*system, *turns]).messages[:1]
 
 
 def _turns(task: Task, row: Row) -> list[Message]:

@@ -22,7 +22,7 @@ def require_sound(task: Task) -> None:
         raise ValueError("head extract needs passage, the field that holds its answers")
     if task.turns and (task.turns not in task.fields or task.head != "causal"):
         raise ValueError(f"turns names {task.turns!r}: it must be a field, and head causal")
-    if (task.turns or task.system) and not task.chat:
-        raise ValueError("turns and system need chat: true")
+    if (task.turns or task.system or task.grounding) and not task.chat:
+        raise ValueError("turns, system and grounding need chat: true")
     if not task.template and not task.answer and not task.turns:
         raise ValueError("template and answer are both empty; a task needs one of them")

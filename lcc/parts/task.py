@@ -21,6 +21,7 @@ from lcc.parts.encoding import IGNORED, Example, cut, needs_bos, plain_ids
 from lcc.parts.filling import Row as Row
 from lcc.parts.filling import fill, places
 from lcc.parts.framing import frame_of
+from lcc.parts.grounding import Grounding
 from lcc.parts.sampling import Sampling
 from lcc.parts.shots import drawn
 from lcc.parts.soundness import require_sound
@@ -65,7 +66,8 @@ class Task:
     side that loses tokens of a text longer than the model's window. With `chat` the model's own
     template writes the prompt, under `system` where that is given; `turns` names the field that
     holds a conversation, a list of texts, the user's first. With the
-    head `extract` the answer is a piece of the field `passage`. `baseline` answers without any
+    head `extract` the answer is a piece of the field `passage`. `grounding` puts
+    entries of a FAQ before a chat. `baseline` answers without any
     model; an evaluation tells its scores beside every checkpoint's.
     """
 
@@ -80,6 +82,7 @@ class Task:
     system: str = ""
     turns: str = ""
     passage: str = ""
+    grounding: Grounding | None = None
     labels: tuple[str, ...] | Literal["from_data"] | None = None
     verbalizer: dict[str, str] = field(default_factory=dict)
     language: str = ""

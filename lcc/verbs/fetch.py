@@ -40,7 +40,15 @@ def main(arguments: Arguments) -> int:
 
 def _needed(recipe: Recipe) -> list[Requirement]:
     found = sources.requirements(recipe.model) if recipe.model is not None else []
-    return [*found, *(data.requirements(recipe.dataset) if recipe.dataset is not None else [])]
+    found += data.requirements(recipe.dataset) if recipe.dataset is not None else []
+    return list(dict.fromkeys([*found, *_grounding(recipe)]))
+
+
+def _grounding(recipe: Recipe) -> list[Requirement]:
+    """What the task's FAQ is read from."""
+    if recipe.task is None or recipe.task.grounding is None:
+        return []
+    return list(recipe.task.grounding.reader.requirements())
 
 
 def _fetch(recipe: Recipe, progress: Progress) -> None:
@@ -48,6 +56,7 @@ def _fetch(recipe: Recipe, progress: Progress) -> None:
         sources.fetch(recipe.model, progress=progress)
     if recipe.dataset is not None:
         fetch_all(data.requirements(recipe.dataset), progress)
+    fetch_all(_grounding(recipe), progress)
     progress.say(f"everything is in {cache_root()}")
 
 

@@ -107,5 +107,5 @@ def test_a_row_without_texts_says_so(tokenizer: Any, turns: Any) -> None:
 
 
 def test_turns_need_a_chat() -> None:
-    with pytest.raises(Exception, match="turns and system need chat: true"):
+    with pytest.raises(Exception, match="turns, system and grounding need chat: true"):
         task(chat=False)

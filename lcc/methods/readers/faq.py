@@ -14,7 +14,7 @@ from pydantic import Field
 from lcc.core.decode import card
 from lcc.core.describe import digest
 from lcc.parts.packages import Requirement, contents, file_digest, require
-from lcc.parts.rows import Row, short_digest
+from lcc.parts.rows import Row, normalised, short_digest
 
 SECTION = re.compile(r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)',
                      re.DOTALL)  # fmt: skip
@@ -44,7 +44,8 @@ class Faq:
 
     With `passages`, `context` holds the beginnings of that many answers of the same document, the
     right one among them at a place that its hash decides, a line each, and the answer is that
-    line; questions whose document has fewer are left out.
+    line; questions whose document has fewer are left out. Without, a question is a document of its
+    own; `shortened` asks it as people type: some of its words that are no stop words.
     """
 
     revision: ClassVar[int] = 1
@@ -54,6 +55,7 @@ class Faq:
     min_words: Annotated[int, Field(ge=1)] = 1
     max_words: Annotated[int, Field(ge=1)] = 120
     passages: Annotated[int, Field(ge=0)] = 0
+    shortened: bool = False
     draws: Annotated[int, Field(ge=1)] = 1  # how often each question is asked, of other passages
 
     def requirements(self) -> tuple[Requirement, ...]:
@@ -79,7 +81,9 @@ class Faq:
         for question, answer in pairs:
             row = {"doc": doc, "question": question, "answer": answer}
             if not self.passages:
-                yield {**row, "text": f"{question}\n{answer}", "turns": [question, answer]}
+                asked = _shortened(question) if self.shortened else question
+                yield {**row, "doc": normalised(question), "question": asked,
+                       "text": f"{asked}\n{answer}", "turns": [asked, answer]}  # fmt: skip
             elif len(pairs) >= self.passages:
                 others = [text for _, text in pairs if text != answer]
                 for draw in range(self.draws):
@@ -92,6 +96,16 @@ def _mixed(question: str, answer: str, others: Sequence[str], num: int, draw: in
     ranked = sorted(others, key=lambda text: short_digest(question, str(draw), text))
     chosen = [answer, *ranked[: num - 1]]
     return "\n".join(sorted(chosen, key=lambda text: short_digest(text, question, str(draw))))
+
+
+def _shortened(question: str) -> str:
+    """Two in three of the words that say something, chosen by their hashes; at least two."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    words = [w for w in re.findall(r"[\w.'-]+", question) if w.lower() not in ENGLISH_STOP_WORDS]
+    ranked = sorted(range(len(words)), key=lambda i: short_digest(question, words[i], str(i)))
+    kept = sorted(ranked[: max(2, round(2 * len(words) / 3))])
+    return " ".join(words[i] for i in kept).lower() or question
 
 
 def _entries(name: str, content: bytes) -> Iterator[Entry]:

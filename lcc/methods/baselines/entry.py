@@ -1,0 +1,30 @@
+"""Entry: the answer of the FAQ's nearest entry as it stands, what a search without a model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+
+if TYPE_CHECKING:
+    from lcc.parts.task import Row, Task
+
+
+@card
+class Entry:
+    """Of the task's own grounding; nothing where no word is found."""
+
+    revision: ClassVar[int] = 1
+
+    @property
+    def said(self) -> str:
+        return "the answer of the FAQ's nearest entry (BM25)"
+
+    def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+        if task.grounding is None:
+            raise DataError(f"task.baseline: entry needs task.grounding, which {task.name!r} "
+                            "does not have.")  # fmt: skip
+        found = [task.grounding.found([task.question(row)])[0] for row in rows]
+        return [entries[0].answer if entries else "" for entries in found]
