@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lcc.core import preemption
 from lcc.core.errors import DataError
 from lcc.inference.requests import Finish, Request
+from lcc.parts.chatting import handed_over
 
 if TYPE_CHECKING:
     from lcc.inference.sessions import Session
@@ -40,12 +41,14 @@ class Said:
     num_prompt: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
+    handed_over: bool = False  # to a person; the model was not asked
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an output line says beside the row's own fields."""
+        told = {"handed_over": True} if self.handed_over else {}
         return {"output": self.output, "finish": self.finish, "prompt_tokens": self.num_prompt,
-                "tokens": self.num_tokens, "seconds": round(self.seconds, 4)}  # fmt: skip
+                "tokens": self.num_tokens, "seconds": round(self.seconds, 4), **told}  # fmt: skip
 
 
 @dataclass
@@ -99,7 +102,12 @@ class Asking:
             preemption.check("infer")
             if len(pool) < window // 2 and not source.ended:
                 new = source.take(window - len(pool), wait=not pool and not running)
-                pool += [self._prepared(one, window) for one in new]
+                for number, row in new:
+                    handover = handed_over(self.task, row)
+                    if handover is not None:
+                        yield number, row, Said(handover, handed_over=True)
+                    else:
+                        pool.append(self._prepared((number, row), window))
                 pool.sort(key=lambda entry: entry[:2])  # The next one stands last.
             self._start(pool, running)
             for step in self.session.step() if running else ():

@@ -14,6 +14,7 @@ from lcc.parts.encoding import plain_ids
 
 if TYPE_CHECKING:
     from lcc.inference.sessions import Session
+    from lcc.parts.grounding import Grounded, Grounding
     from lcc.parts.sampling import Sampling
     from lcc.parts.task import Decode
 
@@ -27,6 +28,7 @@ class Chat:
     sampling: Sampling
     seed: int = 0
     system: str = ""
+    grounding: Grounding | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -38,7 +40,8 @@ class Chat:
         """The answer to one more turn, in pieces as it is made."""
         self.turns.append({"role": "user", "content": text})
         pieces = []
-        for piece in self._told(self._ids()):
+        handover = self._grounded().handover if self.grounding else None
+        for piece in self._told(self._ids()) if handover is None else [handover]:
             pieces.append(piece)
             yield piece
         self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
@@ -57,9 +60,17 @@ class Chat:
             del self.turns[:2]
 
     def _text(self) -> str:
-        first = [{"role": "system", "content": self.system}] if self.system else []
+        turns = self._grounded().messages if self.grounding else self._shown()
         return str(self.session.tokenizer.apply_chat_template(
-            first + self.turns, tokenize=False, add_generation_prompt=True))  # fmt: skip
+            turns, tokenize=False, add_generation_prompt=True))  # fmt: skip
+
+    def _shown(self) -> list[dict[str, str]]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return first + self.turns
+
+    def _grounded(self) -> Grounded:
+        assert self.grounding is not None
+        return self.grounding.ground(self._shown())
 
     def _told(self, ids: list[int]) -> Iterator[str]:
         how, draw = self.decode, self.sampling

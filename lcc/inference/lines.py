@@ -94,7 +94,7 @@ def row_of(line: str, task: Task, place: int, *, strict: bool = False) -> Row:
 
     A plain line is the only field of the prompt; with `strict` every line is JSON.
     """
-    wanted = [name for name in task.fields if f"{{{name}}}" in task.template]
+    wanted = list(task.asked)
     blank: dict[str, Any] = {"id": str(place), **dict.fromkeys(task.fields, "")}
     if not wanted:
         raise DataError(f"task {task.name!r} has no prompt to fill; infer needs one with a prompt.")

@@ -138,6 +138,12 @@ class Task:
         """What is asked, alone: by it a baseline finds similar rows."""
         return chatting.history(self, row)[-1] if self.turns else fill(self.template, row)
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The fields that a prompt is made of, which whoever asks must give."""
+        shown = {*places(self.template), *places(self.system), self.passage, self.turns}
+        return tuple(name for name in self.fields if name in shown)
+
     def draw(self, rows: Iterable[Row], seed: int, num: int | None = None) -> list[Row]:
         """`num` shots, the same for every model."""
         return drawn(self, rows, seed, self.shots if num is None else num)

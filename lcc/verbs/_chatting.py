@@ -61,4 +61,4 @@ def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
     task = recipe.task
     return Chat(chosen.open(opening), options.replaced(task.decode if task else Decode()),
                 options.replaced(task.sampling if task else Sampling()), recipe.seed,
-                options.system)  # fmt: skip
+                options.system, task.grounding if task else None)  # fmt: skip

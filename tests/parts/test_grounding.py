@@ -98,3 +98,64 @@ def test_what_a_threshold_does_is_counted_for_both_kinds_of_questions() -> None:
     assert found["wrong_share"] == pytest.approx(1 / 4)
     assert found["caught_share"] == 1.0 and found["lost_share"] == 0.0
     assert shares(CASES, 0.85)["lost_share"] == pytest.approx(3 / 4)
+
+
+class Parrot:
+    """A session that says `squawk` to whatever it is asked, and keeps what that was."""
+
+    abilities: frozenset[str] = frozenset()
+    context, free_slots = 512, 4
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.asked = tokenizer, []  # type: ignore[var-annotated]
+
+    def start(self, request: Any) -> int:
+        self.asked.append(self.tokenizer.decode(request.ids))
+        return len(self.asked)
+
+    def step(self) -> list[Any]:
+        from lcc.inference.requests import Step
+
+        return [Step(len(self.asked), "squawk", (), "stop")]
+
+
+@pytest.fixture
+def parrot() -> Parrot:
+    import yaml
+
+    from lcc.core.packaged import packaged_file
+    from lcc.parts.scratch import TokenizerRecipe, make_tokenizer
+
+    path = packaged_file("model/tiny_chat.yaml")
+    assert path is not None
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))["source"]["scratch"]["tokenizer"]
+    return Parrot(make_tokenizer(decode(TokenizerRecipe, node)))
+
+
+def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> None:
+    from lcc.inference.chatting import Chat
+    from lcc.parts.sampling import Sampling
+    from lcc.parts.task import Decode
+
+    grounding = decode(Grounding, {"file": file, "threshold": 0.6, "handover": "A person comes."})
+    chat = Chat(parrot, Decode(max_new_tokens=4), Sampling(), grounding=grounding)
+    assert "".join(chat.reply("When is it open?")) == "squawk"
+    assert "A: From nine to six." in parrot.asked[0]
+    assert "".join(chat.reply("Zebras on Mars? Say something.")) == "A person comes."
+    assert len(parrot.asked) == 1 and chat.turns[-1]["content"] == "A person comes."
+
+
+def test_rows_that_a_person_takes_over_never_reach_the_model(file: str, parrot: Any) -> None:
+    from lcc.inference.asking import Asking
+    from lcc.inference.lines import Feed, numbered
+
+    task = decode(Task, {
+        "fields": ["turns"], "turns": "turns", "chat": True, "decode": {"max_new_tokens": 4},
+        "grounding": {"file": file, "threshold": 0.6, "handover": "A person comes."},
+    })  # fmt: skip
+    lines = ["May I bring my dog?", '{"turns": ["Hello.", "Hello.", "Why is the sky blue?"]}']
+    said = {number: one for number, _, one in
+            Asking(parrot, task).answers(Feed(numbered(lines, task)))}  # fmt: skip
+    assert said[0].output == "squawk" and not said[0].handed_over
+    assert said[1].output == "A person comes." and said[1].facts["handed_over"]
+    assert len(parrot.asked) == 1
