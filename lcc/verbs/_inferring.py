@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lcc.inference.sessions import Opening
     from lcc.parts.task import Row, Task
     from lcc.recipe import Recipe
+    from lcc.verbs._monitoring import Report
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,6 +37,9 @@ class Asked:
     batch_tokens: Count = 16384
     context: Count | None = None
     follow: bool = False
+    report: str | None = None
+    report_watch: str = "negative"
+    report_window: Annotated[int, Field(ge=2)] = 50
     system: str = ""
     max_new_tokens: Count | None = None
     num_beams: Count | None = None
@@ -48,6 +52,8 @@ class Asked:
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.endswith(".jsonl"):
             raise ValueError("output is a file that ends in .jsonl; without it answers are shown")
+        if self.report is not None and self.output is None:
+            raise ValueError("report follows output=FILE.jsonl; name one")
         if self.follow and self.input == "-":
             raise ValueError("follow needs input=FILE; a pipe is followed anyway")
 
@@ -78,7 +84,7 @@ def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
         name, _, value = word.partition("=")
         if name not in names:
             rest.append(word)
-        elif name in ("input", "output", "system"):
+        elif name in ("input", "output", "system", "report", "report_watch"):
             own[name] = value  # text as it is, whatever characters stand in it
         else:
             check_word(word)
@@ -148,6 +154,7 @@ class Answers:
         from lcc.exporting.selecting import source_digest
         from lcc.inference.lines import Feed
         from lcc.inference.ordered import OrderedFile, begun_with
+        from lcc.verbs._monitoring import monitored
 
         assert self.options.output is not None
         path = Path(self.options.output)
@@ -163,6 +170,7 @@ class Answers:
             feed = Feed(self._remaining(output))
             with (
                 Progress(stream=sys.stderr).track("infer", total, "row", done=done) as bar,
+                monitored(self._report(), path),
                 self._answering(chosen, None) as answers,
             ):
                 for number, row, said in answers(feed):
@@ -171,6 +179,15 @@ class Answers:
             output.close()
         return 0
 
+    def _report(self) -> Report | None:
+        from lcc.verbs._monitoring import Report
+
+        asked = self.options
+        if asked.report is None:
+            return None
+        return Report(path=asked.report, field=self.task.asked[0], watch=asked.report_watch,
+                      window=asked.report_window)  # fmt: skip
+
     def _show(self, piece: str) -> None:
         piece = piece if self.shown else piece.lstrip()
         self.shown = self.shown or bool(piece)
@@ -178,7 +195,8 @@ class Answers:
 
     def line(self, row: Row, said: Said) -> dict[str, Any]:
         """What is written about a row."""
-        return {"id": str(row["id"]), **self.task.source(row), **said.facts}
+        when = {"time": row["time"]} if "time" in row else {}
+        return {"id": str(row["id"]), **when, **self.task.source(row), **said.facts}
 
     def _selected(self, begun: str | None = None) -> Selected:
         from lcc.core.store import Store

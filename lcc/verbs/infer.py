@@ -23,6 +23,8 @@ USAGE = """usage: lcc infer [CHECKPOINT] [+recipe=NAME | model=PATH task=NAME]
 Rows are lines: JSON objects, or the one field of the prompt as it is. Without output the answers
 go to the terminal in the order of the rows. OUTPUT.jsonl has a line for each row, with its answer
 and seconds; the same command goes on where a killed one stopped. follow=true waits for new lines.
+report=FILE.html (or .md) shows classes, trend and alerts beside the output, written anew each
+second: report_watch=negative is the class that alerts are about, of report_window=50 texts each.
 engine=auto tries every engine that can run the model, and says which is fastest here.
 slots=N and batch_tokens=N bound what is answered at once. max_new_tokens, num_beams, stop,
 temperature, top_k, top_p and repetition_penalty replace those of the task; seed makes draws repeat.
