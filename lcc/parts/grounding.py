@@ -82,6 +82,8 @@ class Grounding:
     def ground(self, messages: Sequence[Message]) -> Grounded:
         """The conversation with what the FAQ says to its last question."""
         asked = [one["content"] for one in messages if one["role"] == "user"]
+        if not asked:
+            return Grounded(list(messages), [], 1.0, None)
         entries, coverage = self.found(asked)
         told = "\n".join(f"Q: {one.question}\nA: {_cut(one.answer, self.max_words)}"
                          for one in entries) or "(nothing)"  # fmt: skip

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from lcc.serve.bodies import ChatBody, read
 from lcc.serve.caps import caps_of
+from lcc.serve.grounded import Handed, grounded
 from lcc.serve.replies import ChatChoice, ChatLogprobs, ChatReply
 from lcc.serve.served import Served
 from lcc.serve.streams import EventStream, unless_gone
@@ -33,13 +34,19 @@ class Chat:
 
     async def _answer(self, http: Request, body: ChatBody) -> Response:
         messages = [_plain(message.role, message.text, message.name) for message in body.messages]
+        messages, handover = await grounded(self.served, messages)
+        if handover is not None:
+            num = body.n or 1
+            return await self._told(Writing(self.served, http, 0, Handed(handover, num), num), body)
         ids = await self.served.prompter.ids(messages)
         self.served.check_prompt(len(ids), "messages")
         limit = body.max_completion_tokens or body.max_tokens or self.served.options.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else -1
         requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
                     for i in range(body.n or 1)]  # fmt: skip
-        writing = begin(self.served, http, requests, len(ids))
+        return await self._told(begin(self.served, http, requests, len(ids)), body)
+
+    async def _told(self, writing: Writing, body: ChatBody) -> Response:
         if body.stream:
             try:
                 steps = await writing.first()

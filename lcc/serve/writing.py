@@ -19,6 +19,8 @@ from lcc.serve.waiting import Answers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lcc.serve.grounded import Handed
+
 COLDEST = 0.01  # below it logits overflow, and the likeliest token is all there is anyway
 LEAST_SHARE = 1e-6  # the likeliest token, however little is asked for
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
@@ -72,7 +74,7 @@ class Writing:
     served: Served
     http: HttpRequest
     num_prompt: int
-    answers: Answers
+    answers: Answers | Handed
     num_answers: int
     num_new: int = 0
     begun: float = field(default_factory=time.perf_counter)
