@@ -18,7 +18,9 @@ from lcc.sweeping.opening import asked
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHOWN = README + (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "docs/sweeps.md", *sorted((ROOT / "docs").glob("tasks/*.md")),
+         *sorted((ROOT / "docs").glob("scenarios/*.md"))]  # fmt: skip
+SHOWN = README + "".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", SHOWN, re.MULTILINE | re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 INLINE = re.findall(r"`((?:lcc|make) [^`]+)`", SHOWN)
