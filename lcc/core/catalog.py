@@ -54,6 +54,9 @@ def name_of(value: object) -> str:
     return type(value).__module__.rpartition(".")[2]
 
 
+_DESCRIBING: list[str] = []  # shelves whose schema is being made
+
+
 @dataclass(frozen=True)
 class Choice:
     """Annotation of a field whose value is a name on a shelf, or a mapping `{name: …, options}`."""
@@ -87,6 +90,15 @@ class Choice:
     ) -> dict[str, Any]:
         from lcc.core.decode import card_schema
 
+        if self.shelf in _DESCRIBING:  # a choice within a choice of the same shelf, without end
+            return {"anyOf": [{"enum": names(self.shelf)}, {"type": "object"}]}
+        _DESCRIBING.append(self.shelf)
+        try:
+            return self._described(card_schema)
+        finally:
+            _DESCRIBING.pop()
+
+    def _described(self, card_schema: Any) -> dict[str, Any]:
         options = [card_schema(card(self.shelf, name), name) for name in names(self.shelf)]
         nothing = [{"type": "null"}] if self.optional else []
         return {"anyOf": [{"enum": names(self.shelf)}, *options, *nothing]}

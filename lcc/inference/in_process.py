@@ -33,6 +33,7 @@ READS: dict[str, frozenset[Ability]] = {
     "embed": frozenset({"embed"}),
     "masked": frozenset({"logits", "embed"}),
     "paired": frozenset({"logits", "embed"}),
+    "extract": frozenset({"embed"}),  # answers are found by what knows the passage
 }
 WHOLE: frozenset[Ability] = frozenset({"beams", "logits", "embed"})
 TURNS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})

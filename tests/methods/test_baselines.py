@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def outputs(name: str, *sources: str, **options: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", names("baselines"))
+@pytest.mark.parametrize("name", sorted(set(names("baselines")) - {"entry", "passage"}))
 def test_every_baseline_answers_every_row_and_says_how(name: str) -> None:
     one = decode(card("baselines", name), {})
     assert isinstance(one, Baseline) and one.said
@@ -82,3 +83,25 @@ def test_a_word_that_stands_nowhere_counts_against_every_text() -> None:
     (known,), (strange,) = (index.nearest(q, 1) for q in ("open file", "open file zebra"))
     assert known.coverage == 1.0 and strange.coverage < 0.8
     assert index.nearest("zebra", 1) == []
+
+
+def test_the_passage_is_its_part_that_shares_most_with_the_question() -> None:
+    row = {"id": "1", "source": "x", "target": "?", "question": "Where is the key?",
+           "context": "A lamp glows. A key lies here.\nNobody knows."}  # fmt: skip
+    for unit, wanted in (("sentence", "A key lies here."),
+                         ("paragraph", "A lamp glows. A key lies here.")):  # fmt: skip
+        one = decode(card("baselines", "passage"), {"unit": unit})
+        assert one.outputs(TASK, [], [row]) == [wanted]
+    with pytest.raises(DataError, match="rows have no field 'context'"):
+        decode(card("baselines", "passage"), {}).outputs(TASK, [], TRAINING)
+
+
+def test_an_entry_needs_a_faq_to_be_taken_from(tmp_path: Path) -> None:
+    one = decode(card("baselines", "entry"), {})
+    with pytest.raises(DataError, match=r"entry needs task\.grounding"):
+        one.outputs(TASK, [], TRAINING)
+    (tmp_path / "faq.jsonl").write_text('{"question": "Open a file?", "answer": "Press."}\n')
+    task = decode(Task, {"fields": ["turns"], "turns": "turns", "chat": True,
+                         "grounding": {"file": str(tmp_path / "faq.jsonl")}})  # fmt: skip
+    rows = [{"turns": ["opening files"]}, {"turns": ["qwertz"]}]
+    assert one.outputs(task, [], rows) == ["Press.", ""]

@@ -128,7 +128,7 @@ def _pod(text: str) -> Iterator[Entry]:
     for section in HEADING.split(text)[1:]:
         title, _, body = section.partition("\n")
         body = re.split(r"^=head1", body, maxsplit=1, flags=re.MULTILINE)[0]
-        blocks = [block for block in re.split(r"\n\s*\n", body) if block.strip()]
+        blocks = [b.strip("\n") for b in re.split(r"\n[ \t]*\n", body) if b.strip()]
         prose = [b for b in blocks if not b[:1].isspace() and not b.lstrip().startswith("=")]
         told = [" ".join(_named(block).split()) for block in prose]
         question = " ".join(_named(title).split())
