@@ -78,8 +78,9 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
     if any(map(any, kinds)):
         inputs["token_type_ids"] = moved(_padded(kinds, 0), device)
     if head in ("classify", "extract"):
+        each = [e.labels if isinstance(e.labels, list) else [e.labels] for e in examples]
         # Of a span first where it begins, for every row, then where it ends.
-        targets = torch.tensor([e.labels for e in examples]).T.flatten()
+        targets = torch.tensor(each).T.flatten()
         return Batch(inputs, None, moved(targets, device))
     labels = _padded([_sequence(e) for e in examples], IGNORED)
     if head == "seq2seq":
