@@ -146,7 +146,7 @@ def _rows(pipe: Connection) -> Iterator[Numbered]:
 
 @contextmanager
 def answering(
-    job: Job, num: int, show: Callable[[str], None] | None = None
+    job: Job, num: int, show: Callable[[str], None] | None, say: Callable[[str], None]
 ) -> Iterator[Callable[[Source], Iterator[tuple[int, Row, Said]]]]:
     """What answers rows while it is open: a session here, or `num` processes where more than 1."""
     if num > 1:
@@ -157,6 +157,8 @@ def answering(
             crew.close()
         return
     session = job.opened()
+    if getattr(session, "told", ""):
+        say(str(session.told))  # type: ignore[attr-defined]
     try:
         yield dataclasses.replace(job.asking(session), show=show).answers
     finally:

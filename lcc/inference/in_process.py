@@ -67,6 +67,7 @@ class InProcessSession:
         self.card, self.tokenizer = bundle.card, bundle.tokenizer
         room = context_length(module)
         self.context = min(room, opening.context or room)
+        self.told = ""  # how the module was opened, where that was chosen here
         self.module, self._slots = module.eval(), opening.slots
         self._handles, self._queue = count(), _Queue()
         self._running: list[_Answer] = []  # by row

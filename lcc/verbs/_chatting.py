@@ -58,7 +58,9 @@ def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
         raise DataError(f"model {found.name!r} is {found.head}; only causal models chat.")
     opening = dataclasses.replace(opening_of(recipe, options, say), slots=1)
     chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
-    task = recipe.task
-    return Chat(chosen.open(opening), options.replaced(task.decode if task else Decode()),
+    task, session = recipe.task, chosen.open(opening)
+    if getattr(session, "told", ""):
+        say(str(session.told))  # type: ignore[attr-defined]
+    return Chat(session, options.replaced(task.decode if task else Decode()),
                 options.replaced(task.sampling if task else Sampling()), recipe.seed,
                 options.system, task.grounding if task else None)  # fmt: skip

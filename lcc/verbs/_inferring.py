@@ -215,7 +215,7 @@ class Answers:
 
         job = Job(chosen.engine, chosen.folder, self.opening, self.task, self.seed,
                   self.options.batch_tokens)  # fmt: skip
-        return answering(job, self.options.workers, show)
+        return answering(job, self.options.workers, show, say)
 
     def _lines(self) -> Iterator[str]:
         from lcc.inference.lines import lines_of
