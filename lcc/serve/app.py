@@ -76,10 +76,10 @@ def _routes(served: Served, *, has_key: bool) -> list[Route]:
     async def metrics(request: Request) -> Response:
         return Response(served.meters.text(), media_type="text/plain; version=0.0.4")
 
-    document = openapi(served, has_key=has_key)
+    document = bytes(JSONResponse(openapi(served, has_key=has_key)).body)
 
     async def described(request: Request) -> Response:
-        return JSONResponse(document)
+        return Response(document, media_type="application/json")
 
     routes = [Route("/v1/models", models), Route("/healthz", health), Route("/metrics", metrics),
               Route("/openapi.json", described)]  # fmt: skip

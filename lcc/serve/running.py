@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -29,8 +30,8 @@ def serve(served: Served, key: str | None) -> None:
     """
     listener = listening(served.options)
     server = Server(served, key)
-    print(f"serving {served.name} ({served.engine}) at {address(listener)}", flush=True)
-    with _signals_are_requests():
+    with _signals_stop(server):
+        print(f"serving {served.name} ({served.engine}) at {address(listener)}", flush=True)
         server.run(sockets=[listener])
     if server.error is not None:
         raise ResourceError(f"the engine failed: {server.error!r}") from server.error
@@ -97,10 +98,13 @@ def _more_files(num: int) -> None:
 
 
 @contextmanager
-def _signals_are_requests() -> Iterator[None]:
-    """uvicorn raises once more the signals it has obeyed; here that must not end the process."""
-    kept = {number: signal.signal(number, lambda number, frame: None)
-            for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+def _signals_stop(server: Server) -> Iterator[None]:
+    """A signal before uvicorn listens to them, or after, when it raises again those it obeyed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    kept = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

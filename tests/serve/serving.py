@@ -31,13 +31,17 @@ def bytes_tokenizer(template: str | None = TEMPLATE) -> Any:
     return tokenizer
 
 
-def chatter(folder: Path, *, template: str | None = TEMPLATE, context: int = 512) -> Path:
+def chatter(
+    folder: Path, *, template: str | None = TEMPLATE, context: int = 512, width: int = 32,
+    layers: int = 2,
+) -> Path:  # fmt: skip
     """A decoder that says some byte after another."""
     tokenizer = bytes_tokenizer(template)
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=context,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width,
+        num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+        max_position_embeddings=context,
         initializer_range=0.6, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
