@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from lcc.core.progress import Progress
 from lcc.parts.checkpoint import AUTO_CLASSES, Card
 from lcc.parts.dist import SINGLE
+from lcc.parts.encoding import Example
 from lcc.parts.model import Bundle
 
 WORDS = "the file system could not open a new window because memory is full 你好 世界 打开 文件"
@@ -49,7 +50,7 @@ class TextTask:
     def encode(self, row: dict[str, Any], tokenizer: Any, *, max_length: int) -> Any:
         ids = tokenizer(self.text(row))["input_ids"][:max_length]
         labels = 0 if self.head == "classify" else list(ids)
-        return SimpleNamespace(input_ids=ids, labels=labels)
+        return Example(ids, labels)
 
 
 @dataclass
