@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lcc.parts.dist import Dist
 
 INDEX = "index.json"
-NUM_STRIPS = 4  # of a Gram whose lower half is not multiplied out: 5/8 of the work
-WORTH_STRIPS = 1024
+MIRRORED_STRIP = 1024
+STRIPS = ((1024, 4), (256, 3))  # at a width of so much, so many strips of a Gram's upper half
 VECTORS = ("mean", "mean_abs", "max_abs", "diagonal")
 
 
@@ -62,15 +62,17 @@ class Sums:
         x = x.float()
         if self.total is None:
             self._open(x)
-        magnitude = x.abs()
+        magnitude, ones = x.abs(), x.new_ones(x.shape[0])
         self.num_tokens += x.shape[0]
-        self.total += x.sum(dim=0)
-        self.total_abs += magnitude.sum(dim=0)
-        self.square += (x * x).sum(dim=0)
+        # Sums over tokens as products with ones: twice as fast as summing down the columns.
+        self.total += ones @ x
+        self.total_abs += ones @ magnitude
         if x.shape[0]:
             torch.maximum(self.max_abs, magnitude.amax(dim=0), out=self.max_abs)
         if self.wants_gram:
             _add_upper(self.gram, x)
+        else:
+            self.square += ones @ x.square()
 
     def _open(self, x: Tensor) -> None:
         width = x.shape[1]
@@ -82,8 +84,8 @@ class Sums:
         """Sum over the processes of `dist`, in place."""
         if dist.world_size == 1:
             return
-        tensors = [self.total, self.total_abs, self.square]
-        dist.sum_(tensors + ([self.gram] if self.wants_gram else []))
+        largest = self.gram if self.wants_gram else self.square
+        dist.sum_([self.total, self.total_abs, largest])
         dist.max_([self.max_abs])
         (self.num_tokens,) = map(int, dist.sum([self.num_tokens]))
 
@@ -94,7 +96,7 @@ class Sums:
             mean=self.total / self.num_tokens,
             mean_abs=self.total_abs / self.num_tokens,
             max_abs=self.max_abs,
-            diagonal=self.square,
+            diagonal=self.square if self.gram is None else self.gram.diagonal().clone(),
             gram=None if self.gram is None else _mirrored(self.gram),
         )
 
@@ -102,7 +104,7 @@ class Sums:
 def _add_upper(gram: Tensor, x: Tensor) -> None:
     """Add xᵀx to the strips of `gram` that touch its upper triangle, in place."""
     width = x.shape[1]
-    strip = width if width < WORTH_STRIPS else -(-width // NUM_STRIPS)
+    strip = -(-width // next((num for least, num in STRIPS if width >= least), 1))
     for first in range(0, width, strip):
         gram[first : first + strip, first:].addmm_(x[:, first : first + strip].T, x[:, first:])
 
@@ -110,8 +112,8 @@ def _add_upper(gram: Tensor, x: Tensor) -> None:
 def _mirrored(gram: Tensor) -> Tensor:
     """The whole symmetric matrix from its upper triangle, in place."""
     width = len(gram)
-    for first in range(0, width, WORTH_STRIPS):
-        last = min(first + WORTH_STRIPS, width)
+    for first in range(0, width, MIRRORED_STRIP):
+        last = min(first + MIRRORED_STRIP, width)
         corner = gram[first:last, first:last].triu()
         gram[first:last, first:last] = corner + corner.triu(1).T
         gram[last:, first:last] = gram[first:last, last:].T

@@ -27,7 +27,7 @@ class Calibrate:
     reads: ClassVar[tuple[Noun, ...]] = SEQUENTIAL
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = False
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     calibration: Calibration = Field(default_factory=Calibration)
     gram: bool = False

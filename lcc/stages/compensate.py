@@ -39,7 +39,7 @@ class Compensate(Quantize):
     """
 
     produces: ClassVar[Form] = "adapted"
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     bits: Bits = 4
     rank: Annotated[int, Field(ge=1)] = 32

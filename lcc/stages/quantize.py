@@ -64,7 +64,7 @@ class Quantize:
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     produces: ClassVar[Form] = "packed"
     changes_model: ClassVar[bool] = True
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     quantizer: Annotated[Any, Choice("quantizers")] = Field(default_factory=_nearest)
     bits: Bits = 8

@@ -53,7 +53,7 @@ class Sparsify:
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
