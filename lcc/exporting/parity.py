@@ -26,7 +26,10 @@ MARGIN = 8.0
 LEAST_ERROR = 1e-3  # of the spread: what sums in another order do
 MOST_UNEXPLAINED = 0.005  # of all tokens
 MOST_SPLITS = 0.01  # of all texts, that the file's own tokenizer splits in another way
+FORBIDDEN = -1e30
+MOST_NEVER_SAID = 4  # tokens that an engine forbids, such as padding
 NUM_SHOWN = 3
+NUM_LIKELIEST = 20
 
 
 @dataclass
@@ -153,9 +156,13 @@ def _tokens(
 
 
 def _alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
-    """Without columns that one of them has more of: rows of padding beyond the vocabulary."""
+    """Without columns that only one has: rows beyond the vocabulary, and tokens it never says."""
     width = min(expected.shape[-1], got.shape[-1])
-    return expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
+    expected, got = expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
+    never = (got < FORBIDDEN).all(axis=tuple(range(got.ndim - 1)))
+    if 0 < never.sum() <= MOST_NEVER_SAID:
+        return expected[..., ~never], got[..., ~never]
+    return expected, got
 
 
 def _margins(expected: Matrix, got: Matrix) -> list[float]:
@@ -195,9 +202,6 @@ def _answers(
     worst = [i for _, i in sorted(differing, reverse=True)[:NUM_SHOWN]] or [0]
     found.shown = [_pair(source, prompts[i], mine[i], other[i]) for i in worst]
     return found
-
-
-NUM_LIKELIEST = 20
 
 
 def _first_difference(expected: Answer, got: Answer) -> tuple[int, float | None]:

@@ -127,14 +127,15 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
         return Parity("tokens", exporter.tolerance, stopped=stopped)
     mine: Session = card_named("engines", "transformers")().open(source, opening)
     try:
-        prompts = trial.prompts or encoded(mine.tokenizer, longest=LONGEST_PROMPT)
-        prompts = [row[-min(LONGEST_PROMPT, mine.context - trial.new_tokens) :] for row in prompts]
         try:
             other: Session = engine.open(folder, opening)
         except GateError as error:
             return Parity("tokens", exporter.tolerance, stopped=str(error))
         try:
-            return compare(mine, other, prompts, tolerance=exporter.tolerance,
+            room = min(LONGEST_PROMPT, min(mine.context, other.context) - trial.new_tokens)
+            prompts = trial.prompts or encoded(mine.tokenizer, longest=room)
+            asked = [row[-room:] for row in prompts]
+            return compare(mine, other, asked, tolerance=exporter.tolerance,
                            new_tokens=trial.new_tokens)  # fmt: skip
         finally:
             other.close()

@@ -42,10 +42,13 @@ class Companions:
     labels: tuple[str, ...]
 
 
-def write_companions(source: Path, target: Path, **changes: Any) -> None:
+def write_companions(
+    source: Path, target: Path, *, longest: int | None = None, **changes: Any
+) -> None:
     """Lay them beside what an exporter wrote of the checkpoint in `source`.
 
-    `changes` are fields of the card, the format among them.
+    `changes` are fields of the card, the format among them; `longest` is the longest text in
+    tokens that the format takes, where that is less than the model does.
     """
     for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):
@@ -60,7 +63,7 @@ def write_companions(source: Path, target: Path, **changes: Any) -> None:
         (target / SETTINGS_FILE).write_text(text, encoding="utf-8")
     names = getattr(shell.config, "id2label", None) if head == "classify" else None
     told = {
-        "context_length": context_length(shell),
+        "context_length": min(context_length(shell), longest or context_length(shell)),
         "labels": [str(names[i]) for i in sorted(names)] if names else [],
     }
     (target / MODEL_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from lcc.parts.checkpoint import save
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256}
 DECODERS: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"head_dim": 16},
     "qwen3": {},
     # Layers that see a window of 8 and others that see everything.
     "gemma3": {"query_pre_attn_scalar": 8, "num_hidden_layers": 7, "sliding_window": 8},

@@ -188,7 +188,11 @@ def test_a_model_without_a_template_does_not_chat(
     assert "no chat template" in capsys.readouterr().err
 
 
-def test_auto_says_what_it_chose_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_says_what_it_chose_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two of the engines: tracing graphs for all of them takes a minute.
+    monkeypatch.setattr("lcc.exporting.selecting.names", lambda shelf: ["transformers", "vllm"])
     assert main(words(num_rows=3, engine="auto")) == 0
     told = capsys.readouterr().err
     assert "engine=auto: transformers" in told

@@ -1,0 +1,42 @@
+"""Run a CTranslate2 folder: whole answers in micro-batches (`pip install lcc[ctranslate2]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.errors import ResourceError
+
+if TYPE_CHECKING:
+    from lcc.inference.sessions import Opening, Session
+    from lcc.parts.checkpoint import Head
+
+
+@card
+class Ctranslate2:
+    """Greedy, beams and sampling are its own; requests that came together run together."""
+
+    revision: ClassVar[int] = 1
+    format: ClassVar[str] = "ctranslate2"
+    package: ClassVar[str] = "ctranslate2"
+    extra: ClassVar[str] = "ctranslate2"
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "seq2seq", "embed")
+
+    def refusal(self, folder: Path) -> str | None:
+        """Families that CTranslate2 does not know."""
+        from lcc.exporting.ct2_writing import refusal
+
+        return refusal(folder)
+
+    def open(self, folder: Path, opening: Opening) -> Session:
+        """The folder's `model.bin`."""
+        import importlib.util
+
+        from lcc.exporting.ct2_writing import MISSING
+
+        if importlib.util.find_spec(self.package) is None:
+            raise ResourceError(MISSING)
+        from lcc.inference.ct2_session import open_ct2
+
+        return open_ct2(folder, opening)

@@ -1,0 +1,45 @@
+"""CTranslate2's folder: decoders, encoder–decoders and encoders, at eight bits by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lcc.core.decode import card
+
+TOLERANCES = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.08, "int8": 0.1, "int16": 0.02}
+
+
+@card
+class Ctranslate2:
+    """`quantization` is how weights are stored; eight-bit ones are multiplied as such."""
+
+    revision: ClassVar[int] = 1
+    engine: ClassVar[str] = "ctranslate2"
+
+    quantization: Literal["int8", "int16", "float16", "bfloat16", "float32"] = "int8"
+
+    @property
+    def tolerance(self) -> float:
+        """Eight bits for weights by row, and for activations by token."""
+        return TOLERANCES[self.quantization]
+
+    def refusal(self, folder: Path) -> str | None:
+        """Families that CTranslate2 does not know."""
+        from lcc.exporting.ct2_writing import refusal
+
+        return refusal(folder)
+
+    def write(self, source: Path, target: Path) -> Mapping[str, Any]:
+        """`model.bin` with its vocabulary, and the source's tokenizer files beside it."""
+        from lcc.exporting.ct2_writing import window, write_ct2
+        from lcc.inference.companions import write_companions
+
+        facts = write_ct2(source, target, quantization=self.quantization)
+        longest = None
+        if (source_window := window(source)) is not None:
+            longest, facts["longest_text"] = source_window, source_window
+        write_companions(source, target, format="ctranslate2", requires=("ctranslate2",),
+                         loads_with="lcc", longest=longest)  # fmt: skip
+        return facts

@@ -1,0 +1,71 @@
+"""CTranslate2 says what the source says: decoders, encoder–decoders and encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import compressing as tiny
+import pytest
+import transformers
+from exports import exported, prompts, saved, told
+
+from lcc.core.catalog import card
+from lcc.core.errors import DataError, RecipeError
+from lcc.inference.answers import answers, greedy
+from lcc.inference.requests import Request
+from lcc.inference.sessions import Opening
+from lcc.parts.checkpoint import save
+
+pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
+
+FAMILIES = ["llama", "qwen3", "gemma3", "t5", "marian", "bert"]
+
+
+def source_of(family: str, folder: Path) -> Path:
+    if family != "bert":
+        # Its kernels take no text that is longer than the window.
+        return saved(family, folder, **({"sliding_window": 64} if family == "gemma3" else {}))
+    bundle = tiny.bundle(tiny.bert(transformers.BertModel))
+    bundle.with_card(head="embed", auto_class="AutoModel")
+    save(bundle, folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quantization, most", [("float32", 1e-3), ("int8", 0.06)])
+def test_a_family_is_the_same_in_ctranslate2(
+    family: str, quantization: str, most: float, tmp_path: Path
+) -> None:
+    source = source_of(family, tmp_path / "model")
+    made = exported(source, tmp_path / "out", "ctranslate2", quantization=quantization)
+    assert made.parity.logit_error < most, told(made.parity)
+    assert made.parity.unexplained_share == 0
+    assert made.parity.num_tokens >= made.parity.num_prompts
+
+
+def test_what_it_would_get_wrong_is_refused(tmp_path: Path) -> None:
+    narrow = saved("llama", tmp_path / "narrow", head_dim=8)
+    with pytest.raises(RecipeError, match="takes heads of llama models to be as wide"):
+        exported(narrow, tmp_path / "out", "ctranslate2")
+    with pytest.raises(RecipeError, match="of bert models CTranslate2 runs those with a embed"):
+        exported(saved("bert", tmp_path / "bert"), tmp_path / "out", "ctranslate2")
+
+
+def test_requests_of_different_kinds_are_answered_each_in_its_way(tmp_path: Path) -> None:
+    source = saved("llama", tmp_path / "model")
+    exported(source, tmp_path / "out", "ctranslate2", quantization="float32")
+    asked = prompts(source, 10)
+    session = card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1, slots=4))
+    alone = [greedy(session, [prompt], 5)[0].ids for prompt in asked]
+    assert [answer.ids for answer in greedy(session, asked, 5)] == alone
+    mixed = answers(session, [
+        Request(tuple(asked[0]), 5), Request(tuple(asked[0]), 3, logprobs=2),
+        Request(tuple(asked[0]), 5, num_beams=3),
+        Request(tuple(asked[0]), 5, temperature=1.0, top_k=5),
+    ])  # fmt: skip
+    with pytest.raises(DataError, match="cannot draw the same answer twice"):
+        session.start(Request(tuple(asked[0]), 5, temperature=1.0, seed=3))
+    session.close()
+    assert mixed[0].ids == alone[0] and mixed[1].ids == alone[0][:3]
+    assert mixed[1].tokens[0].top[0][0] == alone[0][0] and len(mixed[1].tokens[0].top) == 2
+    assert all(answer.finish in ("stop", "length") for answer in mixed)
