@@ -1,0 +1,112 @@
+"""A checkpoint as an ONNX or OpenVINO graph, by transformers' own exporters."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+from lcc.core.errors import RecipeError
+from lcc.core.lazy import torch
+from lcc.inference.graph_files import GRAPH_FOLDER, exporters
+from lcc.parts.checkpoint import read_card
+from lcc.parts.folder import read_json
+from lcc.parts.model import open_bundle
+
+Kind = Literal["onnx", "openvino"]
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+HEADS = ("causal", "classify", "embed", "masked")
+INT4_GROUP = 32
+
+
+def refusal(folder: Path, kind: Kind) -> str | None:
+    """Why no graph of the checkpoint in `folder` is made, as a sentence."""
+    missing = [name for name in NEEDED[kind] if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed; pip install 'lcc[{kind}]'."
+    card = read_card(folder)
+    if card.head not in HEADS:
+        return f"graphs are made of models with a {', '.join(HEADS)} head, not {card.head}."
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "gpt2" or "max_source_positions" in config:
+        return f"no graph is made of {config['model_type']} models."
+    return None
+
+
+def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict[str, Any]:
+    """The graph in `target/graph`, as transformers' ExportedModel reads it."""
+    bundle = open_bundle(source)
+    module = bundle.load(dtype="float32").eval()
+    if getattr(module.config, "quantization_config", None) is not None:
+        del module.config.quantization_config
+    with _quiet():
+        theirs = exporters()
+        quantizer = _quantizer(kind, weights)
+        if kind == "onnx":
+            exporter = theirs.OnnxExporter()
+            config = theirs.OnnxConfig(dynamic=True, quantizer=quantizer)
+        else:
+            exporter = theirs.OpenVINOExporter()
+            config = theirs.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
+        try:
+            part, inputs = _traced(module, bundle.card.head)
+            exported = exporter.export(part, inputs, config)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(f"format {kind}: transformers' exporter fails: {reason}") from None
+        exported.save_pretrained(target / GRAPH_FOLDER)
+    size = sum(file.stat().st_size for file in (target / GRAPH_FOLDER).iterdir())
+    return {"bytes_of_type": {weights: size}}
+
+
+def _traced(module: Any, head: str) -> tuple[Any, dict[str, Any]]:
+    """What is traced, and what it is called with: two texts, so that their number stays open."""
+    ids = torch.arange(4, 16).view(2, 6) % module.config.get_text_config().vocab_size
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if head != "causal":
+        return (module.base_model if head == "embed" else module), inputs
+    from transformers.exporters.utils import decompose_for_generation
+
+    # One graph that goes on from any past, an empty one too, so that weights are stored once.
+    parts = decompose_for_generation(module, inputs, multi_token_decode=True)
+    part, called = parts["decode"]
+    return part, dict(called)
+
+
+def _quantizer(kind: Kind, weights: str) -> Any:
+    theirs = exporters()
+    if weights == "float32":
+        return None
+    if kind == "onnx":
+        from onnxruntime.quantization import QuantType
+
+        return theirs.OnnxRuntimeQuantizer(
+            theirs.OnnxRuntimeDynamicConfig(per_channel=True, weight_type=QuantType.QInt8)
+        )
+    import nncf
+
+    if weights == "int8":
+        mode = theirs.NNCFWeightCompressionConfig(mode=nncf.CompressWeightsMode.INT8_ASYM)
+    else:
+        mode = theirs.NNCFWeightCompressionConfig(
+            mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=INT4_GROUP
+        )
+    return theirs.NNCFOpenVINOQuantizer(mode)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print their stages and warn of versions; what matters is in our report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,151 @@
+"""An exported graph as a session, in ONNX Runtime or OpenVINO; every answer has its own past."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcc.core.errors import DataError, GateError
+from lcc.core.lazy import transformers
+from lcc.inference.companions import Companions, read_companions
+from lcc.inference.graph_files import GRAPH_FOLDER, exporters
+from lcc.inference.requests import Request, Step
+from lcc.inference.sessions import Ability, Opening, Session
+from lcc.inference.turning import TurningSession
+
+Vectors = list[np.ndarray[Any, Any]]
+
+
+class GraphPasses:
+    """See `inference.turning.Passes`; a row is a past of its own, so that rows come and go."""
+
+    joins = True
+
+    def __init__(self, graph: Any) -> None:
+        self._graph, self._pasts = graph, list[Any]()
+
+    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """One prompt after the other, each on an empty past."""
+        told = []
+        for prompt in prompts:
+            logits, past = self._run(prompt, self._empty())
+            self._pasts.append(past)
+            told.append(logits[-1])
+        return torch.stack(told)
+
+    def advance(self, tokens: Sequence[int]) -> Tensor:
+        """One token of every row."""
+        told = []
+        for row, token in enumerate(tokens):
+            logits, self._pasts[row] = self._run([token], self._pasts[row])
+            told.append(logits[-1])
+        return torch.stack(told)
+
+    def remove(self, row: int) -> None:
+        """Forget a past."""
+        self._pasts[row] = self._pasts[-1]
+        self._pasts.pop()
+
+    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits of every token of a text."""
+        found: np.ndarray[Any, Any] = self._run(ids, self._empty())[0].numpy()
+        return found
+
+    def close(self) -> None:
+        """Forget graph and pasts."""
+        self._graph, self._pasts = None, []
+
+    def _run(self, ids: Sequence[int], past: Any) -> tuple[Tensor, Any]:
+        before = int(past.get_seq_length())
+        row = torch.tensor([list(ids)])
+        positions = torch.arange(before, before + len(ids))[None]
+        mask = torch.ones(1, before + len(ids), dtype=torch.long)
+        output = _asked(self._graph, input_ids=row, position_ids=positions, attention_mask=mask,
+                        past_key_values=past)  # fmt: skip
+        return output.logits[0].float(), output.past_key_values
+
+    def _empty(self) -> Any:
+        config = self._graph.config
+        past = transformers.DynamicCache(config=config)
+        heads = getattr(config, "head_dim", None)
+        width = heads or config.hidden_size // config.num_attention_heads
+        for layer in range(config.num_hidden_layers):
+            nothing = torch.zeros(1, config.num_key_value_heads, 0, width)
+            past.update(nothing, nothing.clone(), layer)
+        return past
+
+
+class GraphReader:
+    """A classifier, masked model or encoder; see `inference.sessions.Session`."""
+
+    free_slots = 0
+
+    def __init__(self, graph: Any, beside: Companions, opening: Opening) -> None:
+        self.card, self.tokenizer, self._graph = beside.card, beside.tokenizer, graph
+        self.context = min(beside.context, opening.context or beside.context)
+        found: dict[str, frozenset[Ability]] = {"classify": frozenset({"classify", "logits"}),
+                                                "embed": frozenset({"embed"})}  # fmt: skip
+        self.abilities = found.get(self.card.head, frozenset({"logits"}))
+
+    def start(self, request: Request) -> int:
+        """Refused: it writes no answers."""
+        raise DataError(f"model {self.card.name!r} ({self.card.head}) writes no answers.")
+
+    def step(self) -> list[Step]:
+        """Nothing was admitted."""
+        return []
+
+    def drop(self, handle: int) -> None:
+        """Nothing was admitted."""
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Per row (num_labels,), of a masked model (num_tokens, vocabulary)."""
+        if self.card.head == "embed":
+            raise DataError(f"model {self.card.name!r} (embed) has no logits; ask for vectors.")
+        return [self._output(row).logits[0].float().numpy() for row in rows]
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Per row the mean of its last hidden states."""
+        if self.card.head != "embed":
+            raise DataError("this graph ends in its head; export the encoder for vectors.")
+        return [self._output(row).last_hidden_state[0].float().mean(0).numpy() for row in rows]
+
+    def close(self) -> None:
+        """Forget the graph."""
+        self._graph = None
+
+    def _output(self, row: Sequence[int]) -> Any:
+        ids = torch.tensor([list(row)])
+        return _asked(self._graph, input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def _asked(graph: Any, **inputs: Any) -> Any:
+    """Its output for those of the inputs that it was traced with."""
+    (runner,) = graph.runners.values()
+    traced = {name: value for name, value in inputs.items() if name in runner.metadata.kwargs}
+    return runner(**traced)
+
+
+def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
+    """The session of `folder/graph`; `options` go to the engine's runner.
+
+    Raises GateError where the engine refuses the files.
+    """
+    beside = read_companions(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = exporters().ExportedModel.from_pretrained(folder / GRAPH_FOLDER, **options)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GateError(f"{folder}: its graph does not load ({reason}).") from None
+    if beside.card.head != "causal":
+        return GraphReader(graph, beside, opening)
+    context = min(beside.context, opening.context or beside.context)
+    return TurningSession(GraphPasses(graph), beside, opening, context=context)

@@ -1,0 +1,40 @@
+"""Run an ONNX graph in ONNX Runtime (`pip install lcc[onnx]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+
+if TYPE_CHECKING:
+    from lcc.inference.sessions import Opening, Session
+    from lcc.parts.checkpoint import Head
+
+
+@card
+class Onnxruntime:
+    """Decoders row by row, each with its own past, so that requests join at any turn; encoders."""
+
+    revision: ClassVar[int] = 1
+    format: ClassVar[str] = "onnx"
+    package: ClassVar[str] = "onnxruntime"
+    extra: ClassVar[str] = "onnx"
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "classify", "embed", "masked")
+
+    def refusal(self, folder: Path) -> str | None:
+        """Heads that no graph is made of."""
+        from lcc.exporting.graph_writing import refusal
+
+        return refusal(folder, "onnx")
+
+    def open(self, folder: Path, opening: Opening) -> Session:
+        """The graph in `folder/graph`."""
+        import onnxruntime
+
+        from lcc.inference.graph_session import open_graph
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = opening.threads, 1
+        options.log_severity_level = 3  # errors only
+        return open_graph(folder, opening, session_options=options)

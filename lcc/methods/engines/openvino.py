@@ -1,0 +1,36 @@
+"""Run an OpenVINO graph (`pip install lcc[openvino]`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+
+if TYPE_CHECKING:
+    from lcc.inference.sessions import Opening, Session
+    from lcc.parts.checkpoint import Head
+
+
+@card
+class Openvino:
+    """Decoders row by row, each with its own past, so that requests join at any turn; encoders."""
+
+    revision: ClassVar[int] = 1
+    format: ClassVar[str] = "openvino"
+    package: ClassVar[str] = "openvino"
+    extra: ClassVar[str] = "openvino"
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "classify", "embed", "masked")
+
+    def refusal(self, folder: Path) -> str | None:
+        """Heads that no graph is made of."""
+        from lcc.exporting.graph_writing import refusal
+
+        return refusal(folder, "openvino")
+
+    def open(self, folder: Path, opening: Opening) -> Session:
+        """The graph in `folder/graph`, computed in float32 whatever the processor would prefer."""
+        from lcc.inference.graph_session import open_graph
+
+        options = {"INFERENCE_NUM_THREADS": opening.threads, "INFERENCE_PRECISION_HINT": "f32"}
+        return open_graph(folder, opening, config=options)
