@@ -36,8 +36,9 @@ class Entry:
 class Grounded:
     """A conversation with entries before it, nearest first.
 
-    `coverage` is the share of the question's words, weighed by rarity, that the best entry holds;
-    `handover` is what is said in the model's place where that is too little.
+    `coverage` is the share of the question's words, weighed by rarity and stop words aside, that
+    the best entry's own question holds; `handover` is what is said in the model's place where that
+    is too little.
     """
 
     messages: list[Message]
@@ -120,11 +121,13 @@ class Grounding:
 
     @cached_property
     def _index(self) -> Index:
-        return Index([f"{one.question} {one.question} {one.answer}" for one in self.all])
+        questions = [one.question for one in self.all]
+        texts = [f"{one.question} {one.question} {one.answer}" for one in self.all]
+        return Index(texts, questions)
 
 
 def _coverage(found: Sequence[Found]) -> float:
-    return max((one.coverage for one in found), default=0.0)
+    return found[0].coverage if found else 0.0
 
 
 def _cut(text: str, num: int) -> str:

@@ -14,10 +14,10 @@ from lcc.parts.cleaning import UNIT
 
 @dataclass(frozen=True)
 class Found:
-    """A text by its number; `coverage` is the share of the question's words that it holds.
+    """A text by its number; `coverage` is the share of the question's words that its head holds.
 
-    Words weigh by their rarity among all texts, so that "the" says nothing; a word that stands in
-    none of them weighs as much as the rarest.
+    English stop words say nothing, others weigh by their rarity among all texts; a word that stands
+    in none of them weighs as much as the rarest. A question of stop words alone is covered by none.
     """
 
     number: int
@@ -25,11 +25,12 @@ class Found:
 
 
 class Index:
-    """Texts ready to be searched."""
+    """Texts ready to be searched; `heads` are what coverage is measured by, or else the texts."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], heads: Sequence[str] | None = None) -> None:
         import bm25s
 
+        self._heads = [set(words_of(text)) for text in heads or texts]
         self._words = [words_of(text) for text in texts]
         self._counts = Counter(word for words in self._words for word in set(words))
         self._index: Any = bm25s.BM25()
@@ -48,9 +49,10 @@ class Index:
         return [Found(i, self._coverage(question, i)) for i in best if scores[i] > 0]
 
     def _coverage(self, question: str, number: int) -> float:
-        asked, held = set(words_of(question)), set(self._words[number])
+        asked = set(words_of(question)) - _silent()
         weights = {word: self._rarity(word) for word in asked}
-        return sum(weights[word] for word in asked & held) / sum(weights.values())
+        held = sum(weights[word] for word in asked & self._heads[number])
+        return min(1.0, held / sum(weights.values())) if asked else 0.0
 
     def _rarity(self, word: str) -> float:
         num, seen = len(self._words), max(1, self._counts[word])
@@ -60,6 +62,13 @@ class Index:
 def words_of(text: str) -> list[str]:
     """Lower-case stems of an alphabetic script, single characters of Chinese and its like."""
     return [_stem(word) for word in UNIT.findall(text.lower())]
+
+
+@cache
+def _silent() -> frozenset[str]:
+    from bm25s.stopwords import STOPWORDS_EN_PLUS
+
+    return frozenset(word for text in STOPWORDS_EN_PLUS for word in words_of(text))
 
 
 @cache

@@ -76,6 +76,9 @@ def test_bm25_is_that_of_its_formula() -> None:
         i for i in wanted if score(words_of(question), docs[i])
     ]
     assert found[0].coverage == 1.0 and 0 < found[-1].coverage < 1
+    headed = Index(texts, ["files", "", "open", ""])
+    assert [one.coverage for one in headed.nearest(question, 1)] != [1.0]
+    assert Index(["What is it?"]).nearest("What is it?", 1)[0].coverage == 0.0
 
 
 def test_a_word_that_stands_nowhere_counts_against_every_text() -> None:
