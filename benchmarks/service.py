@@ -1,6 +1,6 @@
 """A served customer service under load: answers beside the FAQ's, waiting times, hand-overs.
 
-    lcc serve +recipe=customer_service task.grounding.threshold=0.6 serve.page=false &
+    lcc serve +recipe=customer_service task.grounding.threshold=0.624 serve.page=false &
     python benchmarks/service.py --questions questions.jsonl --clients 1,4,16
 
 `questions.jsonl` has lines with `question` and, where it is known, `answer`; every number of
