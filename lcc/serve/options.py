@@ -81,8 +81,11 @@ class ServeOptions:
             mode, text = path.stat().st_mode, path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"serve.key_file: cannot read {path}: {error}.") from None
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
-            raise SafetyError(f"serve.key_file: others can read {path}; say chmod 600 {path}.")
+        # A group may read it: so do systemd's credentials and secrets shared with one service.
+        if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+            raise SafetyError(
+                f"serve.key_file: others can read or change {path}; say chmod 600 {path}."
+            )
         return text
 
     @property
