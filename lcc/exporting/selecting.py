@@ -13,8 +13,9 @@ from lcc.core import manifest
 from lcc.core.artifact import Artifact
 from lcc.core.catalog import card, names
 from lcc.core.describe import digest, identify
-from lcc.core.errors import LccError, RecipeError
+from lcc.core.errors import GateError, LccError, RecipeError
 from lcc.core.machine import version_of
+from lcc.inference.opening import named, opened
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening, Session
 from lcc.parts.checkpoint import read_card
@@ -26,45 +27,51 @@ if TYPE_CHECKING:
 OURS = "transformers"
 PROMPT_TOKENS, NEW_TOKENS = 24, 16
 SECONDS = 2.0  # of one engine's measurement, at least one round
+EVERY = 8  # of the fixed texts, so many apart are compared on
 MADE = "model"  # the folder of an artifact that an engine reads
 
 
 @dataclass(frozen=True)
 class Selected:
-    """An engine and the folder it is to open; `seen` are the figures that chose it, if any did."""
+    """An engine, its card's options, and the folder it is to open; `seen` are the figures that
+    chose it, if any did."""
 
     engine: str
     folder: Path
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     seen: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def open(self, opening: Opening) -> Session:
         """The model in memory."""
-        session: Session = card("engines", self.engine)().open(self.folder, opening)
-        return session
+        return opened(self.engine, self.options, self.folder, opening)
 
 
 def select(
-    word: str, folder: Path, opening: Opening, *, store: Store, say: Callable[[str], None],
-    rows: int = 1,
+    word: str | dict[str, Any], folder: Path, opening: Opening, *, store: Store,
+    say: Callable[[str], None], rows: int = 1,
 ) -> Selected:  # fmt: skip
     """The engine that `word` names; for `auto` the fastest here at `rows` answers at once.
+
+    `{name: …, option: …}` sets options of its card.
 
     Raises RecipeError where the engine refuses the model, GateError where its copy differs.
     """
     if word != "auto":
-        refusal = card("engines", word)().refusal(folder)
+        name, options = named(word)
+        refusal = card("engines", name)().refusal(folder)
         if refusal is not None:
-            raise RecipeError(f"engine {word}: {refusal}")
-        return Selected(word, prepared(word, folder, store, say))
+            raise RecipeError(f"engine {name}: {refusal}")
+        return Selected(name, prepared(name, folder, store, say, threads=opening.threads), options)
     fit, told = _fitting(folder)
     if fit == [OURS]:
         say(f"engine=auto: {OURS}, as no other can: {' '.join(told)}")
         return Selected(OURS, folder)
     seen: dict[str, float] = {}
+    say(f"engine=auto: measuring {', '.join(fit)}")
     folders: dict[str, Path] = {}
     for name in fit:
         try:
-            folders[name] = prepared(name, folder, store, say)
+            folders[name] = prepared(name, folder, store, say, threads=opening.threads)
             seen[name] = _speed(Selected(name, folders[name]), opening, rows)
         except LccError as error:
             say(f"engine=auto: {name} is left out: {error}")
@@ -74,7 +81,7 @@ def select(
         f"{name} {seen[name]:,.0f}" for name in sorted(seen, key=lambda n: -seen[n])
     )
     say(f"engine=auto: {best}; {unit} a second here, {rows} at once: {figures}.")
-    return Selected(best, folders[best], seen)
+    return Selected(best, folders[best], seen=seen)
 
 
 def _fitting(folder: Path) -> tuple[list[str], list[str]]:
@@ -89,8 +96,13 @@ def _fitting(folder: Path) -> tuple[list[str], list[str]]:
     return fit, told
 
 
-def prepared(engine: str, folder: Path, store: Store, say: Callable[[str], None]) -> Path:
-    """The checkpoint in the engine's format: as it lies, or an artifact that is made once."""
+def prepared(
+    engine: str, folder: Path, store: Store, say: Callable[[str], None], *, threads: int = 1
+) -> Path:
+    """The checkpoint in the engine's format: as it lies, or an artifact that is made once.
+
+    A copy passes the parity gate, on fewer prompts than `lcc export` takes.
+    """
     wanted = card("engines", engine).format
     if wanted == "hf" or _is_written(folder, wanted):
         return folder
@@ -109,15 +121,26 @@ def prepared(engine: str, folder: Path, store: Store, say: Callable[[str], None]
     with store.claim(key, label=f"{wanted} of {folder.name}") as work:
         if isinstance(work, Artifact):
             return work.path / MADE
-        facts = _write(folder, work.path / MADE, exporter)
+        facts = _write(folder, work.path / MADE, exporter, threads)
         step = {"name": wanted, "kind": "engine"}
         report = {"step": step, "ingredients": made_of, "facts": facts}
         return store.publish(work, report=report).path / MADE
 
 
-def _write(folder: Path, target: Path, exporter: Any) -> dict[str, Any]:
-    target.mkdir(parents=True, exist_ok=True)
-    return dict(exporter.write(folder, target))
+def _write(folder: Path, target: Path, exporter: Any, threads: int) -> dict[str, Any]:
+    """Write the copy, and compare it with its source on some prompts; raises GateError."""
+    from lcc.exporting.prompts import texts
+    from lcc.exporting.provenance import Provenance
+    from lcc.exporting.publishing import LONGEST_PROMPT, Trial, closed, write_and_compare
+    from lcc.parts.model import open_bundle
+
+    tokenizer = open_bundle(folder).tokenizer
+    rows = [list(tokenizer(text)["input_ids"])[:LONGEST_PROMPT] for text in texts()[::EVERY]]
+    trial = Trial(prompts=[row for row in rows if row], threads=threads)
+    made = write_and_compare(folder, target, exporter, trial=trial, origin=Provenance())
+    if made.refusals:
+        raise GateError(closed(exporter, made.parity, made.refusals, target))
+    return {"written": made.facts, "parity": made.parity.facts()}
 
 
 def _is_written(folder: Path, wanted: str) -> bool:

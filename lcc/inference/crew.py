@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors, preemption
-from lcc.core.catalog import card
 from lcc.engine.benching import PRELOADED, no_main
 from lcc.inference.asking import Asking, Said, Source
 from lcc.inference.lines import LOOK_SECONDS, Feed
+from lcc.inference.opening import opened
 
 if TYPE_CHECKING:
     from lcc.inference.asking import Numbered
@@ -32,6 +32,7 @@ class Job:
     """What a process needs to answer rows: the folder is in the engine's own format."""
 
     engine: str
+    options: dict[str, Any]
     folder: Path
     opening: Opening
     task: Task
@@ -40,8 +41,7 @@ class Job:
 
     def opened(self) -> Session:
         """A session of its own."""
-        session: Session = card("engines", self.engine)().open(self.folder, self.opening)
-        return session
+        return opened(self.engine, self.options, self.folder, self.opening)
 
     def asking(self, session: Session) -> Asking:
         """The session at the job's task."""

@@ -31,7 +31,7 @@ class Asked:
 
     input: str = "-"
     output: str | None = None
-    engine: str = "transformers"
+    engine: str | dict[str, Any] = "transformers"
     workers: Count = 1
     slots: Count = 32
     batch_tokens: Count = 16384
@@ -60,11 +60,11 @@ class Asked:
     @staticmethod
     def decoded(own: dict[str, Any]) -> Asked:
         """Strictly; raises Mistakes with the nearest names."""
-        from lcc.core.catalog import card as card_named
+        from lcc.inference.opening import named
 
         asked = decode(Asked, own, "")
         if asked.engine != "auto":
-            card_named("engines", asked.engine)
+            named(asked.engine)
         return asked
 
     def replaced(self, card: Any) -> Any:
@@ -160,8 +160,9 @@ class Answers:
         path = Path(self.options.output)
         chosen = self._selected(begun_with(path, "engine"))
         output = OrderedFile(path, {
-            "engine": chosen.engine, "model": source_digest(self.folder), "seed": self.seed,
-            "task": _described(self.task), "lcc": version_of("lcc"),
+            "engine": chosen.engine, "options": chosen.options, "seed": self.seed,
+            "model": source_digest(self.folder), "task": _described(self.task),
+            "lcc": version_of("lcc"),
         })  # fmt: skip
         try:
             done, total = output.num_done, self._total()
@@ -213,7 +214,7 @@ class Answers:
     def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
         from lcc.inference.crew import Job, answering
 
-        job = Job(chosen.engine, chosen.folder, self.opening, self.task, self.seed,
+        job = Job(chosen.engine, chosen.options, chosen.folder, self.opening, self.task, self.seed,
                   self.options.batch_tokens)  # fmt: skip
         return answering(job, self.options.workers, show, say)
 

@@ -189,13 +189,21 @@ def test_a_model_without_a_template_does_not_chat(
 
 
 def test_auto_says_what_it_chose_and_why(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Two of the engines: tracing graphs for all of them takes a minute.
+    # Whichever engines are installed here: their own tests measure and compare them.
     monkeypatch.setattr("lcc.exporting.selecting.names", lambda shelf: ["transformers", "vllm"])
     assert main(words(num_rows=3, engine="auto")) == 0
     told = capsys.readouterr().err
-    assert "engine=auto: transformers" in told
-    assert "vLLM needs a GPU" in told or "tokens a second here" in told
+    assert "engine=auto: transformers, as no other can: vLLM needs a GPU" in told
     assert main(words(num_rows=3, engine="auto")) == 0
     assert "goes on with transformers" in capsys.readouterr().err
+
+
+def test_an_engine_takes_the_options_of_its_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(num_rows=4)) == 0
+    stored = "{name: transformers, weights: stored}"
+    assert main(words(num_rows=4, engine=stored, output="stored.jsonl")) == 0
+    assert outputs("stored.jsonl") == outputs()
+    assert main(words(num_rows=4, engine="{name: transformers, weigths: stored}")) == 2
+    assert "unknown key 'weigths'" in capsys.readouterr().err
