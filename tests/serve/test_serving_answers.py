@@ -95,6 +95,39 @@ def test_who_waits_too_long_is_told_so(plain_folder: Path, serve: Callable[..., 
         assert late.status_code == 429
 
 
+def test_a_turn_that_fails_ends_its_answers_and_no_others(
+    plain_folder: Path, serve: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with serve(plain_folder) as running, running.client() as client:
+        session = running.served.session
+        whole = session.step
+
+        def spoiled() -> Any:
+            session.step = whole
+            raise RuntimeError("spoiled")
+
+        session.step = spoiled
+        reply = client.post("/v1/completions", json={"prompt": "x"})
+        assert reply.status_code == 500 and "spoiled" not in reply.text
+        assert said(running)["text"]
+        assert "RuntimeError: spoiled" in capfd.readouterr().err
+
+
+def test_an_engine_that_only_fails_takes_the_server_down(
+    plain_folder: Path, serve: Callable[..., Any]
+) -> None:
+    with serve(plain_folder) as running, running.client() as client:
+
+        def spoiled() -> Any:
+            raise RuntimeError("spoiled")
+
+        running.served.session.step = spoiled
+        for _ in range(3):
+            assert client.post("/v1/completions", json={"prompt": "x"}).status_code == 500
+        running.until(lambda: running.server.error is not None and running.server.should_exit)
+        assert not running.served.is_well
+
+
 @pytest.mark.parametrize("path, asked", [
     ("/v1/completions", {"prompt": "x" * 600}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 600}]}),
