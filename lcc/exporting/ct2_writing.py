@@ -22,7 +22,7 @@ FAMILIES = {
     "llama": "causal", "mistral": "causal", "qwen2": "causal", "qwen3": "causal",
     "gemma": "causal", "gemma2": "causal", "gemma3_text": "causal", "gpt2": "causal",
     "t5": "seq2seq", "mt5": "seq2seq", "marian": "seq2seq", "bart": "seq2seq",
-    "mbart": "seq2seq", "m2m_100": "seq2seq", "pegasus": "seq2seq", "whisper": "seq2seq",
+    "mbart": "seq2seq", "m2m_100": "seq2seq", "pegasus": "seq2seq",
     "bert": "encoder", "roberta": "encoder", "xlm-roberta": "encoder", "distilbert": "encoder",
 }  # fmt: skip
 MISSING = "CTranslate2 is not installed; pip install 'lcc[ctranslate2]'."
