@@ -1,0 +1,50 @@
+"""Writes what exports said against their sources into docs/results.md, from their own reports.
+
+lcc export model=path/to/model format=gguf format.type=q8_0 --out q8
+python benchmarks/parity.py q8 …
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from results import write_section
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+HEAD = """## Exports beside their sources
+
+`lcc export model=… format=…`, then `python benchmarks/parity.py FOLDER …`. 200 fixed prompts, each in the engine that the format is made
+for; an error is the root mean square of the logits' differences (vectors', of an encoder) as a share of their own spread, beside what
+the format may explain; wrong is the share of tokens that differ where the source is sure.
+
+| model | format | options | bytes | greedy tokens equal | wrong | error | allowed | template |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def row(folder: Path) -> str:
+    """One export's line of the table."""
+    report: dict[str, Any] = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    name = json.loads((folder / "lcc_card.json").read_text(encoding="utf-8"))["name"]
+    parity = report["parity"]
+    options = {k: v for k, v in report["exporter"].items() if k not in ("name", "revision")}
+    told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    tokens = f"{parity['agreement']:.2%} of {parity['num_tokens']:,}"
+    template = {None: "–", True: "equal", False: "OTHER"}[parity["same_template"]]
+    cells = [name, report["format"], told, f"{size / 1e6:.1f} MB",
+             tokens if parity["kind"] != "vectors" else "–", f"{parity['unexplained_share']:.2%}",
+             f"{parity['logit_error']:.2%}", f"{parity['tolerance']:.0%}", template]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(folders: list[str]) -> None:
+    """The whole section anew."""
+    lines = [row(Path(folder)) for folder in folders]
+    write_section(RESULTS, "parity", "\n".join([HEAD, *lines]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
