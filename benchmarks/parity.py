@@ -16,9 +16,10 @@ from results import write_section
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """## Exports beside their sources
 
-`lcc export model=… format=…`, then `python benchmarks/parity.py FOLDER …`. 200 fixed prompts, each in the engine that the format is made
-for; an error is the root mean square of the logits' differences (vectors', of an encoder) as a share of their own spread, beside what
-the format may explain; wrong is the share of tokens that differ where the source is sure.
+`lcc export model=… format=…`, then `python benchmarks/parity.py FOLDER …`. 200 fixed
+prompts, each in the engine that the format is made for. An error is the root mean square of the
+logits' differences (vectors', of an encoder) as a share of their own spread, beside what the format
+may explain; wrong is the share of tokens that differ where the source is sure.
 
 | model | format | options | bytes | greedy tokens equal | wrong | error | allowed | template |
 |---|---|---|---|---|---|---|---|---|"""
