@@ -75,9 +75,11 @@ def chosen(logits: Tensor, rows: Sequence[Choosing]) -> list[Token]:
 
 def _one(logits: Tensor, row: Choosing) -> Token:
     scores = logits.float().cpu()
-    changed = scores[None].clone()
-    for processor in row.processors:
-        changed = processor(torch.tensor([row.seen]), changed)
+    changed = scores[None]
+    if row.processors:
+        changed, seen = changed.clone(), torch.tensor([row.seen])
+        for processor in row.processors:
+            changed = processor(seen, changed)
     token = int(changed[0].argmax()) if row.generator is None else _drawn(changed[0], row)
     if row.request.logprobs < 0:
         return Token(token)
@@ -94,11 +96,22 @@ def _drawn(scores: Tensor, row: Choosing) -> int:
     ids: Tensor | None = None
     if 0 < request.top_k < len(scores):
         scores, ids = scores.topk(request.top_k)
+    shares = scores.softmax(-1)
     if request.top_p < 1.0:
-        scores, order = scores.sort(descending=True)
+        shares, order = _nucleus(shares, request.top_p)
         ids = order if ids is None else ids[order]
-        shares = scores.softmax(-1)
-        kept = shares.cumsum(-1) - shares < request.top_p  # The first one always stays.
-        scores = scores.masked_fill(~kept, -torch.inf)
-    drawn = int(torch.multinomial(scores.softmax(-1), 1, generator=row.generator))
+    drawn = int(torch.multinomial(shares, 1, generator=row.generator))
     return drawn if ids is None else int(ids[drawn])
+
+
+def _nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The likeliest that reach `top_p` together (Holtzman et al., 2020), and which they are.
+
+    Most often they are few: sorting a whole vocabulary would take as long as a forward.
+    """
+    for num in (256, 4096, len(shares)):
+        values, ids = shares.topk(min(num, len(shares)))
+        if float(values.sum()) >= top_p:
+            break
+    kept = values.cumsum(-1) - values < top_p  # The first one always stays.
+    return values[kept], ids[kept]

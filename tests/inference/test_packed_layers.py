@@ -81,7 +81,7 @@ def stored_model(family: str, folder: Path, **options: Any) -> Path:
 QUANTIZED = {"quantizer": "nearest", "group_size": 16}
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "t5", "marian"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_a_model_in_bfloat16_says_what_it_says_in_float32(family: str, tmp_path: Path) -> None:
     folder = stored_model(family, tmp_path)
     wanted = expected(open_bundle(folder).load(), prompts(5))
@@ -93,10 +93,9 @@ def test_a_model_in_bfloat16_says_what_it_says_in_float32(family: str, tmp_path:
 
 
 @pytest.mark.parametrize("family, options", [
-    ("llama", {"bits": 8}), ("llama", {"bits": 4}), ("gemma3", {"bits": 4, "symmetric": False}),
+    ("llama", {"bits": 8}), ("gemma3", {"bits": 4, "symmetric": False}), ("t5", {"bits": 8}),
     ("llama", {"bits": 4, "include_embeddings": True, "tied": True}),
-    ("llama", {"bits": 8, "include_embeddings": True, "tied": True}),
-    ("t5", {"bits": 8}), ("llama", {"bits": 3, "accept_damage": True}),
+    ("llama", {"bits": 3, "accept_damage": True}),
 ])  # fmt: skip
 def test_a_packed_model_keeps_its_codes_and_its_answers(
     family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
