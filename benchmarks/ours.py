@@ -136,7 +136,7 @@ def warm(stage: Any) -> None:
     quantizer, criterion = (getattr(stage, n, None) for n in ("quantizer", "criterion"))
     if getattr(quantizer, "needs", None) == "gram":
         quantizer.quantize(weight, stats, Grid(stage.bits, 64, "bfloat16"))
-    if criterion is None:
+    if criterion is None or not hasattr(stage, "pattern"):
         return
     asked = Pattern(stage.pattern, stage.sparsity)
     if not isinstance(criterion, Pruner):

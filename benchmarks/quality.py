@@ -99,6 +99,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"), "peer_torch_pruning25_healed": {}}
 # Healing and auto-round learn from text; the others' pages say that they want a decoder.
 NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant")
+NOT_FOR_DECODERS = ("width25_bias",)  # Llama has no biases to repair.
 NAMES = {LLMC: "llm-compressor 0.14.0.1", "auto_round": "auto-round 0.16.1",
          "torch_pruning": "torch-pruning", "lcc": "lcc"}  # fmt: skip
 
@@ -181,19 +182,23 @@ class Kept:
     """Rows measured with the same options, one JSON line each."""
 
     def __init__(self, path: Path, options: argparse.Namespace) -> None:
-        self.path = path
-        self.same = {"tokens": options.tokens, "score_tokens": options.score_tokens,
-                     "mode": options.mode, "heal_steps": options.heal_steps,
-                     "iters": options.iters, "score_rows": options.score_rows}  # fmt: skip
+        self.path, self.options = path, options
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         rows = [json.loads(line) for line in lines]
-        self.rows = [r for r in rows if r["options"] == self.same]
+        self.rows = [r for r in rows if self.same(r["name"]).items() <= r["options"].items()]
+
+    def same(self, name: str) -> dict[str, Any]:
+        """The options that a row's figures depend on."""
+        keys = ["tokens", "score_tokens", "mode", "score_rows"]
+        keys += ["heal_steps"] if name in HEALED else []
+        keys += ["iters"] if name == "peer_auto_round_g64" else []
+        return {key: getattr(self.options, key) for key in keys}
 
     def find(self, name: str, seed: int) -> dict[str, Any] | None:
         return next((r for r in self.rows if (r["name"], r["seed"]) == (name, seed)), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        self.rows.append({**row, "options": self.same})
+        self.rows.append({**row, "options": self.same(row["name"])})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.rows[-1]) + "\n")
 
@@ -279,8 +284,9 @@ def main() -> None:
     bench = Bench(options, subject(options, work), work)
     kept = Kept(work / "rows.jsonl", options)
     wanted = options.only.split(",") if options.only else ["parent", *OURS, *PEERS, *HEALED]
-    if bench.subject.is_classifier and not options.only:
-        wanted = [name for name in wanted if name not in NOT_FOR_CLASSIFIERS]
+    if not options.only:
+        left = NOT_FOR_CLASSIFIERS if bench.subject.is_classifier else NOT_FOR_DECODERS
+        wanted = [name for name in wanted if name not in left]
     for name in wanted:
         for seed in range(options.seeds if name in SEEDED else 1):
             if kept.find(name, seed) is None:
