@@ -31,6 +31,30 @@ def test_sixteen_at_once_are_told_what_each_is_told_alone(chat: Running) -> None
     assert chat.served.turner.num_turns - before < 16 * 12  # they shared turns
 
 
+def test_a_session_that_nobody_can_join_is_filled_up_each_time(
+    plain_folder: Path, serve: Callable[..., Any]
+) -> None:
+    prompts = [f"{'word ' * i}end" for i in range(8)]
+    with serve(plain_folder, slots=3) as running:
+        alone = [said(running, prompt=prompt)["text"] for prompt in prompts]
+        session = running.served.session
+        session.abilities -= {"continuous"}
+        turner, start = running.served.turner, session.start
+        met: list[tuple[int, int]] = []  # the turn at which each began, and beside how many
+
+        def watched(request: Any) -> int:
+            met.append((turner.num_turns, len(turner.active)))
+            return int(start(request))
+
+        session.start = watched
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda p: said(running, prompt=p)["text"], prompts))
+    assert together == alone
+    assert len(met) == 8 and max(beside for _, beside in met) == 2
+    began = {turn for turn, beside in met if beside == 0}
+    assert all(turn in began for turn, _ in met), "one joined an answer under way"
+
+
 def test_a_seed_repeats_and_another_differs(chat: Running) -> None:
     wishes: dict[str, Any] = {"temperature": 1.0, "max_tokens": 30}
     assert said(chat, **wishes, seed=1) == said(chat, **wishes, seed=1)
