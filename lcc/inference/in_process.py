@@ -14,7 +14,8 @@ from lcc.core.errors import DataError
 from lcc.engine.decoding import answer, demanded_settings, eos_ids
 from lcc.engine.scoring import context_length
 from lcc.inference import reading
-from lcc.inference.choosing import Choosing, choosing, chosen
+from lcc.inference.choosing import choosing, chosen
+from lcc.inference.ongoing import Ongoing
 from lcc.inference.passes import joins, passes
 from lcc.inference.requests import Request, Step, Token
 from lcc.inference.sessions import Ability, Opening
@@ -40,24 +41,11 @@ TURNS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "re
 
 
 @dataclass
-class _Answer:
-    """A request under way; `last` is its newest token, which no forward has read yet."""
-
-    handle: int
-    request: Request
-    limit: int
-    choosing: Choosing
-    text: TextStream
-    last: int = -1
-    num: int = 0
-
-
-@dataclass
 class _Queue:
     """Admitted, not begun."""
 
-    waiting: list[_Answer] = field(default_factory=list)
-    whole: list[_Answer] = field(default_factory=list)
+    waiting: list[Ongoing] = field(default_factory=list)
+    whole: list[Ongoing] = field(default_factory=list)
 
 
 class InProcessSession:
@@ -70,7 +58,7 @@ class InProcessSession:
         self.told = ""  # how the module was opened, where that was chosen here
         self.module, self._slots = module.eval(), opening.slots
         self._handles, self._queue = count(), _Queue()
-        self._running: list[_Answer] = []  # by row
+        self._running: list[Ongoing] = []  # by row
         self._passes: Any = None
         self.abilities = READS.get(self.card.head, WHOLE)
         if self.card.head in ("causal", "seq2seq"):
@@ -93,7 +81,7 @@ class InProcessSession:
         room = self.context - (0 if self.card.head == "seq2seq" else len(request.ids))
         limit = min(request.max_new_tokens, room)
         before = [self._passes.start] if hasattr(self._passes, "start") else list(request.ids)
-        one = _Answer(next(self._handles), request, limit,
+        one = Ongoing(next(self._handles), request, limit,
                       choosing(request, before, limit, self._settings),
                       TextStream(self.tokenizer, request.stop))  # fmt: skip
         is_whole = self._passes is None or request.num_beams > 1
@@ -168,24 +156,11 @@ class InProcessSession:
         """Choose a token for each of `rows`; those that end leave."""
         answers = [self._running[row] for row in rows]
         tokens = chosen(logits, [one.choosing for one in answers])
-        steps = [self._step(one, token) for one, token in zip(answers, tokens, strict=True)]
+        steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for row, step in sorted(zip(rows, steps, strict=True), key=lambda pair: -pair[0]):
             if step.finish is not None:
                 self._leave(row)
         return steps
-
-    def _step(self, one: _Answer, token: Token) -> Step:
-        if token.id in self._ends:
-            return Step(one.handle, one.text.finish(), finish="stop")
-        one.last, one.num = token.id, one.num + 1
-        one.choosing.seen.append(token.id)
-        text = one.text.push(token.id)
-        if one.text.stopped:
-            return Step(one.handle, text, (token,), "stop")
-        if one.num < one.limit:
-            return Step(one.handle, text, (token,))
-        text += one.text.finish()
-        return Step(one.handle, text, (token,), "stop" if one.text.stopped else "length")
 
     def _leave(self, row: int) -> None:
         self._passes.slots.remove(row)
@@ -193,7 +168,7 @@ class InProcessSession:
         if row < len(self._running):
             self._running[row] = last
 
-    def _whole(self, one: _Answer) -> Step:
+    def _whole(self, one: Ongoing) -> Step:
         request = one.request
         settings = decode(Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams,
                                    "stop": list(request.stop)})  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lcc.core.errors import DataError
-from lcc.inference.choosing import Choosing, choosing, chosen
-from lcc.inference.requests import Request, Step, Token
+from lcc.inference.choosing import choosing, chosen
+from lcc.inference.ongoing import Ongoing
+from lcc.inference.requests import Request, Step
 from lcc.inference.sessions import Ability, Opening
 from lcc.inference.streaming import TextStream
 
@@ -53,16 +53,6 @@ class Passes(Protocol):
         ...
 
 
-@dataclass
-class _Answer:
-    handle: int
-    limit: int
-    choosing: Choosing
-    text: TextStream
-    last: int = -1
-    num: int = 0
-
-
 class TurningSession:
     """See `inference.sessions.Session` for the contract."""
 
@@ -72,8 +62,8 @@ class TurningSession:
         self.card, self.tokenizer, self.context = beside.card, beside.tokenizer, context
         self._passes, self._slots = passes, opening.slots
         self._ends, self._settings, self._start = beside.ends, beside.settings, beside.start
-        self._handles, self._waiting = count(), list[tuple[_Answer, tuple[int, ...]]]()
-        self._running: list[_Answer] = []  # by row
+        self._handles, self._waiting = count(), list[Ongoing]()
+        self._running: list[Ongoing] = []  # by row
         self.abilities = TURNS | JOINS if passes.joins else TURNS
 
     @property
@@ -88,8 +78,9 @@ class TurningSession:
         limit = min(request.max_new_tokens, self.context - prompt)
         before = list(request.ids) if self._start is None else [self._start]
         choice = choosing(request, before, limit, self._settings)
-        one = _Answer(next(self._handles), limit, choice, TextStream(self.tokenizer, request.stop))
-        self._waiting.append((one, request.ids))
+        text = TextStream(self.tokenizer, request.stop)
+        one = Ongoing(next(self._handles), request, limit, choice, text)
+        self._waiting.append(one)
         return one.handle
 
     def _require(self, request: Request) -> None:
@@ -111,15 +102,14 @@ class TurningSession:
             steps += self._told(logits, self._running[:])
         if self._waiting and (self._passes.joins or not self._running):
             begun, self._waiting = self._waiting, []
-            logits = self._passes.take([ids for _, ids in begun])
-            answers = [one for one, _ in begun]
-            self._running += answers
-            steps += self._told(logits, answers)
+            logits = self._passes.take([one.request.ids for one in begun])
+            self._running += begun
+            steps += self._told(logits, begun)
         return steps
 
     def drop(self, handle: int) -> None:
         """Forget a request; nothing happens where it is finished already."""
-        self._waiting = [pair for pair in self._waiting if pair[0].handle != handle]
+        self._waiting = [one for one in self._waiting if one.handle != handle]
         for one in self._running:
             if one.handle == handle:
                 self._leave(one)
@@ -138,28 +128,15 @@ class TurningSession:
         self._running, self._waiting = [], []
         self._passes.close()
 
-    def _told(self, logits: Tensor, answers: list[_Answer]) -> list[Step]:
+    def _told(self, logits: Tensor, answers: list[Ongoing]) -> list[Step]:
         tokens = chosen(logits, [one.choosing for one in answers])
-        steps = [self._step(one, token) for one, token in zip(answers, tokens, strict=True)]
+        steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
             if step.finish is not None:
                 self._leave(one)
         return steps
 
-    def _step(self, one: _Answer, token: Token) -> Step:
-        if token.id in self._ends:
-            return Step(one.handle, one.text.finish(), finish="stop")
-        one.last, one.num = token.id, one.num + 1
-        one.choosing.seen.append(token.id)
-        text = one.text.push(token.id)
-        if one.text.stopped:
-            return Step(one.handle, text, (token,), "stop")
-        if one.num < one.limit:
-            return Step(one.handle, text, (token,))
-        text += one.text.finish()
-        return Step(one.handle, text, (token,), "stop" if one.text.stopped else "length")
-
-    def _leave(self, one: _Answer) -> None:
+    def _leave(self, one: Ongoing) -> None:
         row = self._running.index(one)
         self._passes.remove(row)
         last = self._running.pop()
