@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lcc.serve.bodies import ChatBody, read
 from lcc.serve.caps import caps_of
 from lcc.serve.grounded import Handed, grounded
 from lcc.serve.replies import ChatChoice, ChatLogprobs, ChatReply
 from lcc.serve.served import Served
-from lcc.serve.streams import EventStream, unless_gone
-from lcc.serve.writing import Spelling, Told, Writing, begin, chunk, new_id, request_of
+from lcc.serve.streams import unless_gone
+from lcc.serve.writing import Spelling, Told, Writing, begin, chunk, new_id, request_of, respond
 
 KIND = "chat.completion.chunk"
 
@@ -47,18 +47,8 @@ class Chat:
         return await self._told(begin(self.served, http, requests, len(ids)), body)
 
     async def _told(self, writing: Writing, body: ChatBody) -> Response:
-        if body.stream:
-            try:
-                steps = await writing.first()
-            except BaseException:
-                writing.answers.leave()
-                raise
-            return EventStream(self._events(writing, steps, body), writing.answers.leave)
-        try:
-            told = await writing.all()
-        finally:
-            writing.answers.leave()
-        return JSONResponse(self._reply(writing, told, body))
+        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
+                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
 
     def _reply(self, writing: Writing, told: list[Told], body: ChatBody) -> ChatReply:
         choices: list[ChatChoice] = [

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from lcc.serve.bodies import CompletionBody, read
 from lcc.serve.caps import caps_of
 from lcc.serve.prompting import text_ids
 from lcc.serve.replies import TextChoice, TextLogprobs, TextReply
 from lcc.serve.served import Served
-from lcc.serve.streams import EventStream, unless_gone
-from lcc.serve.writing import Spelling, Told, Writing, begin, chunk, new_id, request_of
+from lcc.serve.streams import unless_gone
+from lcc.serve.writing import Spelling, Told, Writing, begin, chunk, new_id, request_of, respond
 
 KIND = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's, where a request names no limit
@@ -41,18 +41,8 @@ class Completions:
         requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
                     for ids in prompts for i in range(body.n or 1)]  # fmt: skip
         writing = begin(self.served, http, requests, sum(map(len, prompts)))
-        if body.stream:
-            try:
-                steps = await writing.first()
-            except BaseException:
-                writing.answers.leave()
-                raise
-            return EventStream(self._events(writing, steps, body), writing.answers.leave)
-        try:
-            told = await writing.all()
-        finally:
-            writing.answers.leave()
-        return JSONResponse(self._reply(writing, told, body))
+        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
+                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
 
     def _reply(self, writing: Writing, told: list[Told], body: CompletionBody) -> TextReply:
         choices: list[TextChoice] = [

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
 from lcc.inference.requests import Request, Step, Token
 from lcc.serve.bodies import SEEDS, Generating
 from lcc.serve.replies import Chosen, Finish, Likely, TextLogprobs, Usage
 from lcc.serve.served import Served
+from lcc.serve.streams import EventStream
 from lcc.serve.waiting import Answers
 
 if TYPE_CHECKING:
@@ -125,6 +127,26 @@ def begin(
     """Let the engine write; raises Refusal where too many wait already."""
     answers = Answers(served.turner, requests)
     return Writing(served, http, num_prompt, answers, len(requests))
+
+
+async def respond(
+    writing: Writing, body: Generating, *,
+    events: Callable[[AsyncIterator[tuple[int, Step]]], AsyncIterator[Any]],
+    reply: Callable[[list[Told]], Any],
+) -> Response:  # fmt: skip
+    """A stream of events where the body asks for one, else one reply; slots are left either way."""
+    if body.stream:
+        try:
+            steps = await writing.first()
+        except BaseException:
+            writing.answers.leave()
+            raise
+        return EventStream(events(steps), writing.answers.leave)
+    try:
+        told = await writing.all()
+    finally:
+        writing.answers.leave()
+    return JSONResponse(reply(told))
 
 
 def new_id(prefix: str) -> str:
