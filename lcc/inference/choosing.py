@@ -113,5 +113,6 @@ def _nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         values, ids = shares.topk(min(num, len(shares)))
         if float(values.sum()) >= top_p:
             break
-    kept = values.cumsum(-1) - values < top_p  # The first one always stays.
+    kept = values.cumsum(-1) - values < top_p
+    kept[0] = True  # Also where `top_p` is zero in float32.
     return values[kept], ids[kept]

@@ -131,6 +131,14 @@ def test_top_p_keeps_the_smallest_share_that_reaches_it() -> None:
     assert {ids_of(steps)[0] for steps in told if ids_of(steps)} <= allowed
 
 
+def test_a_top_p_of_nearly_nothing_keeps_the_likeliest() -> None:
+    module, row = speakers.llama(), [1, 9, 30]
+    with torch.no_grad():
+        best = int(module(torch.tensor([row])).logits[0, -1].argmax())
+    request = Request(tuple(row), 1, temperature=1.0, top_p=5e-324, seed=1)  # zero in float32
+    assert ids_of(answered(session(module), [request])[0]) in ((best,), ())
+
+
 def test_likelihoods_are_those_of_the_unchanged_distribution() -> None:
     module, row = speakers.llama(), prompts(1)[0]
     request = Request(tuple(row), 5, logprobs=3, repetition_penalty=1.3)
