@@ -77,9 +77,11 @@ def write_ct2(source: Path, target: Path, *, quantization: str) -> dict[str, Any
     try:
         with torch.no_grad():
             spec = loader(body, tokenizer)
-        if getattr(spec.config, "unk_token", None) is None:
-            # Some token must be named; texts come as tokens that are all known.
-            spec.config.unk_token = tokenizer.convert_ids_to_tokens(0)
+        for name in ("unk_token", "bos_token"):
+            # Some token must be named; texts come as known tokens, their first one among them.
+            if name == "unk_token" or hasattr(spec.config, name):
+                named = getattr(spec.config, name, None) or tokenizer.convert_ids_to_tokens(0)
+                setattr(spec.config, name, named)
         spec.validate()
         spec.optimize(quantization=None if quantization == "float32" else quantization)
         spec.save(str(target))

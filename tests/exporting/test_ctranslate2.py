@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import compressing as tiny
@@ -41,6 +42,15 @@ def test_a_family_is_the_same_in_ctranslate2(
     assert made.parity.logit_error < most, told(made.parity)
     assert made.parity.unexplained_share == 0
     assert made.parity.num_tokens >= made.parity.num_prompts
+
+
+def test_a_tokenizer_without_a_first_token_will_do(tmp_path: Path) -> None:
+    source = saved("llama", tmp_path / "model")
+    file = source / "tokenizer_config.json"
+    known = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**known, "bos_token": None, "unk_token": None}), encoding="utf-8")
+    made = exported(source, tmp_path / "out", "ctranslate2", quantization="float32")
+    assert made.parity.logit_error < 1e-3, told(made.parity)
 
 
 def test_what_it_would_get_wrong_is_refused(tmp_path: Path) -> None:
