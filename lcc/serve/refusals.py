@@ -90,8 +90,13 @@ async def on_http(request: Request, error: Any) -> Response:
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """Starlette's handler for what is our fault; the traceback goes to the log."""
-    return refusal_of(error).response()
+    """Starlette's handler for what is our fault; the traceback goes to the log.
+
+    Starlette raises it once more, at which uvicorn hangs up: the client must know that it will.
+    """
+    response = refusal_of(error).response()
+    response.headers["Connection"] = "close"
+    return response
 
 
 def raw(refusal: Refusal) -> tuple[list[tuple[bytes, bytes]], bytes]:

@@ -15,7 +15,7 @@ HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "cont
 
 @pytest.fixture(scope="module")
 def client(chat_folder: Path) -> Iterator[openai.OpenAI]:
-    from conftest import run
+    from running_servers import run
 
     with (
         run(chat_folder, key=KEY, queue=0, slots=4) as running,

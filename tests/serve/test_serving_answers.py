@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Running
+from running_servers import Running
 
 LONG = {"prompt": "and so on", "max_tokens": 400, "temperature": 0}
 
@@ -147,7 +147,8 @@ def test_an_engine_that_only_fails_takes_the_server_down(
 
         running.served.session.step = spoiled
         for _ in range(3):
-            assert client.post("/v1/completions", json={"prompt": "x"}).status_code == 500
+            reply = client.post("/v1/completions", json={"prompt": "x"})
+            assert (reply.status_code, reply.headers["Connection"]) == (500, "close")
         running.until(lambda: running.server.error is not None and running.server.should_exit)
         assert not running.served.is_well
 

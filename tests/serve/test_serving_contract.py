@@ -11,8 +11,8 @@ import malforming
 import pytest
 import schemathesis
 import serving
-from conftest import Running
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from running_servers import Running
 from schemathesis import GenerationMode
 
 NUM_MALFORMED = 300
@@ -21,7 +21,7 @@ NUM_EXAMPLES = 15
 
 @pytest.fixture(scope="module")
 def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    from conftest import run
+    from running_servers import run
 
     # Room for any prompt, and short answers, so that what schemathesis asks for is soon answered.
     folder = serving.chatter(tmp_path_factory.mktemp("bounded") / "m", context=8192)

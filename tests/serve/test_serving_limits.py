@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Running
+from running_servers import Running
 
 KEY = "a-key-of-at-least-sixteen-characters"
 LOCAL = {"host": "127.0.0.1"}
@@ -17,7 +17,7 @@ LOCAL = {"host": "127.0.0.1"}
 
 @pytest.fixture(scope="module")
 def strict(plain_folder: Path) -> Iterator[Running]:
-    from conftest import run
+    from running_servers import run
 
     with run(plain_folder, max_body_bytes=2048, max_header_bytes=2048, read_seconds=0.3,
              write_seconds=0.3, max_connections=8, keep_alive_seconds=1) as running:  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import serving
-from conftest import Running
+from running_servers import Running
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -62,7 +62,7 @@ HARMS = {
 
 @pytest.fixture(scope="module")
 def harmful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    from conftest import run
+    from running_servers import run
 
     arms = "".join("{% if messages[0].content == '" + name + "' %}" + template + "{% endif %}"
                    for name, (template, _) in HARMS.items())  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lengths_of_soak import IS_LONG
 
 HERE = Path(__file__).parent
-IS_LONG = bool(os.environ.get("LCC_SOAK"))
 sys.path.insert(0, str(HERE.parent / "engine"))  # its tiny training
 _done: list[str] = []
 

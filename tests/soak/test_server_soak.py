@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import IS_LONG
+from lengths_of_soak import IS_LONG
 
 MB = 2**20
 
