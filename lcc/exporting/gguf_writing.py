@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core.errors import RecipeError
 from lcc.core.lazy import transformers
 from lcc.exporting.ggml_blocks import grid_blocks, grid_type, rounded
 from lcc.exporting.gguf_families import Family, family_of, names_and_roles, write_keys
@@ -105,6 +106,9 @@ class _Pen:
         shape = tuple(dense.shape)
         kind = self._kind(role, shape, packed=grid)
         weighed = self._weights(name, kind)
+        if weighed is not None and len(weighed) != shape[1]:
+            raise RecipeError(f"importance: {name} has {shape[1]} inputs, calibration saw "
+                              f"{len(weighed)}: the statistics are another model's.")  # fmt: skip
         self._put(role, rounded(dense.numpy(), kind, importance=weighed), kind)
         return shape
 

@@ -19,6 +19,7 @@ from lcc.exporting.gguf_types import Mixture, fitting
 from lcc.inference.answers import answers, greedy
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
+from lcc.parts.model import open_bundle
 from lcc.parts.tensor_files import StoredTensors
 
 gguf = pytest.importorskip("gguf")
@@ -137,11 +138,13 @@ def test_importance_moves_errors_to_inputs_that_matter_less() -> None:
 
 def test_statistics_of_calibration_weigh_k_quants(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    model = tiny.llama(hidden_size=256, intermediate_size=256)
-    stats = quantizing.calibrated(model, tmp_path)
     source = saved("llama", tmp_path / "model", hidden_size=256)
+    stats = quantizing.calibrated(open_bundle(source).load(), tmp_path)
     made = exported(source, tmp_path / "out", "gguf", type="q4_k_m", importance=str(stats))
     assert made.facts["weighed_by_importance"] == 14
+    narrow = saved("llama", tmp_path / "narrow")
+    with pytest.raises(RecipeError, match="the statistics are another model's"):
+        exported(narrow, tmp_path / "other", "gguf", type="q4_k_m", importance=str(stats))
 
 
 @pytest.mark.parametrize("number, kind", [(0, "Q6_K"), (1, "Q4_K"), (3, "Q6_K"), (7, "Q6_K")])
