@@ -98,7 +98,7 @@ def _missing_tools() -> Iterator[dict[str, Any]]:
     for package, purpose in OPTIONAL.items():
         if machine.version_of(package) is None:
             yield _finding(package, purpose, f"pip install 'lcc[{package}]'")
-    if find_spec("pip") is None:
+    if machine.version_of("pip") is None:
         yield _finding("pip", "lcc fetch", f"{sys.executable} -m ensurepip")
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         yield _finding("apt-get and dpkg-deb", "dataset=debian_en_zh",
