@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,27 +17,31 @@ CHUNK = 1 << 22  # weights widened at once
 BITS = 4  # codes of at most so many are stored two in a byte
 
 
-class Weights:
+class Weights(ABC):
     """A matrix (N, K): `product` with a few rows, `widened` rows of it as float32."""
 
     shape: tuple[int, int]
 
+    @abstractmethod
     def product(self, inputs: Tensor) -> Tensor:
         """(B, K) → (B, N)"""
-        raise NotImplementedError("by a format")
+        ...
 
+    @abstractmethod
     def widened(self, rows: slice, out: Tensor) -> Tensor:
         """`out`'s beginning as (rows, K)."""
-        raise NotImplementedError("by a format")
+        ...
 
+    @abstractmethod
     def looked_up(self, ids: Tensor) -> Tensor:
         """Rows by number, (..., K)."""
-        raise NotImplementedError("by a format")
+        ...
 
     @property
+    @abstractmethod
     def bytes(self) -> int:
         """What it takes in memory."""
-        raise NotImplementedError("by a format")
+        ...
 
 
 class HalfWeights(Weights):

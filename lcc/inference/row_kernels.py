@@ -120,12 +120,8 @@ def bf16_product_parallel(weight: Any, inputs: Any, out: Any) -> None:
 
 
 @cache
-def grid_product(size: int, *, parallel: bool) -> Any:
-    """out (B, N) = inputs (B, K) · ((codes − zeros) · scales)ᵀ, for groups of `size` inputs.
-
-    Takes codes (N, K) int8, or (N, K/2) uint8 of two codes each; scales and zeros (N, groups)
-    float32; inputs; out. With a constant size loops are unrolled, which is twice as fast.
-    """
+def _row_products(size: int) -> tuple[Any, Any]:
+    """One row of codes times one input, for groups of `size`: codes a byte each, and two a byte."""
     half = size // 2
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
@@ -151,6 +147,18 @@ def grid_product(size: int, *, parallel: bool) -> Any:
                          + np.float32(high) * x[np.uint64(group * size + half + k)])  # fmt: skip
             total += (each - zeros[group] * sums[group]) * scales[group]
         return total
+
+    return of_bytes, of_halves
+
+
+@cache
+def grid_product(size: int, *, parallel: bool) -> Any:
+    """out (B, N) = inputs (B, K) · ((codes − zeros) · scales)ᵀ, for groups of `size` inputs.
+
+    Takes codes (N, K) int8, or (N, K/2) uint8 of two codes each; scales and zeros (N, groups)
+    float32; inputs; out. With a constant size loops are unrolled, which is twice as fast.
+    """
+    of_bytes, of_halves = _row_products(size)
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
     def of_block(
