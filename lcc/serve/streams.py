@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -69,7 +71,10 @@ class EventStream(Response):
             async for event in self._events:
                 await _tell(send, json.dumps(event, ensure_ascii=False))
         except Exception as error:
-            await _tell(send, json.dumps(refusal_of(error).body))
+            refusal = refusal_of(error)
+            if refusal.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                traceback.print_exc()  # the sentence says that the log tells why
+            await _tell(send, json.dumps(refusal.body))
         if self._ends is not None:
             await _tell(send, self._ends)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -153,6 +153,19 @@ def test_an_engine_that_only_fails_takes_the_server_down(
         assert not running.served.is_well
 
 
+def test_a_fault_inside_a_stream_is_told_there_and_in_the_log(
+    chat: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def spoiled(*args: Any, **more: Any) -> Any:
+        raise RuntimeError("a spoiled piece")
+
+    monkeypatch.setattr("lcc.serve.completions.chunk", spoiled)
+    with chat.client() as client:
+        reply = client.post("/v1/completions", json={**LONG, "max_tokens": 3, "stream": True})
+    assert "its log says why" in reply.text and "spoiled" not in reply.text
+    assert "RuntimeError: a spoiled piece" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("path, asked", [
     ("/v1/completions", {"prompt": "x" * 600}),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 600}]}),
