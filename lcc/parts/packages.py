@@ -44,6 +44,11 @@ class Requirement:
             return find_index(self.requirement)
         return find_debian(self.requirement) if self.debian else find(self.requirement)
 
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of its file, if it is there."""
+        return None if self.found is None else file_digest(self.found)
+
 
 def cache_root() -> Path:
     """Where everything fetched lies: `LCC_HOME`, or `~/.cache/lcc`."""

@@ -13,7 +13,7 @@ from lcc.core.decode import card
 from lcc.core.describe import digest
 from lcc.parts.aligned import aligned_by_id, aligned_by_structure
 from lcc.parts.catalogues import catalogue_pairs
-from lcc.parts.packages import Requirement, contents, file_digest, require
+from lcc.parts.packages import Requirement, contents, require
 from lcc.parts.rows import Row
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -67,8 +67,7 @@ class Debian:
         return tuple(needed.values())
 
     def fingerprint(self) -> str:
-        found = ((one.requirement, one.found) for one in self.requirements())
-        return digest([(name, file_digest(path) if path else None) for name, path in found])
+        return digest([(one.requirement, one.digest) for one in self.requirements()])
 
     def read(self) -> Iterator[Row]:
         for manual in self.manuals:

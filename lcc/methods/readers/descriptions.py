@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, file_digest, require
+from lcc.parts.packages import Requirement, require
 from lcc.parts.rows import Row, normalised, short_digest
 
 STANZA = re.compile(r"\n\n+")
@@ -34,8 +34,7 @@ class Descriptions:
         return (self._requirement(),)
 
     def fingerprint(self) -> str:
-        found = self._requirement().found
-        return digest(file_digest(found) if found else None)
+        return digest(self._requirement().digest)
 
     def read(self) -> Iterator[Row]:
         text = require(self._requirement()).read_text(encoding="utf-8", errors="replace")

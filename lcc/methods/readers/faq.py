@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, contents, file_digest, require
+from lcc.parts.packages import Requirement, contents, require
 from lcc.parts.rows import Row, normalised, short_digest
 
 SECTION = re.compile(r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)',
@@ -62,8 +62,7 @@ class Faq:
         return tuple(map(_needed, self.pages))
 
     def fingerprint(self) -> str:
-        found = ((one.requirement, one.found) for one in self.requirements())
-        return digest([(name, file_digest(path) if path else None) for name, path in found])
+        return digest([(one.requirement, one.digest) for one in self.requirements()])
 
     def read(self) -> Iterator[Row]:
         documents: dict[str, list[tuple[str, str]]] = defaultdict(list)

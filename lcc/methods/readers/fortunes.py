@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lcc.core.decode import card
 from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, contents, file_digest, require
+from lcc.parts.packages import Requirement, contents, require
 from lcc.parts.rows import Row
 
 BETWEEN = re.compile(r"^%\s*$", re.MULTILINE)
@@ -38,8 +38,7 @@ class Fortunes:
         return (self._requirement(),)
 
     def fingerprint(self) -> str:
-        found = self._requirement().found
-        return digest(file_digest(found) if found else None)
+        return digest(self._requirement().digest)
 
     def read(self) -> Iterator[Row]:
         wanted = [PATTERN + topic for topic in self.topics]
