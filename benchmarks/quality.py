@@ -171,8 +171,8 @@ class Bench:
         job = {"model": str(model), "parent": str(self.model), "threads": self.options.threads,
                "kept": str(self.work / "parent"), **self.subject.scoring}  # fmt: skip
         found = running.run(sys.executable, "scorer.py", job, self.work)
-        size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
-        size += sum(f.stat().st_size for f in (out / "adapter").glob("*.safetensors"))
+        # An adapter lies in a folder of its own, below a packed base.
+        size = sum(f.stat().st_size for f in model.rglob("*.safetensors"))
         shutil.rmtree(out, ignore_errors=True)
         times = {key: value for key, value in took.items() if key.endswith("seconds")}
         return {"name": name, "seed": seed, "bytes": size, **found, **times}
