@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,23 +205,30 @@ def _as_local(word: str) -> list[str]:
 
 def _register() -> None:
     """Put every file of our groups into Hydra's store, already checked; the user's files first."""
+    root = next(p for p in (r / f"{ROOT}.yaml" for r in config_roots()) if p.is_file())
+    files = [("", ROOT, root)]
+    files += [(group, name, path) for group in GROUPS for name, path in choices(group).items()]
+    _stored(tuple((*file, str(file[2].absolute()), file[2].stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=1)  # What the store holds already is not put there again.
+def _stored(files: tuple[tuple[str, str, Path, str, int], ...]) -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
-    root = next(p for p in (r / f"{ROOT}.yaml" for r in config_roots()) if p.is_file())
-    store.store(name=ROOT, node=OmegaConf.create(_read(root).content))
     for group in GROUPS:
         store.repo[group] = {}
-        for name, path in choices(group).items():
-            try:
-                source = _read(path)
-            except (RecipeError, SafetyError):
-                continue  # a spoiled file that nobody chose is no reason to refuse the others
-            package = "_global_" if group == "recipe" else (source.package or group)
-            store.store(
-                group=group, name=name, node=OmegaConf.create(source.content), package=package
-            )
+    for group, name, path, *_ in files:
+        try:
+            source = _read(path)
+        except (RecipeError, SafetyError):
+            if not group:
+                raise
+            continue  # a spoiled file that nobody chose is no reason to refuse the others
+        package = "_global_" if group == "recipe" else (source.package or group or None)
+        store.store(group=group or None, name=name, node=OmegaConf.create(source.content),
+                    package=package)  # fmt: skip
 
 
 def _hydra_sentence(error: Exception, places: Composed) -> str:
