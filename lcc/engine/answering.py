@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NUM_GIVEN = 8  # tokens of a text that has no prompt, for a model to go on from
+
+
 def _silent(num: float) -> None:
     """Progress that nobody watches."""
 
@@ -59,11 +62,16 @@ class Answering:
         return found
 
     def generated(self, rows: Sequence[Row]) -> list[Generated]:
-        """Answers as the task decodes them, prompts cut so that the answer has room."""
+        """Answers as the task decodes them, prompts cut so that the answer has room.
+
+        Where a task has no prompt and the model no BOS, the text's first tokens stand in.
+        """
         room = context_length(self.module)
         prompts, limits = [], []
         for row in rows:
             prompt = self._prompt(row)
+            if not prompt and self.task.head == "causal":
+                prompt = plain_ids(self.task.text(row), self.tokenizer)[:NUM_GIVEN]
             own = self._prompt(row, shown=()) if self.demos else prompt
             limit = min(self.task.decode.limit(len(own)), max(1, room // 2))
             if self.task.head == "causal" and len(prompt) + limit > room:

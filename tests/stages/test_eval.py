@@ -18,12 +18,14 @@ from lcc.core.decode import decode
 from lcc.core.errors import DataError
 from lcc.core.progress import Progress
 from lcc.methods.trackers.none import NoneTracker
+from lcc.parts.checkpoint import save as save_bundle
 from lcc.parts.data import PreparedData
 from lcc.parts.dist import SINGLE
 from lcc.parts.model import open_bundle
 from lcc.parts.task import Task
 from lcc.stage import Context, Outcome
 from lcc.stages.eval import Eval
+from lcc.stages.quantize import Quantize
 
 ROOT = Path(__file__).parents[2]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -226,6 +228,28 @@ def test_plain_text_is_scored_without_decoding(causal: Path, data: Path, tmp_pat
     assert "perplexity_delta_reference" not in other.measures
     assert "bits_per_byte_delta_reference" in other.measures
     assert any("vocabularies differ" in note for note in other.notes)
+
+
+def test_packed_weights_speak_where_there_is_neither_prompt_nor_bos(
+    causal: Path, data: Path, tmp_path: Path
+) -> None:
+    bundle = open_bundle(causal)
+    bundle.load(dtype="float32")
+    context = Context(folder=tmp_path / "w8", seed=0, device="cpu", dtype="float32", dist=SINGLE,
+                      progress=Progress(quiet=True), tracker=NoneTracker(), inputs={})  # fmt: skip
+    (tmp_path / "w8").mkdir()
+    stage = decode(Quantize, {"quantizer": "nearest", "bits": 8, "group_size": "channel"})
+    packed = stage.run(bundle, context).bundle
+    assert packed is not None
+    save_bundle(packed, tmp_path / "w8" / "model")
+    folder, without = tmp_path / "w8" / "model", tokenizer()
+    without.backend_tokenizer.post_processor = processors.ByteLevel()
+    without.bos_token = None
+    without.save_pretrained(folder)
+    what = task("generation")
+    assert what.prompt_ids({"text": "open the file"}, open_bundle(folder).tokenizer) == []
+    found = run(folder, what, tmp_path / "eval", {"data": data})
+    assert value(found, "native_output") == "same"
 
 
 def test_classes_are_named_by_the_model(classifier: Path, data: Path, tmp_path: Path) -> None:
