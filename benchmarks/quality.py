@@ -97,8 +97,10 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "peer_torch_pruning25": ("torch_pruning", {"ratio": 0.25}),
 }
 HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"), "peer_torch_pruning25_healed": {}}
-# Healing and auto-round learn from text; the others' pages say that they want a decoder.
-NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant")
+# Healing and auto-round learn from text; no config of BERT says that heads are gone; the others'
+# pages say that they want a decoder.
+NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant", "heads33",
+                       "kv33")  # fmt: skip
 NOT_FOR_DECODERS = ("width25_bias",)  # Llama has no biases to repair.
 NAMES = {LLMC: "llm-compressor 0.14.0.1", "auto_round": "auto-round 0.16.1",
          "torch_pruning": "torch-pruning", "lcc": "lcc"}  # fmt: skip
