@@ -107,13 +107,14 @@ def compare(
     return found
 
 
-class _Errors:
+class Errors:
     """Squares of what logits are off by, and of how they spread, each row around its mean."""
 
     def __init__(self) -> None:
         self.wrong = self.spread = self.count = 0.0
 
     def add(self, expected: Matrix, got: Matrix) -> None:
+        """Rows of both, (rows, vocabulary)."""
         centred = expected - expected.mean(-1, keepdims=True)
         difference = got - got.mean(-1, keepdims=True) - centred
         self.wrong += float(np.square(difference, dtype=np.float64).sum())
@@ -122,10 +123,12 @@ class _Errors:
 
     @property
     def share(self) -> float:
+        """The root mean square of what they are off by, of their spread."""
         return float(np.sqrt(self.wrong / max(self.spread, 1e-300)))
 
     @property
     def deviation(self) -> float:
+        """The spread itself."""
         return float(np.sqrt(self.spread / max(self.count, 1.0)))
 
 
@@ -135,21 +138,21 @@ def _tokens(
     """Both read the source's own answers; at each token, which would they say next?"""
     answers = greedy(source, prompts, new_tokens)
     rows = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
-    errors, said, margins, row_errors = _Errors(), 0, list[float](), list[tuple[float, int]]()
+    errors, said, margins, row_errors = Errors(), 0, list[float](), list[tuple[float, int]]()
     for first in range(0, len(rows), TOGETHER):
         part = rows[first : first + TOGETHER]
         both = zip(source.logits(part), export.logits(part), strict=True)
         for i, (expected, got) in enumerate(both, first):
             start = len(prompts[i]) - 1
             expected, got = _alike(expected[start:], got[start:])
-            mine = _Errors()
+            mine = Errors()
             for each in (errors, mine):
                 each.add(expected, got)
             row_errors.append((mine.share, i))
             said += len(expected)
             margins += _margins(expected, got)
     found = Parity("tokens", tolerance, num_tokens=said, logit_error=errors.share)
-    _count(found, margins, errors.deviation)
+    count_differences(found, margins, errors.deviation)
     worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
     found.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
     return found
@@ -172,7 +175,8 @@ def _margins(expected: Matrix, got: Matrix) -> list[float]:
     return [float(expected[r, mine[r]] - expected[r, other[r]]) for r in rows]
 
 
-def _count(found: Parity, margins: list[float], deviation: float) -> None:
+def count_differences(found: Parity, margins: list[float], deviation: float) -> None:
+    """What agrees, and what differs where the source is sure; in place."""
     usual = max(LEAST_ERROR, min(found.tolerance, found.logit_error))
     allowed = MARGIN * usual * deviation
     total = max(found.num_tokens, 1)
@@ -184,7 +188,7 @@ def _answers(
     source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
 ) -> Parity:
     """Answers token by token up to the first that differs, and what they begin with."""
-    errors = _Errors()
+    errors = Errors()
     for first in range(0, len(prompts), TOGETHER):
         part = prompts[first : first + TOGETHER]
         for expected, got in zip(source.logits(part), export.logits(part), strict=True):
@@ -198,7 +202,7 @@ def _answers(
         if margin is not None:
             margins.append(margin)
             differing.append((margin, i))
-    _count(found, margins, errors.deviation)
+    count_differences(found, margins, errors.deviation)
     worst = [i for _, i in sorted(differing, reverse=True)[:NUM_SHOWN]] or [0]
     found.shown = [_pair(source, prompts[i], mine[i], other[i]) for i in worst]
     return found
@@ -220,14 +224,14 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
     """Labels of a classifier, tokens of a masked model, vectors of an encoder."""
     by_vector = source.card.head == "embed"
     kind = "vectors" if by_vector else "labels" if source.card.head == "classify" else "tokens"
-    errors, found, margins = _Errors(), Parity(kind, tolerance), list[float]()
+    errors, found, margins = Errors(), Parity(kind, tolerance), list[float]()
     worst: list[tuple[float, dict[str, Any]]] = []
     for first in range(0, len(prompts), TOGETHER):
         part = prompts[first : first + TOGETHER]
         asked = [s.embed(part) if by_vector else s.logits(part) for s in (source, export)]
         for prompt, expected, got in zip(part, *asked, strict=True):
             pair = _alike(np.atleast_2d(expected), np.atleast_2d(got))
-            mine = _Errors()
+            mine = Errors()
             for each in (errors, mine):
                 each.add(*pair)
             found.num_tokens += len(pair[0])
@@ -237,7 +241,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
                 "source": [round(float(x), 4) for x in pair[0][0][:8]],
                 "export": [round(float(x), 4) for x in pair[1][0][:8]]}))  # fmt: skip
     found.logit_error = errors.share
-    _count(found, margins, errors.deviation)
+    count_differences(found, margins, errors.deviation)
     worst.sort(key=lambda item: -item[0])
     found.shown = [facts for _, facts in worst[:NUM_SHOWN]]
     return found
