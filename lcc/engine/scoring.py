@@ -36,7 +36,7 @@ def context_length(module: Any) -> int:
     """The longest text in tokens that the model's positions can hold."""
     config = module.config.get_text_config() if module.config.is_encoder_decoder is False else None
     config = config or module.config
-    for name in ("max_position_embeddings", "n_positions"):
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
         found = getattr(config, name, None)
         if isinstance(found, int) and found > 0:
             return found - num_virtual(module)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HEADS: dict[str, tuple[Head, ...]] = {
     "causal": ("causal",), "seq2seq": ("seq2seq",), "encoder": ("embed",),
+    "hearing": ("transcribe",),
 }  # fmt: skip
 FAMILIES = {
     "llama": "causal", "mistral": "causal", "qwen2": "causal", "qwen3": "causal",
@@ -24,6 +25,7 @@ FAMILIES = {
     "t5": "seq2seq", "mt5": "seq2seq", "marian": "seq2seq", "bart": "seq2seq",
     "mbart": "seq2seq", "m2m_100": "seq2seq", "pegasus": "seq2seq",
     "bert": "encoder", "roberta": "encoder", "xlm-roberta": "encoder", "distilbert": "encoder",
+    "whisper": "hearing",
 }  # fmt: skip
 MISSING = "CTranslate2 is not installed; pip install 'lcc[ctranslate2]'."
 
@@ -72,16 +74,17 @@ def write_ct2(source: Path, target: Path, *, quantization: str) -> dict[str, Any
         del module.config.quantization_config
     _restore_defaults(module.config)
     name = type(module.config).__name__
-    loader = _filling(theirs._MODEL_LOADERS[name], padless=name == "MarianConfig")
-    body = module.base_model if read_card(source).head == "embed" else module
+    head, loader = read_card(source).head, theirs._MODEL_LOADERS[name]
+    if head != "transcribe":
+        loader = _filling(loader, padless=name == "MarianConfig")
+    body = module.base_model if head == "embed" else module
     try:
         with torch.no_grad():
             spec = loader(body, tokenizer)
-        for name in ("unk_token", "bos_token"):
-            # Some token must be named; texts come as known tokens, their first one among them.
-            if name == "unk_token" or hasattr(spec.config, name):
-                named = getattr(spec.config, name, None) or tokenizer.convert_ids_to_tokens(0)
-                setattr(spec.config, name, named)
+        if head == "transcribe":
+            spec.config.lang_ids = spec.config.lang_ids or _languages(tokenizer)
+        else:
+            _name_tokens(spec.config, tokenizer)
         spec.validate()
         spec.optimize(quantization=None if quantization == "float32" else quantization)
         spec.save(str(target))
@@ -91,6 +94,22 @@ def write_ct2(source: Path, target: Path, *, quantization: str) -> dict[str, Any
         ) from None
     size = (target / "model.bin").stat().st_size
     return {"bytes_of_type": {quantization: size}}
+
+
+def _name_tokens(config: Any, tokenizer: Any) -> None:
+    """Some token must be named; texts come as known tokens, their first one among them."""
+    for name in ("unk_token", "bos_token"):
+        if name == "unk_token" or hasattr(config, name):
+            named = getattr(config, name, None) or tokenizer.convert_ids_to_tokens(0)
+            setattr(config, name, named)
+
+
+def _languages(tokenizer: Any) -> list[int]:
+    """The tokens of languages, which the converter finds no more in transformers 5."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    known = tokenizer.get_vocab()
+    return sorted(known[f"<|{name}|>"] for name in LANGUAGES if f"<|{name}|>" in known)
 
 
 def _restore_defaults(config: Any) -> None:

@@ -13,7 +13,8 @@ from lcc.parts.checkpoint import Card
 
 PIPELINES = {"causal": "text-generation", "seq2seq": "text2text-generation",
              "classify": "text-classification", "embed": "feature-extraction",
-             "masked": "fill-mask", "paired": "fill-mask"}  # fmt: skip
+             "masked": "fill-mask", "paired": "fill-mask", "extract": "question-answering",
+             "transcribe": "automatic-speech-recognition"}  # fmt: skip
 LIBRARIES = {"hf": "transformers", "compressed_tensors": "transformers",
              "bitsandbytes": "transformers", "gguf": "gguf", "ollama": "gguf",
              "ctranslate2": "ctranslate2", "openvino": "openvino", "onnx": "onnx"}  # fmt: skip
@@ -84,6 +85,9 @@ def _parity(parity: Parity | None) -> str:
              f"for: {parity.agreement:.2%} of {parity.num_tokens} {_word(parity)} agree, logits "
              f"are off by {parity.logit_error:.2%} of their spread (allowed: "
              f"{parity.tolerance:.0%})."]  # fmt: skip
+    if parity.encoder_error is not None:
+        lines.append(f"Prompts are sounds; its encoder's states are off by "
+                     f"{parity.encoder_error:.2%} of their spread.")  # fmt: skip
     if parity.same_template is not None:
         same = "renders the same bytes" if parity.same_template else "renders OTHER bytes"
         lines.append(f"The chat template {same}.")

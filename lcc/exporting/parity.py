@@ -47,6 +47,7 @@ class Parity:
     agreement: float = 0.0
     unexplained_share: float = 0.0
     logit_error: float = 0.0
+    encoder_error: float | None = None  # of a model that hears: what its encoder's states are off
     same_splits: float | None = None
     same_template: bool | None = None
     shown: list[dict[str, Any]] = field(default_factory=list)  # where they differ most
@@ -61,6 +62,9 @@ class Parity:
         if not self.logit_error <= self.tolerance:
             found.append(f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
                          f"more than the {self.tolerance:g} that the format explains.")  # fmt: skip
+        if self.encoder_error is not None and not self.encoder_error <= self.tolerance:
+            found.append(f"what its encoder hears is off by {self.encoder_error:.3g} of its "
+                         f"spread, more than the format explains, {self.tolerance:g}.")  # fmt: skip
         if not self.unexplained_share <= MOST_UNEXPLAINED:
             found.append(f"{self.unexplained_share:.1%} of its {self._answers} are others where "
                          "the source is sure.")  # fmt: skip

@@ -15,14 +15,17 @@ from lcc.core.catalog import name_of
 from lcc.core.describe import describe, digest
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.machine import versions
+from lcc.exporting.hearing import compare_heard
 from lcc.exporting.model_card import model_card, write_model_card
 from lcc.exporting.parity import NEW_TOKENS, Parity, compare
 from lcc.exporting.prompts import encoded
 from lcc.exporting.provenance import Provenance
+from lcc.exporting.sounds import features, transcript_prompt
 from lcc.inference.companions import FAILED_FILE
 from lcc.inference.sessions import Opening
 from lcc.parts.checkpoint import read_card
-from lcc.parts.folder import weight_files
+from lcc.parts.folder import read_json, weight_files
+from lcc.parts.model import open_bundle
 
 if TYPE_CHECKING:
     from lcc.inference.sessions import Session
@@ -125,6 +128,8 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
     stopped = engine.rehearse(folder) if hasattr(engine, "rehearse") else None
     if stopped is not None:
         return Parity("tokens", exporter.tolerance, stopped=stopped)
+    if read_card(source).head == "transcribe":
+        return _heard(source, folder, exporter, opening, trial.new_tokens)
     mine: Session = card_named("engines", "transformers")().open(source, opening)
     try:
         try:
@@ -141,6 +146,21 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
             other.close()
     finally:
         mine.close()
+
+
+def _heard(source: Path, folder: Path, exporter: Any, opening: Opening, new_tokens: int) -> Parity:
+    tokenizer = open_bundle(source).tokenizer
+    prompt = transcript_prompt(tokenizer, read_json(source / "config.json")["vocab_size"])
+    try:
+        other = card_named("engines", exporter.engine)().listen(folder, opening)
+    except GateError as error:
+        return Parity("tokens", exporter.tolerance, stopped=str(error))
+    try:
+        mine = card_named("engines", "transformers")().listen(source, opening)
+        return compare_heard(mine, other, features(source), prompt, tokenizer=tokenizer,
+                             tolerance=exporter.tolerance, new_tokens=new_tokens)  # fmt: skip
+    finally:
+        other.close()
 
 
 def _same_bytes(source: Path, folder: Path) -> Parity:

@@ -35,6 +35,7 @@ READS: dict[str, frozenset[Ability]] = {
     "masked": frozenset({"logits", "embed"}),
     "paired": frozenset({"logits", "embed"}),
     "extract": frozenset({"embed"}),  # answers are found by what knows the passage
+    "transcribe": frozenset(),  # see inference.listening
 }
 WHOLE: frozenset[Ability] = frozenset({"beams", "logits", "embed"})
 TURNS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})

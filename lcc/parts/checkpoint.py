@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 Form = Literal["dense", "packed", "adapter", "adapted"]
 """`adapted` is what a step hands on whose adapter stays; the card keeps the form of its base."""
-Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired", "extract"]
+Head = Literal[
+    "causal", "seq2seq", "classify", "embed", "masked", "paired", "extract", "transcribe"
+]
 
 CARD_FILE = "lcc_card.json"
 ADAPTER = "adapter"  # the folder of a model's own adapter, below its own
@@ -38,11 +40,12 @@ AUTO_CLASSES: dict[Head, str] = {
     "masked": "AutoModelForMaskedLM",
     "paired": "AutoModelForPreTraining",  # BERT's two heads
     "extract": "AutoModelForQuestionAnswering",
+    "transcribe": "AutoModelForSpeechSeq2Seq",
 }
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "vocab.txt", "vocab.json", "merges.txt",
-    "*.model", "source.spm", "target.spm",
+    "*.model", "source.spm", "target.spm", "preprocessor_config.json",
 )  # fmt: skip
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -230,6 +233,8 @@ def _head_of(architecture: str, config: dict[str, Any]) -> Head:
         return "classify"
     if architecture.endswith("ForQuestionAnswering"):
         return "extract"
+    if architecture == "WhisperForConditionalGeneration":
+        return "transcribe"
     if architecture.endswith("ForMaskedLM"):
         return "masked"
     if architecture.endswith("BertForPreTraining"):

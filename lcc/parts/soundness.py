@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def require_sound(task: Task) -> None:
     """Raise ValueError with the first thing that does not fit."""
+    if task.head == "transcribe":
+        raise ValueError("no task hears sounds; models with head transcribe are only exported")
     for where in ("template", "answer", "system"):
         for name in places(getattr(task, where)):
             if name not in task.fields and not (task.is_cloze and name == cloze.PLACE):

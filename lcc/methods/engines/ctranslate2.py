@@ -9,6 +9,7 @@ from lcc.core.decode import card
 from lcc.core.errors import ResourceError
 
 if TYPE_CHECKING:
+    from lcc.inference.listening import Listener
     from lcc.inference.sessions import Opening, Session
     from lcc.parts.checkpoint import Head
 
@@ -26,8 +27,18 @@ class Ctranslate2:
     def refusal(self, folder: Path) -> str | None:
         """Families that CTranslate2 does not know."""
         from lcc.exporting.ct2_writing import refusal
+        from lcc.parts.checkpoint import read_card
 
+        found = read_card(folder)
+        if found.head == "transcribe":
+            return f"engines answer texts, and {found.name!r} transcribes sounds; export it."
         return refusal(folder)
+
+    def listen(self, folder: Path, opening: Opening) -> Listener:
+        """A folder whose model transcribes, for its gate."""
+        from lcc.inference.ct2_listening import open_ct2_listener
+
+        return open_ct2_listener(folder, opening)
 
     def open(self, folder: Path, opening: Opening) -> Session:
         """The folder's `model.bin`."""

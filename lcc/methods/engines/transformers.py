@@ -11,6 +11,7 @@ from lcc.core.lazy import torch
 from lcc.parts.checkpoint import Head, read_card
 
 if TYPE_CHECKING:
+    from lcc.inference.listening import Listener
     from lcc.inference.sessions import Opening, Session
 
 
@@ -59,3 +60,11 @@ class Transformers:
         session = InProcessSession(bundle, module, opening)
         session.told = told
         return session
+
+    def listen(self, folder: Path, opening: Opening) -> Listener:
+        """A checkpoint that transcribes, for the gate of an export."""
+        from lcc.inference.listening import InProcessListener
+        from lcc.parts.model import open_bundle
+
+        torch.set_num_threads(opening.threads)
+        return InProcessListener(open_bundle(folder).load(device=opening.device))
