@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcc.core.errors import RecipeError
-from lcc.core.lazy import torch
 from lcc.inference.graph_files import GRAPH_FOLDER, exporters
 from lcc.parts.checkpoint import read_card
 from lcc.parts.folder import read_json
@@ -39,7 +38,9 @@ def refusal(folder: Path, kind: Kind) -> str | None:
 
 
 def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict[str, Any]:
-    """The graph in `target/graph`, as transformers' ExportedModel reads it."""
+    """The graph in `target/graph`; see `ExportedModel` there."""
+    from lcc.exporting.graph_parts import parts
+
     bundle = open_bundle(source)
     module = bundle.load(dtype="float32").eval()
     if getattr(module.config, "quantization_config", None) is not None:
@@ -54,28 +55,16 @@ def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict
             exporter = theirs.OpenVINOExporter()
             config = theirs.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
         try:
-            part, inputs = _traced(module, bundle.card.head)
-            exported = exporter.export(part, inputs, config)
+            components = {}
+            for name, (part, inputs) in parts(module, bundle.card.head).items():
+                components[name] = exporter.export(part, inputs, config).components["model"]
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RecipeError(f"format {kind}: transformers' exporter fails: {reason}") from None
+        exported = theirs.ExportedModel(components, exporter.export_format, config=module.config)
         exported.save_pretrained(target / GRAPH_FOLDER)
     size = sum(file.stat().st_size for file in (target / GRAPH_FOLDER).iterdir())
     return {"bytes_of_type": {weights: size}}
-
-
-def _traced(module: Any, head: str) -> tuple[Any, dict[str, Any]]:
-    """What is traced, and what it is called with: two texts, so that their number stays open."""
-    ids = torch.arange(4, 16).view(2, 6) % module.config.get_text_config().vocab_size
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if head != "causal":
-        return (module.base_model if head == "embed" else module), inputs
-    from transformers.exporters.utils import decompose_for_generation
-
-    # One graph that goes on from any past, an empty one too, so that weights are stored once.
-    parts = decompose_for_generation(module, inputs, multi_token_decode=True)
-    part, called = parts["decode"]
-    return part, dict(called)
 
 
 def _quantizer(kind: Kind, weights: str) -> Any:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lcc.core.errors import DataError, GateError
-from lcc.core.lazy import transformers
 from lcc.inference.companions import Companions, read_companions
-from lcc.inference.graph_files import GRAPH_FOLDER, exporters
+from lcc.inference.graph_files import GRAPH_FOLDER, WHOLE, empty_past, exporters
 from lcc.inference.requests import Request, Step
 from lcc.inference.sessions import Ability, Opening, Session
 from lcc.inference.turning import TurningSession
@@ -34,7 +33,7 @@ class GraphPasses:
         """One prompt after the other, each on an empty past."""
         told = []
         for prompt in prompts:
-            logits, past = self._run(prompt, self._empty())
+            logits, past = self._run(prompt, empty_past(self._graph.config))
             self._pasts.append(past)
             told.append(logits[-1])
         return torch.stack(told)
@@ -54,7 +53,7 @@ class GraphPasses:
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text."""
-        found: np.ndarray[Any, Any] = self._run(ids, self._empty())[0].numpy()
+        found: np.ndarray[Any, Any] = self._run(ids, empty_past(self._graph.config))[0].numpy()
         return found
 
     def close(self) -> None:
@@ -69,16 +68,6 @@ class GraphPasses:
         output = _asked(self._graph, input_ids=row, position_ids=positions, attention_mask=mask,
                         past_key_values=past)  # fmt: skip
         return output.logits[0].float(), output.past_key_values
-
-    def _empty(self) -> Any:
-        config = self._graph.config
-        past = transformers.DynamicCache(config=config)
-        heads = getattr(config, "head_dim", None)
-        width = heads or config.hidden_size // config.num_attention_heads
-        for layer in range(config.num_hidden_layers):
-            nothing = torch.zeros(1, config.num_key_value_heads, 0, width)
-            past.update(nothing, nothing.clone(), layer)
-        return past
 
 
 class GraphReader:
@@ -127,7 +116,7 @@ class GraphReader:
 
 def _asked(graph: Any, **inputs: Any) -> Any:
     """Its output for those of the inputs that it was traced with."""
-    (runner,) = graph.runners.values()
+    runner = graph.runners[WHOLE]
     traced = {name: value for name, value in inputs.items() if name in runner.metadata.kwargs}
     return runner(**traced)
 
