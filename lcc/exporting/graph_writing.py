@@ -19,7 +19,7 @@ from lcc.parts.model import open_bundle
 
 Kind = Literal["onnx", "openvino"]
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
-HEADS = ("causal", "classify", "embed", "masked")
+HEADS = ("causal", "seq2seq", "classify", "embed", "masked")
 INT4_GROUP = 32
 
 
@@ -38,7 +38,7 @@ def refusal(folder: Path, kind: Kind) -> str | None:
 
 
 def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict[str, Any]:
-    """The graph in `target/graph`; see `ExportedModel` there."""
+    """The graph, or an encoder–decoder's two, in `target/graph`; see `ExportedModel` there."""
     from lcc.exporting.graph_parts import parts
 
     bundle = open_bundle(source)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lcc.core.errors import DataError, GateError
 from lcc.inference.companions import Companions, read_companions
+from lcc.inference.graph_answers import GraphAnswerPasses
 from lcc.inference.graph_files import GRAPH_FOLDER, WHOLE, empty_past, exporters
 from lcc.inference.requests import Request, Step
 from lcc.inference.sessions import Ability, Opening, Session
-from lcc.inference.turning import TurningSession
+from lcc.inference.turning import Passes, TurningSession
 
 Vectors = list[np.ndarray[Any, Any]]
 
@@ -134,7 +135,11 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GateError(f"{folder}: its graph does not load ({reason}).") from None
-    if beside.card.head != "causal":
+    if beside.card.head not in ("causal", "seq2seq"):
         return GraphReader(graph, beside, opening)
     context = min(beside.context, opening.context or beside.context)
-    return TurningSession(GraphPasses(graph), beside, opening, context=context)
+    passes: Passes = GraphPasses(graph)
+    if beside.card.head == "seq2seq":
+        assert beside.start is not None, folder
+        passes = GraphAnswerPasses(graph, beside.start)
+    return TurningSession(passes, beside, opening, context=context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,39 @@ def test_a_decoder_is_the_same_in_openvino_at_eight_bits(tmp_path: Path) -> None
     assert 0 < made.parity.logit_error < 0.05, told(made.parity)
 
 
+SIZES = {"t5": {"num_layers": 1}, "marian": {}}
+CROSSED = [("t5", "openvino", "float32"), ("marian", "onnx", "int8"), ("t5", "openvino", "int4")]
+
+
+@pytest.mark.parametrize("family, format, weights", [
+    ("t5", "onnx", "float32"), ("marian", "openvino", "int8"),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in CROSSED),
+])  # fmt: skip
+def test_an_encoder_decoder_is_the_same_in_two_graphs_and_rows_join(
+    family: str, format: str, weights: str, tmp_path: Path
+) -> None:
+    _need(*{"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}[format])
+    source = saved(family, tmp_path / "model", **SIZES[family])
+    made = exported(source, tmp_path / "out", format, weights=weights)
+    most = {"float32": 1e-4, "int8": 0.05, "int4": 0.4}[weights]
+    assert made.parity.logit_error < most and made.parity.unexplained_share == 0, told(made.parity)
+    assert made.parity.num_tokens > made.parity.num_prompts
+    name = card("exporters", format).engine
+    session = card("engines", name)().open(tmp_path / "out", Opening(threads=1, slots=2))
+    asked = prompts(source, 4)
+    alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
+    assert [answer.ids for answer in greedy(session, asked, 6)] == alone
+    if weights == "float32":
+        ours = card("engines", "transformers")().open(source, Opening(threads=1))
+        assert [answer.ids for answer in greedy(ours, asked, 6)] == alone
+    session.close()
+
+
 def test_other_heads_are_refused(tmp_path: Path) -> None:
     _need("onnxruntime", "onnxscript")
-    with pytest.raises(RecipeError, match="graphs are made of models with a causal, classify"):
-        exported(saved("t5", tmp_path / "model"), tmp_path / "out", "onnx")
+    source = saved("bert", tmp_path / "model")
+    file = source / "lcc_card.json"
+    told_before = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**told_before, "head": "paired"}), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"with a causal, seq2seq, classify, .* not paired"):
+        exported(source, tmp_path / "out", "onnx")

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @card
 class Onnxruntime:
-    """Decoders row by row, each with its own past, so that requests join at any turn; encoders."""
+    """Answers row by row, each with its own past, so that requests join at any turn; readings."""
 
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "onnx"
     package: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str] = "onnx"
-    heads: ClassVar[tuple[Head, ...]] = ("causal", "classify", "embed", "masked")
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "seq2seq", "classify", "embed", "masked")
 
     def refusal(self, folder: Path) -> str | None:
         """Heads that no graph is made of."""

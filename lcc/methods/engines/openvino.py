@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @card
 class Openvino:
-    """Decoders row by row, each with its own past, so that requests join at any turn; encoders."""
+    """Answers row by row, each with its own past, so that requests join at any turn; readings."""
 
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "openvino"
     package: ClassVar[str] = "openvino"
     extra: ClassVar[str] = "openvino"
-    heads: ClassVar[tuple[Head, ...]] = ("causal", "classify", "embed", "masked")
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "seq2seq", "classify", "embed", "masked")
 
     def refusal(self, folder: Path) -> str | None:
         """Heads that no graph is made of."""

@@ -1,4 +1,4 @@
-"""A graph for ONNX Runtime, by transformers' own exporter: decoders with a past, and encoders."""
+"""Graphs for ONNX Runtime, by transformers' own exporter: decoders with a past, and encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph for OpenVINO, by transformers' own exporter: decoders with their past, and encoders."""
+"""Graphs for OpenVINO, by transformers' own exporter: decoders with their past, and encoders."""
 
 from __future__ import annotations
 
