@@ -148,7 +148,7 @@ def _tokens(
         both = zip(source.logits(part), export.logits(part), strict=True)
         for i, (expected, got) in enumerate(both, first):
             start = len(prompts[i]) - 1
-            expected, got = _alike(expected[start:], got[start:])
+            expected, got = alike(expected[start:], got[start:])
             mine = Errors()
             for each in (errors, mine):
                 each.add(expected, got)
@@ -162,7 +162,7 @@ def _tokens(
     return found
 
 
-def _alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
+def alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
     """Without columns that only one has: rows beyond the vocabulary, and tokens it never says."""
     width = min(expected.shape[-1], got.shape[-1])
     expected, got = expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
@@ -196,7 +196,7 @@ def _answers(
     for first in range(0, len(prompts), TOGETHER):
         part = prompts[first : first + TOGETHER]
         for expected, got in zip(source.logits(part), export.logits(part), strict=True):
-            errors.add(*_alike(expected, got))
+            errors.add(*alike(expected, got))
     mine = greedy(source, prompts, new_tokens, logprobs=NUM_LIKELIEST)
     other = greedy(export, prompts, new_tokens)
     found, margins, differing = Parity("tokens", tolerance, logit_error=errors.share), [], []
@@ -234,7 +234,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
         part = prompts[first : first + TOGETHER]
         asked = [s.embed(part) if by_vector else s.logits(part) for s in (source, export)]
         for prompt, expected, got in zip(part, *asked, strict=True):
-            pair = _alike(np.atleast_2d(expected), np.atleast_2d(got))
+            pair = alike(np.atleast_2d(expected), np.atleast_2d(got))
             mine = Errors()
             for each in (errors, mine):
                 each.add(*pair)
