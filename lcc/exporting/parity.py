@@ -48,6 +48,7 @@ class Parity:
     unexplained_share: float = 0.0
     logit_error: float = 0.0
     encoder_error: float | None = None  # of a model that hears: what its encoder's states are off
+    rehearsed_error: float | None = None  # what the format's rounding costs, where it was rehearsed
     same_splits: float | None = None
     same_template: bool | None = None
     shown: list[dict[str, Any]] = field(default_factory=list)  # where they differ most
@@ -57,14 +58,14 @@ class Parity:
         """Why the gate closes, a sentence each; none when the export passes."""
         if self.stopped is not None:
             return [self.stopped]
-        found = []
+        found, most = list[str](), f"{self.tolerance:.3g}"
         # Written so that a NaN fails too.
         if not self.logit_error <= self.tolerance:
             found.append(f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
-                         f"more than the {self.tolerance:g} that the format explains.")  # fmt: skip
+                         f"more than the {most} that the format explains.")  # fmt: skip
         if self.encoder_error is not None and not self.encoder_error <= self.tolerance:
             found.append(f"what its encoder hears is off by {self.encoder_error:.3g} of its "
-                         f"spread, more than the format explains, {self.tolerance:g}.")  # fmt: skip
+                         f"spread, more than the {most} that the format explains.")  # fmt: skip
         if not self.unexplained_share <= MOST_UNEXPLAINED:
             found.append(f"{self.unexplained_share:.1%} of its {self._answers} are others where "
                          "the source is sure.")  # fmt: skip

@@ -15,6 +15,7 @@ from lcc.core.catalog import name_of
 from lcc.core.describe import describe, digest
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.machine import versions
+from lcc.exporting.explaining import rehearsed_error, rehearsed_hearing, tolerance
 from lcc.exporting.hearing import compare_heard
 from lcc.exporting.model_card import model_card, write_model_card
 from lcc.exporting.parity import NEW_TOKENS, Parity, compare
@@ -140,8 +141,11 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
             room = min(LONGEST_PROMPT, min(mine.context, other.context) - trial.new_tokens)
             prompts = trial.prompts or encoded(mine.tokenizer, longest=room)
             asked = [row[-room:] for row in prompts]
-            return compare(mine, other, asked, tolerance=exporter.tolerance,
-                           new_tokens=trial.new_tokens)  # fmt: skip
+            rehearsed = rehearsed_error(exporter, source, mine, asked, trial.new_tokens)
+            found = compare(mine, other, asked, tolerance=tolerance(exporter, rehearsed),
+                            new_tokens=trial.new_tokens)  # fmt: skip
+            found.rehearsed_error = rehearsed
+            return found
         finally:
             other.close()
     finally:
@@ -157,8 +161,13 @@ def _heard(source: Path, folder: Path, exporter: Any, opening: Opening, new_toke
         return Parity("tokens", exporter.tolerance, stopped=str(error))
     try:
         mine = card_named("engines", "transformers")().listen(source, opening)
-        return compare_heard(mine, other, features(source), prompt, tokenizer=tokenizer,
-                             tolerance=exporter.tolerance, new_tokens=new_tokens)  # fmt: skip
+        sounds = list(features(source))
+        told: dict[str, Any] = {"new_tokens": new_tokens, "tokenizer": tokenizer}
+        rehearsed = rehearsed_hearing(exporter, source, mine, sounds, prompt, **told)
+        allowed = tolerance(exporter, rehearsed)
+        found = compare_heard(mine, other, sounds, prompt, tolerance=allowed, **told)
+        found.rehearsed_error = rehearsed
+        return found
     finally:
         other.close()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-
-from lcc.core.lazy import transformers
+from lcc.core.lazy import torch, transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
     Matrix = np.ndarray[Any, Any]
 

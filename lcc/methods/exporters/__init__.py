@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 class Exporter(Protocol):
     """Writes a checkpoint in another tool's format; a field is an option of the format.
 
-    `engine` is the word on the shelf `engines` of what loads it, also for the parity gate.
+    `engine` is the word on the shelf `engines` of what loads it, also for the parity gate. Where an
+    exporter `rehearses`, its `rounded(module)` is the source as the engine will compute it, whose
+    error is what the format explains (see exporting.explaining).
     """
 
     revision: ClassVar[int]
