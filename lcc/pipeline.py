@@ -78,6 +78,24 @@ def trained_step(name: str) -> str:
     return name.removesuffix(".merged").removesuffix(".attached")
 
 
+def judgements(steps: list[Step], source: Step) -> dict[str, Step]:
+    """Of the evaluations so far that of `source` and the first of what it was made from.
+
+    They are inputs of an export, whose model card has their scores.
+    """
+    made_from = [source]
+    while "model" in made_from[-1].inputs:
+        made_from.append(made_from[-1].inputs["model"])
+    keys = [step.key for step in made_from]
+    judged = [s for s in steps if s.kind == "eval" and s.inputs["model"].key in keys]
+    this = next((s for s in reversed(judged) if s.inputs["model"].key == source.key), None)
+    if this is None:
+        return {}
+    stem = this.name.partition(".")[0]
+    before = next(s for s in judged if s.name.partition(".")[0] == stem)
+    return {"eval.this": this} if before is this else {"eval.before": before, "eval.this": this}
+
+
 def form_of(stage: Any) -> str:
     """The form of checkpoint that a stage hands on."""
     produces = getattr(stage, "produces", None)

@@ -14,7 +14,7 @@ from lcc.core.nearest import did_you_mean
 from lcc.parts import data as datasets
 from lcc.parts import sources
 from lcc.parts.packages import file_digest
-from lcc.pipeline import Pipeline, Step, form_of, ordered, require_fit
+from lcc.pipeline import Pipeline, Step, form_of, judgements, ordered, require_fit
 from lcc.recipe import Recipe
 from lcc.stage import Stage
 
@@ -104,6 +104,8 @@ class _Planner:
             stage = self._with_mode(stage)
             if stage.calibration.mode == "dense":  # type: ignore[attr-defined]
                 inputs["stats"] = self._statistics(name, stage, source)
+        if kind == "export":
+            inputs |= judgements(self.steps, source)
         if getattr(stage, "teacher", None):
             inputs["teacher"] = self._teacher(str(stage.teacher), source, where)  # type: ignore[attr-defined]
         adapter = form_of(stage) == "adapter"

@@ -18,6 +18,10 @@ PIPELINES = {"causal": "text-generation", "seq2seq": "text2text-generation",
 LIBRARIES = {"hf": "transformers", "compressed_tensors": "transformers",
              "bitsandbytes": "transformers", "gguf": "gguf", "ollama": "gguf",
              "ctranslate2": "ctranslate2", "openvino": "openvino", "onnx": "onnx"}  # fmt: skip
+# What the hub knows by name; it asks for any other licence's name beside the word `other`.
+HUB_LICENCES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "cc0-1.0",
+                "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "gpl-2.0", "gpl-3.0", "lgpl-2.1",
+                "lgpl-3.0", "agpl-3.0", "mpl-2.0", "artistic-2.0", "gemma")  # fmt: skip
 LIMITS = """Compression loses first what calibration and evaluation did not look at: rare words,
 other languages, long texts. Judge the model on your own data before you rely on it. It can be
 wrong, and it repeats what is wrong in the data it was trained on."""
@@ -39,13 +43,17 @@ def write_model_card(folder: Path, text: str) -> None:
 
 
 def _header(card: Card, origin: Provenance, format: str) -> str:
-    lines = {
-        "license": card.licence or "other",
+    known = card.licence.lower() in HUB_LICENCES
+    lines: dict[str, Any] = {
+        "license": card.licence.lower() if known else "other",
+        "license_name": "" if known else card.licence,
         "base_model": origin.base,
         "datasets": [origin.data] if origin.data else [],
+        "metrics": list(_this(origin)),
         "library_name": LIBRARIES.get(format, "transformers"),
         "pipeline_tag": PIPELINES[card.head],
         "tags": ["lcc", format],
+        "model-index": _index(card, origin),
     }
     # JSON words are YAML words; names come from strangers and are quoted.
     told = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items()
@@ -53,27 +61,57 @@ def _header(card: Card, origin: Provenance, format: str) -> str:
     return "\n".join(["---", *told, "---"])
 
 
+def _index(card: Card, origin: Provenance) -> list[dict[str, Any]]:
+    """Scores as the hub shows them, of this model and of the one before."""
+    last = next(reversed(origin.metrics), "")
+    metrics = [
+        {"type": name, "value": value, "name": name if judged == last else
+         f"{name} of {judged}, before"}
+        for judged, scores in _shown(origin).items() for name, value in scores.items()
+    ]  # fmt: skip
+    if not metrics:
+        return []
+    dataset = origin.data or "unnamed"
+    result = {"task": {"type": PIPELINES[card.head], "name": origin.task or PIPELINES[card.head]},
+              "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}  # fmt: skip
+    return [{"name": card.name, "results": [result]}]
+
+
 def _origin(card: Card, origin: Provenance) -> str:
-    lines = [f"- Base model: {origin.base or card.origin or card.name}",
+    lines = [f"- Base model: {origin.base or card.name}",
              f"- Licence: {card.licence or 'not stated by its source'}"]  # fmt: skip
+    if card.origin:
+        lines.append(f"- Its weights: {card.origin}")
     if origin.data:
-        lines.append(f"- Data: {origin.data}")
+        lines.append(f"- Data: {origin.data} ({origin.data_licence or 'licence not stated'})")
     if origin.task:
         lines.append(f"- Task: {origin.task}")
     return "\n".join(lines)
 
 
+def _this(origin: Provenance) -> Mapping[str, float]:
+    """The scores of the model that is exported."""
+    return next(reversed(origin.metrics.values()), {})
+
+
+def _shown(origin: Provenance) -> dict[str, Mapping[str, float]]:
+    """The first evaluation and the last, of the scores that the last has."""
+    names = list(origin.metrics)
+    chosen = {name: origin.metrics[name] for name in dict.fromkeys([*names[:1], *names[-1:]])}
+    return {name: {key: scores[key] for key in _this(origin) if key in scores}
+            for name, scores in chosen.items()}  # fmt: skip
+
+
 def _metrics(origin: Provenance) -> str:
-    if not origin.metrics:
-        return ""
-    before, after = next(iter(origin.metrics)), next(reversed(origin.metrics))
-    names = [name for name in origin.metrics[after] if name in origin.metrics[before]]
-    rows = [f"| {name} | {origin.metrics[before][name]:.4g} | {origin.metrics[after][name]:.4g} |"
-            for name in names]  # fmt: skip
-    if not rows:
-        return ""
-    head = [f"| metric | {before} (before) | {after} (this) |", "| --- | --- | --- |"]
-    return "\n".join(["## Metrics\n", *head, *rows])
+    shown = _shown(origin)
+    if not _this(origin):
+        return "## Metrics\n\nNot evaluated by the run that exported it."
+    *before, this = shown
+    heads = [*(f"{name} (before)" for name in before), f"{this} (this)"]
+    rows = [[name, *(f"{shown[column][name]:.4g}" if name in shown[column] else ""
+                     for column in shown)] for name in _this(origin)]  # fmt: skip
+    told = [["metric", *heads], ["---"] * (1 + len(heads)), *rows]
+    return "\n".join(["## Metrics\n", *("| " + " | ".join(row) + " |" for row in told)])
 
 
 def _parity(parity: Parity | None) -> str:
@@ -84,7 +122,7 @@ def _parity(parity: Parity | None) -> str:
     lines = [f"Compared with its source on {parity.num_prompts} prompts in the engine it is made "
              f"for: {parity.agreement:.2%} of {parity.num_tokens} {_word(parity)} agree, logits "
              f"are off by {parity.logit_error:.2%} of their spread (allowed: "
-             f"{parity.tolerance:.0%})."]  # fmt: skip
+             f"{parity.tolerance:.2%})."]  # fmt: skip
     if parity.encoder_error is not None:
         lines.append(f"Prompts are sounds; its encoder's states are off by "
                      f"{parity.encoder_error:.2%} of their spread.")  # fmt: skip

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class Export:
     """The export lies in `export/` of the step's folder.
 
+    Its model card tells what led to the model, and evaluations that stand before the export.
     `prompts: task` compares on the task's test rows, `fixed` on texts of our own. `importance` has
     calibration look at the model first, for formats that weigh errors by it.
     """
@@ -35,7 +36,7 @@ class Export:
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     changes_model: ClassVar[bool] = False
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2  # 1 told nothing of what led to the model
 
     format: Annotated[Any, Choice("exporters")]
     prompts: Literal["fixed", "task"] = "fixed"
@@ -63,8 +64,9 @@ class Export:
         prompts = None
         if self.prompts == "task":
             prompts = task_prompts(bundle.path, context.required_task, context.data)
+        origin = Provenance.of_inputs(context.inputs)
         trial = Trial(prompts=prompts, threads=torch.get_num_threads())
-        made = write_and_compare(bundle.path, folder, exporter, trial=trial, origin=Provenance())
+        made = write_and_compare(bundle.path, folder, exporter, trial=trial, origin=origin)
         if made.refusals:
             raise GateError(closed(exporter, made.parity, made.refusals, folder))
         parity = made.parity

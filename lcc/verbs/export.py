@@ -111,15 +111,15 @@ def _origin(found: Found) -> Provenance:
     from lcc.core.store import Store
 
     origin, store = Provenance.of_run(found.run, found.step), Store(ROOT)
+    evaluations: dict[str, dict[str, float]] = {}
     for step in found.run["steps"]:
         judged = step["name"].partition(".")[2]
         if step["kind"] != "eval" or step["status"] not in ("finished", "reused"):
             continue
         artifact = store.find(step["key"]) if judged else None
         if artifact is not None:
-            origin.metrics[judged] = evaluated(artifact.report)
-        if judged == found.step:
-            break
+            evaluations[judged] = evaluated(artifact.report)
+    origin.judge(evaluations, found.step)
     return origin
 
 
@@ -129,7 +129,7 @@ def _tell(found: Found, made: Exported, format: str, *, as_json: bool) -> None:
     if parity.kind != "bytes":
         text += (f"\nagrees with its source on {parity.agreement:.2%} of {parity.num_tokens} "
                  f"{parity.kind} of {parity.num_prompts} prompts; off by {parity.logit_error:.2%} "
-                 f"of the spread (allowed {parity.tolerance:.0%})")  # fmt: skip
+                 f"of the spread (allowed {parity.tolerance:.2%})")  # fmt: skip
     facts = {"model": found.name, "folder": str(made.folder), "format": format,
              "bytes": made.bytes, "facts": made.facts, "parity": parity.facts()}  # fmt: skip
     if found.run is not None:

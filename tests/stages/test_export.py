@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import lcc
 from lcc.cli import main
 from lcc.core.errors import GateError
 from lcc.exporting.parity import Parity
+from lcc.exporting.provenance import Provenance
 
 RECIPE = """# Export, twice.
 defaults:
@@ -77,3 +79,64 @@ def test_mistakes_are_told_before_anything_runs(
 ) -> None:
     assert main(["run", "+recipe=twice", word]) == 2
     assert message in capsys.readouterr().err
+
+
+CARD = """# Fine-tune by an adapter, compress, judge, export.
+defaults:
+  - override /model: tiny_llama
+  - override /dataset: tiny_en_zh
+  - override /task: translation
+  - override /method: lora
+  - override /plan: w8
+threads: 1
+stages:
+  finetune: {max_steps: 2, batch_tokens: 256}
+  compress: {}
+  early: {kind: export, format: hf}
+  eval: {samples: 2, bootstrap: 100, max_new_tokens: 3}
+  export: {format: hf}
+"""
+
+
+def test_the_card_of_a_recipes_export_tells_where_its_model_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "card.yaml").write_text(CARD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = lcc.run("+recipe=card")
+    text = (run.artifacts["export"].path / "export" / "README.md").read_text(encoding="utf-8")
+    card = huggingface_hub.ModelCard(text)  # as the hub reads it
+    told = card.data.to_dict()
+    assert told["base_model"] == "tiny_llama" and told["datasets"] == ["tiny_en_zh"]
+    assert told["license"] == "other" and told["pipeline_tag"] == "text-generation"
+    scores = {(r.metric_type, r.metric_name): r.metric_value for r in card.data.eval_results}
+    for name in told["metrics"]:
+        before = run.artifacts["eval.base"].report["measures"][name]["value"]
+        this = run.artifacts["eval.quantize"].report["measures"][name]["value"]
+        assert scores[name, name] == this
+        assert scores[name, f"{name} of base, before"] == before
+        assert f"| {name} | {before:.4g} | {this:.4g} |" in text
+    assert told["metrics"] and told["metrics"][0] in card.content
+    assert "1. finetune (adapter merged)\n2. quantize (quantize)\n3. export as hf" in text
+    assert "- Data: tiny_en_zh (Apache-2.0)" in text and "- Task: translation" in text
+    assert "## Limits" in text
+    early = (run.artifacts["early"].path / "export" / "README.md").read_text(encoding="utf-8")
+    assert "Not evaluated by the run" in early and 'base_model: "tiny_llama"' in early
+    assert "model-index" not in early
+    words = ["export", "quantize", "format=hf", "--out", str(tmp_path / "made")]
+    assert main(words) == 0
+    assert main(["export", "finetune", "format=hf", "--out", str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    by_verb = huggingface_hub.ModelCard((tmp_path / "made" / "README.md").read_text())
+    assert by_verb.data.to_dict()["model-index"] == told["model-index"]
+    other = (tmp_path / "other" / "README.md").read_text()
+    assert "| metric | base (before) | finetune (this) |" in other
+
+
+def test_scores_of_other_models_do_not_stand_in_a_card() -> None:
+    origin = Provenance()
+    origin.judge({"base": {"chrf": 1.0}, "quantize": {"chrf": 3.0}}, "finetune")
+    assert origin.metrics == {}
+    origin.judge({"base": {"chrf": 1.0}, "finetune": {"chrf": 2.0}, "last": {}}, "finetune")
+    assert list(origin.metrics) == ["base", "finetune"]
