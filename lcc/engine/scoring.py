@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lcc.core import preemption
 from lcc.core.lazy import torch
 from lcc.engine.decoding import ends_batch, pad_id, padded
 from lcc.parts.adapters import is_prompt, num_virtual
@@ -77,6 +78,7 @@ def nats(
     found: dict[int, float] = {}
     with torch.inference_mode():
         for chosen in _batches(module, spans, order, batch_size):
+            preemption.check("score")
             batch = [spans[i] for i in chosen]
             is_seq2seq = bool(module.config.is_encoder_decoder)
             run = _seq2seq_nats if is_seq2seq else _causal_nats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import transformers
 from test_decoding import causal, prompts, seq2seq, tokenizer
 
+from lcc.core import preemption
+from lcc.core.errors import PreemptedError
 from lcc.engine.scoring import Span, choices, context_length, nats, windows
 
 
@@ -39,6 +42,20 @@ def test_padded_batches_score_like_each_text_alone(make: Any) -> None:
     spans = [Span(ids, 1 + i % 3 if len(ids) > 3 else 1) for i, ids in enumerate(prompts())]
     found = nats(module, tokenizer(), spans, batch_size=4)
     assert found == pytest.approx([slow_nats(module, span) for span in spans], rel=1e-4)
+
+
+def test_scoring_stops_within_a_batch_of_being_asked() -> None:
+    spans = [Span(ids, 1) for ids in prompts()]
+    done: list[int] = []
+
+    def asked(num: int) -> None:
+        done.append(num)
+        signal.raise_signal(signal.SIGTERM)
+
+    stopped = pytest.raises(PreemptedError, match=r"score: asked to stop \(SIGTERM\)")
+    with preemption.watched(), stopped:
+        nats(causal(), tokenizer(), spans, batch_size=2, advance=asked)
+    assert len(done) == 1
 
 
 def test_encoder_decoders_score_their_targets() -> None:
