@@ -96,7 +96,9 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "peer_auto_round_g64": ("auto_round", {"bits": 4, "group_size": 64}),
     "peer_torch_pruning25": ("torch_pruning", {"ratio": 0.25}),
 }
-HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"), "peer_torch_pruning25_healed": {}}
+HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"),
+          "width25_distilled": narrow("wanda"), "peer_torch_pruning25_healed": {}}  # fmt: skip
+CACHED = {"kind": "distill", "samples": 120, "distill": {"mode": "cached", "num_samples": 64}}
 # Healing and auto-round learn from text; no config of BERT says that heads are gone; the others'
 # pages say that they want a decoder.
 NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant", "heads33",
@@ -156,6 +158,8 @@ class Bench:
             heal = {**HEAL, "max_steps": self.options.heal_steps}
             if name != "dense_tuned":
                 heal["teacher"] = "plan_input"
+            if name == "width25_distilled":
+                heal |= CACHED
             if name.startswith("peer"):
                 pruned = self.work / "pruned"
                 self.make("peer_torch_pruning25", pruned, seed)
