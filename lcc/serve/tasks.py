@@ -17,9 +17,9 @@ from lcc.serve.prompting import elsewhere
 from lcc.serve.refusals import Refusal
 from lcc.serve.replies import Class, ClassifyReply, TranslateReply, Translation
 from lcc.serve.served import Served
-from lcc.serve.streams import EventStream, unless_gone
+from lcc.serve.streams import unless_gone
 from lcc.serve.waiting import computed
-from lcc.serve.writing import Writing, begin, room
+from lcc.serve.writing import Told, Writing, begin, respond, room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,24 +103,17 @@ class Translate:
         rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
         requests = [self._request(ids, body) for ids in rows]
         writing = begin(self.served, http, requests, sum(map(len, rows)))
-        if body.stream:
-            try:
-                steps = await writing.first()
-            except BaseException:
-                writing.answers.leave()
-                raise
-            return EventStream(self._events(writing, steps), writing.answers.leave)
-        try:
-            told = await writing.all()
-        finally:
-            writing.answers.leave()
+        return await respond(
+            writing, body, events=lambda steps: self._events(writing, steps),
+            reply=lambda told: self._reply(writing, told),
+        )  # fmt: skip
+
+    def _reply(self, writing: Writing, told: Sequence[Told]) -> TranslateReply:
         data: list[Translation] = [
             {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
             for i, one in enumerate(told)
         ]
-        reply: TranslateReply = {"object": "list", "data": data, "model": self.served.name,
-                                 "usage": writing.usage}  # fmt: skip
-        return JSONResponse(reply)
+        return {"object": "list", "data": data, "model": self.served.name, "usage": writing.usage}
 
     def _request(self, ids: list[int], body: TranslateBody) -> Request:
         task, abilities = self.served.task, self.served.session.abilities

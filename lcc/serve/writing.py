@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lcc.inference.requests import Request, Step, Token
-from lcc.serve.bodies import SEEDS, Generating
+from lcc.serve.bodies import SEEDS, Generating, TranslateBody
 from lcc.serve.replies import Chosen, Finish, Likely, TextLogprobs, Usage
 from lcc.serve.served import Served
 from lcc.serve.streams import EventStream
@@ -130,7 +130,7 @@ def begin(
 
 
 async def respond(
-    writing: Writing, body: Generating, *,
+    writing: Writing, body: Generating | TranslateBody, *,
     events: Callable[[AsyncIterator[tuple[int, Step]]], AsyncIterator[Any]],
     reply: Callable[[list[Told]], Any],
 ) -> Response:  # fmt: skip
