@@ -65,7 +65,9 @@ def _asked(arguments: Arguments) -> tuple[Found, dict[str, Any]]:
         raise RecipeError("say which model and where to: lcc export STEP --out FOLDER.")
     if model is not None:
         return named_model(model), options
-    run, _, step = words[0].rpartition("/")
+    run, slash, step = words[0].rpartition("/")
+    if slash and Path(words[0]).is_dir():
+        return named_model(words[0]), options
     return model_of_run(run, step), options
 
 

@@ -48,6 +48,15 @@ def test_a_changed_byte_is_found(here: Path, capsys: pytest.CaptureFixture[str])
     assert "model.safetensors has changed (SHA-256" in capsys.readouterr().err
 
 
+def test_a_path_is_a_folder_also_without_the_word_model(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "./model", "--out", "made"]) == 0
+    assert (here / "made" / "model.safetensors").is_file()
+    assert main(["export", "./nowhere/model", "--out", "other"]) == 2
+    assert "no run is named './nowhere'" in capsys.readouterr().err
+
+
 def test_an_export_that_failed_its_gate_does_not_verify(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
