@@ -68,9 +68,10 @@ def watched(*, tells: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        # First, so that a second Ctrl-C here cannot leave us watching without a handler.
+        _request.number, _request.watching = None, False
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        _request.number, _request.watching = None, False
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,27 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
     with preemption.watched(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_leaving_does_not_leave_the_next_unwatched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(number: int, handler: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in preemption.ASKING}
+    try:
+        with pytest.raises(KeyboardInterrupt), preemption.watched():
+            monkeypatch.setattr(signal, "signal", interrupted)
+        monkeypatch.undo()
+        for number in preemption.ASKING:
+            signal.signal(number, signal.SIG_IGN)
+        with preemption.watched():
+            signal.raise_signal(signal.SIGTERM)
+            assert preemption.requested()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_is_answered_where_somebody_watches(capfd: pytest.CaptureFixture[str]) -> None:
