@@ -21,12 +21,14 @@ import running
 from products import seconds_of
 from results import write_section
 
+CAUSAL = ["lcc", "lcc_compiled", "trl_packed", "trl_grouped", "trainer_grouped", "trainer"]
 CASES = {  # name → method, head, systems; the first is ours
-    "lora": ("lora", "causal", ["lcc", "trl_packed", "trl_grouped", "trainer_grouped", "trainer"]),
-    "full": ("full", "causal", ["lcc", "trl_packed", "trl_grouped", "trainer_grouped", "trainer"]),
+    "lora": ("lora", "causal", CAUSAL),
+    "full": ("full", "causal", CAUSAL),
     "pairs": ("full", "seq2seq", ["lcc", "trainer_grouped", "trainer"]),
 }
 OURS = {"causal": {"packing": True}, "seq2seq": {}}
+COMPILED = {"compile": True}
 TITLES = ["case", "system", "useful tokens / CPU s", "lcc faster by", "wall s", "peak GB",
           "share of the GEMM limit"]  # fmt: skip
 CLOSE = 2e-3  # of a loss: the systems' float32 sums differ in order
@@ -43,8 +45,9 @@ def job_of(case: str, rows: Path, options: argparse.Namespace, model: Path) -> d
 
 
 def run(system: str, job: dict[str, Any], options: argparse.Namespace, work: Path) -> Any:
-    if system == "lcc":
-        return running.run(running.sys.executable, "our_training.py", job, work)
+    if system.startswith("lcc"):
+        own = job["options"] | (COMPILED if system == "lcc_compiled" else {})
+        return running.run(running.sys.executable, "our_training.py", job | {"options": own}, work)
     python = running.environment("trl", Path(options.environments))
     return running.run(python, "peers/trainers.py", {**job, "system": system}, work)
 
@@ -53,7 +56,7 @@ def check_losses(case: str, options: argparse.Namespace, model: Path, work: Path
     """Three steps on one batch of all rows; raises where a system's losses are others."""
     rows = rows_of(case, options, model, work, tokens=options.batch_tokens // 2)
     job = job_of(case, rows, options, model) | {"epochs": 3, "batch_rows": 10_000}
-    found = {s: run(s, job, options, work)["losses"] for s in CASES[case][2][:3]}
+    found = {s: run(s, job, options, work)["losses"] for s in CASES[case][2]}
     ours = found["lcc"]
     for system, losses in found.items():
         apart = max(abs(a - b) for a, b in zip(ours, losses, strict=True))
