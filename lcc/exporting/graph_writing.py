@@ -16,6 +16,7 @@ from lcc.inference.graph_files import GRAPH_FOLDER, exporters
 from lcc.parts.checkpoint import read_card
 from lcc.parts.folder import read_json
 from lcc.parts.model import open_bundle
+from lcc.parts.signal_stack import kept_signal_stack
 
 Kind = Literal["onnx", "openvino"]
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
@@ -45,7 +46,7 @@ def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict
     module = bundle.load(dtype="float32").eval()
     if getattr(module.config, "quantization_config", None) is not None:
         del module.config.quantization_config
-    with _quiet():
+    with _quiet(), kept_signal_stack():
         theirs = exporters()
         quantizer = _quantizer(kind, weights)
         if kind == "onnx":

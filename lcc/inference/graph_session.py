@@ -18,6 +18,7 @@ from lcc.inference.graph_files import GRAPH_FOLDER, WHOLE, empty_past, exporters
 from lcc.inference.requests import Request, Step
 from lcc.inference.sessions import Ability, Opening, Session
 from lcc.inference.turning import Passes, TurningSession
+from lcc.parts.signal_stack import kept_signal_stack
 
 Vectors = list[np.ndarray[Any, Any]]
 
@@ -129,9 +130,10 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     """
     beside = read_companions(folder)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_signal_stack():
             warnings.simplefilter("ignore")
             graph = exporters().ExportedModel.from_pretrained(folder / GRAPH_FOLDER, **options)
+            _ = graph.runners  # compiles it
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GateError(f"{folder}: its graph does not load ({reason}).") from None

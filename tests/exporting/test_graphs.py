@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,25 @@ def test_other_heads_are_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps({**told_before, "head": "paired"}), encoding="utf-8")
     with pytest.raises(RecipeError, match=r"with a causal, seq2seq, classify, .* not paired"):
         exported(source, tmp_path / "out", "onnx")
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from lcc.core.catalog import card
+from lcc.inference.sessions import Opening
+engine = card("engines", "openvino")()
+first, second = (engine.open(Path(sys.argv[1]), Opening(threads=1)) for _ in range(2))
+first.close(); del first; gc.collect()
+second.close(); del second; gc.collect()
+signal.signal(signal.SIGTERM, lambda number, frame: print("asked to stop"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_request_to_stop_after_two_openvino_sessions_is_heard(tmp_path: Path) -> None:
+    _need("openvino", "nncf")
+    exported(saved("bert", tmp_path / "model"), tmp_path / "out", "openvino", weights="float32")
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALLED, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "asked to stop\n"), done.stderr
