@@ -33,9 +33,9 @@ COLUMNS = ["model", "engine", "threads", "prefill tok/s", "first token ms", "dec
 class Worker:
     """One model in one engine, in a process that measures a round whenever it is asked."""
 
-    def __init__(self, job: dict[str, Any], cpus: list[int]) -> None:
+    def __init__(self, job: dict[str, Any], cpus: list[int], script: str = __file__) -> None:
         self.job, self.rounds = job, list[dict[str, Any]]()
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
+        command = [sys.executable, str(Path(script).resolve()), "--worker", json.dumps(job)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
         pin = getattr(os, "sched_setaffinity", None)
         self._process = subprocess.Popen(
