@@ -61,7 +61,7 @@ def _(block: Chain) -> str:
 @_block.register
 def _(block: Figures) -> str:
     return "".join(f"- {_escaped(figure.caption)}\n" for figure in block.figures) + (
-        "\nThe curves are drawn in report.html.\n"
+        "\nThe curves are drawn where the report is written as HTML.\n"
     )
 
 
