@@ -63,6 +63,10 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
 
+    def cells(self) -> list[str]:
+        """How its row begins."""
+        return [self.job["name"], self.job["engine"], str(self.job["threads"])]
+
     def best(self, name: str, pick: Any = max) -> float:
         """Of all rounds the best: what disturbs a round can only make it slower."""
         return float(pick(one[name] for one in self.rounds))
@@ -92,17 +96,23 @@ def measure(job: dict[str, Any]) -> None:
         }), flush=True)  # fmt: skip
 
 
-def _session(job: dict[str, Any]) -> Any:
-    """Seconds of `rows` answers by the engine's session, and of each turn after the first."""
+def opened(job: dict[str, Any], *, slots: int, context: int) -> Any:
+    """The session of the job's engine; the model is first written in its format."""
     from lcc.core.store import Store
     from lcc.exporting.selecting import select
-    from lcc.inference.requests import Request
     from lcc.inference.sessions import Opening
 
-    opening = Opening(threads=job["threads"], slots=8, context=job["prompt"] + job["new"] + 8)
+    opening = Opening(threads=job["threads"], slots=slots, context=context)
     chosen = select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
                     say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
-    session = chosen.open(opening)
+    return chosen.open(opening)
+
+
+def _session(job: dict[str, Any]) -> Any:
+    """Seconds of `rows` answers by the engine's session, and of each turn after the first."""
+    from lcc.inference.requests import Request
+
+    session = opened(job, slots=8, context=job["prompt"] + job["new"] + 8)
 
     def asked(prompt: list[int], new: int, rows: int) -> tuple[float, list[float]]:
         begun = time.perf_counter()
@@ -168,14 +178,19 @@ def read_bytes(folder: Path) -> int:
     return sum(e.bytes for name, e in entries.items() if not any(s in name for s in skipped))
 
 
+def refused(worker: Worker, columns: list[str]) -> list[str]:
+    """The row of a model that its engine does not run."""
+    why = str(worker.opened.get("refused", "")).replace("|", "/")
+    print(f"{worker.job['name']} in {worker.job['engine']}: {why}", file=sys.stderr)
+    short = why if len(why) < 90 and "/" not in why else "does not run; see the log"
+    return [*worker.cells(), short, *[""] * (len(columns) - 4)]
+
+
 def row_of(worker: Worker, parent: Worker | None, bytes_read: dict[str, int], speed: float) -> Any:
     job = worker.job
-    cells = [job["name"], job["engine"], str(job["threads"])]
     if not worker.rounds:
-        why = str(worker.opened.get("refused", "")).replace("|", "/")
-        short = why if len(why) < 90 and "/" not in why else "does not run; see the log"
-        print(f"{job['name']} in {job['engine']}: {why}", file=sys.stderr)
-        return [*cells, short, *[""] * (len(COLUMNS) - 4)]
+        return refused(worker, COLUMNS)
+    cells = worker.cells()
     decode = worker.best("decode")
     mine = bytes_read[job["name"]]
     against = theory = ""
@@ -188,17 +203,23 @@ def row_of(worker: Worker, parent: Worker | None, bytes_read: dict[str, int], sp
             f"{worker.best('rss', min) / 1e6:.0f}"]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(told: str) -> argparse.ArgumentParser:
+    """The options of every benchmark whose workers are models in engines."""
+    parser = argparse.ArgumentParser(description=told.splitlines()[0])
     parser.add_argument("--model", action="append", default=[], help="NAME=FOLDER, parent first")
     parser.add_argument("--engines", default="", help="all that there are, unless named a,b")
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("runs/inference"))
     parser.add_argument("--results", type=Path, default=HERE.parent / "docs" / "results.md")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new", type=int, default=64)
     options = parser.parse_args()
     if options.worker:
         measure(json.loads(options.worker))

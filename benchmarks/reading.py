@@ -10,7 +10,6 @@ float32 with rows padded to the longest of a batch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inference import HERE, Worker, peak_bytes
+from inference import Worker, opened, parser_of, peak_bytes, refused
 from results import write_section
 
 BY_HAND = "forward (by hand)"
@@ -56,14 +55,7 @@ def measure(job: dict[str, Any]) -> None:
 
 
 def _session(job: dict[str, Any]) -> Callable[[Rows], Any]:
-    from lcc.core.store import Store
-    from lcc.exporting.selecting import select
-    from lcc.inference.sessions import Opening
-
-    opening = Opening(threads=job["threads"], slots=ROWS, context=job["length"] + 8)
-    chosen = select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
-                    say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
-    session = chosen.open(opening)
+    session = opened(job, slots=ROWS, context=job["length"] + 8)
     return session.embed if "embed" in session.abilities else session.logits
 
 
@@ -86,31 +78,21 @@ def _hand(job: dict[str, Any]) -> Callable[[Rows], Any]:
 
 
 def row_of(worker: Worker, hand: Worker | None, parent: Worker | None) -> list[str]:
-    cells = [worker.job["name"], worker.job["engine"], str(worker.job["threads"])]
     if not worker.rounds:
-        why = str(worker.opened.get("refused", "")).replace("|", "/")
-        print(f"{worker.job['name']} in {worker.job['engine']}: {why}", file=sys.stderr)
-        short = why if len(why) < 90 and "/" not in why else "does not run; see the log"
-        return [*cells, short, *[""] * (len(COLUMNS) - 4)]
+        return refused(worker, COLUMNS)
     speed = worker.best("rows")
     against = ["" if other is None or other is worker or not other.rounds
                else f"{speed / other.best('rows'):.2f} ×" for other in (hand, parent)]  # fmt: skip
-    return [*cells, f"{worker.best('one_ms', min):.1f}", f"{speed:.0f}", *against,
+    return [*worker.cells(), f"{worker.best('one_ms', min):.1f}", f"{speed:.0f}", *against,
             f"{worker.best('rss', min) / 1e6:.0f}"]  # fmt: skip
 
 
 def main() -> None:
     from lcc.core.catalog import names
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", default=[], help="NAME=FOLDER, parent first")
-    parser.add_argument("--engines", default="", help="all that there are, unless named a,b")
+    parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--work", type=Path, default=Path("runs/inference"))
-    parser.add_argument("--results", type=Path, default=HERE.parent / "docs" / "results.md")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         measure(json.loads(options.worker))
