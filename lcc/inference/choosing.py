@@ -67,13 +67,17 @@ def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
     return found
 
 
-def chosen(logits: Tensor, rows: Sequence[Choosing]) -> list[Token]:
-    """One token per row of `logits` (rows, vocabulary)."""
-    best = logits.argmax(-1).tolist()
+def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Choosing]) -> list[Token]:
+    """One token per row of `logits` (rows, vocabulary); a plain row may be its likeliest token."""
+    if isinstance(logits, torch.Tensor):
+        best = logits.argmax(-1).tolist()  # At once: on a device every number waits for it.
+    else:
+        best = [int(one.argmax()) if isinstance(one, torch.Tensor) else one for one in logits]
     return [Token(best[i]) if row.is_plain else _one(logits[i], row) for i, row in enumerate(rows)]
 
 
-def _one(logits: Tensor, row: Choosing) -> Token:
+def _one(logits: Tensor | int, row: Choosing) -> Token:
+    assert isinstance(logits, torch.Tensor), "a row that is not plain needs its logits"
     scores = logits.float().cpu()
     changed = scores[None]
     if row.processors:

@@ -28,16 +28,16 @@ class GraphAnswerPasses:
         self._encoder, self._decoder = graph.runners[ENCODER], graph.runners[DECODER]
         self._config, self._start, self._rows = graph.config, start, list[_Row]()
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """One prompt after the other."""
         begun = [self._begun(prompt) for prompt in prompts]
         self._rows += begun
-        return torch.stack([self._next(row, self._start) for row in begun])
+        return [self._next(row, self._start) for row in begun]
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every row."""
         both = zip(self._rows, tokens, strict=True)
-        return torch.stack([self._next(row, token) for row, token in both])
+        return [self._next(row, token) for row, token in both]
 
     def remove(self, row: int) -> None:
         """Forget a past."""

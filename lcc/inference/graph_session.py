@@ -31,22 +31,22 @@ class GraphPasses:
     def __init__(self, graph: Any) -> None:
         self._graph, self._pasts = graph, list[Any]()
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """One prompt after the other, each on an empty past."""
-        told = []
+        told = list[Tensor | int]()
         for prompt in prompts:
             logits, past = self._run(prompt, empty_past(self._graph.config))
             self._pasts.append(past)
             told.append(logits[-1])
-        return torch.stack(told)
+        return told
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every row."""
-        told = []
+        told = list[Tensor | int]()
         for row, token in enumerate(tokens):
             logits, self._pasts[row] = self._run([token], self._pasts[row])
             told.append(logits[-1])
-        return torch.stack(told)
+        return told
 
     def remove(self, row: int) -> None:
         """Forget a past."""

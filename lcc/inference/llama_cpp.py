@@ -49,33 +49,34 @@ class LlamaPasses:
         self._reader: Any = None
         self._batch = bindings.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
         self._free = list(range(slots))
+        self._likeliest = bindings.LlamaSampler(bindings.LlamaSamplerChainParams())
+        self._likeliest.add_greedy()
         self._sequences: list[int] = []  # by row
         self._lengths: list[int] = []
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """Read prompts end to end, in calls of a bounded size."""
-        told, pending = [], list[int]()
-        for prompt in prompts:
+        told, pending = list[Tensor | int](), list[tuple[int, bool]]()
+        for prompt, is_plain in zip(prompts, plain, strict=True):
             sequence = self._free.pop()
             self._sequences.append(sequence)
             self._lengths.append(len(prompt))
             for position, token in enumerate(prompt):
                 if self._batch.n_tokens == BATCH_TOKENS:
-                    told += self._run(self._context, pending)
+                    told += self._next(pending)
                     pending = []
                 last = position == len(prompt) - 1
                 if last:
-                    pending.append(self._batch.n_tokens)
+                    pending.append((self._batch.n_tokens, is_plain))
                 self._batch.add(token, position, [sequence], last)
-        told += self._run(self._context, pending)
-        return torch.stack(told)
+        return told + self._next(pending)
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every sequence, in one call."""
         for row, token in enumerate(tokens):
             self._batch.add(token, self._lengths[row], [self._sequences[row]], True)
             self._lengths[row] += 1
-        return torch.stack(self._run(self._context, list(range(len(tokens)))))
+        return self._next(list(enumerate(plain)))
 
     def remove(self, row: int) -> None:
         """Forget a sequence's keys and values."""
@@ -94,9 +95,10 @@ class LlamaPasses:
             part = ids[first : first + BATCH_TOKENS]
             for position, token in enumerate(part, first):
                 self._batch.add(token, position, [0], True)
-            found += self._run(self._reader, list(range(len(part))))
+            self._run(self._reader)
+            found += [_logits(self._reader, place) for place in range(len(part))]
         self._reader.memory_seq_rm(0, -1, -1)
-        return torch.stack(found).numpy()
+        return np.stack(found)
 
     def close(self) -> None:
         """Give contexts and model back."""
@@ -112,8 +114,22 @@ class LlamaPasses:
         options.no_perf = True
         return bindings.LlamaContext(self._model, options, verbose=False)
 
-    def _run(self, context: Any, wanted: list[int]) -> list[Tensor]:
-        """Decode what was added; logits at the places `wanted` of it."""
+    def _next(self, places: list[tuple[int, bool]]) -> list[Tensor | int]:
+        """Decode what was added; at places of it logits or, of plain rows, the likeliest token.
+
+        The engine's own sampler finds that in 0.06 ms of 49,152; getting at logits takes 1.5 ms.
+        """
+        self._run(self._context)
+        return [int(self._likeliest.sample(self._context, place)) if is_plain
+                else torch.from_numpy(_logits(self._context, place))
+                for place, is_plain in places]  # fmt: skip
+
+    def _run(self, context: Any) -> None:
+        """Decode what was added."""
         context.decode(self._batch)
         self._batch.clear()
-        return [torch.tensor(context.get_logits_ith(i)) for i in wanted]
+
+
+def _logits(context: Any, place: int) -> np.ndarray[Any, Any]:
+    """Of one place of the last decode; through NumPy, as torch reads a list seven times slower."""
+    return np.array(context.get_logits_ith(place), np.float32)

@@ -26,17 +26,18 @@ JOINS: frozenset[Ability] = frozenset({"continuous"})
 class Passes(Protocol):
     """What an engine does in a turn; its rows are those that were taken in, in order.
 
-    Where `joins` is false, rows are taken in only while there are none.
+    Where `joins` is false, rows are taken in only while there are none. For a row of which `plain`
+    says that nothing but its likeliest token is asked, that token may stand for its logits.
     """
 
     joins: bool
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """A row for each prompt; logits (prompts, vocabulary) of the next token."""
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
+        """A row for each prompt; logits (vocabulary,) of each one's next token."""
         ...
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
-        """One more token of every row; logits (rows, vocabulary) of the next."""
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
+        """One more token of every row; logits (vocabulary,) of each one's next."""
         ...
 
     def remove(self, row: int) -> None:
@@ -98,13 +99,14 @@ class TurningSession:
         """A token more of every answer; who waits is taken in where the engine lets rows join."""
         steps = []
         if self._running:
-            logits = self._passes.advance([one.last for one in self._running])
-            steps += self._told(logits, self._running[:])
+            going = self._running[:]
+            told = self._passes.advance([one.last for one in going], _plain(going))
+            steps += self._told(told, going)
         if self._waiting and (self._passes.joins or not self._running):
             begun, self._waiting = self._waiting, []
-            logits = self._passes.take([one.request.ids for one in begun])
+            told = self._passes.take([one.request.ids for one in begun], _plain(begun))
             self._running += begun
-            steps += self._told(logits, begun)
+            steps += self._told(told, begun)
         return steps
 
     def drop(self, handle: int) -> None:
@@ -128,8 +130,8 @@ class TurningSession:
         self._running, self._waiting = [], []
         self._passes.close()
 
-    def _told(self, logits: Tensor, answers: list[Ongoing]) -> list[Step]:
-        tokens = chosen(logits, [one.choosing for one in answers])
+    def _told(self, told: list[Tensor | int], answers: list[Ongoing]) -> list[Step]:
+        tokens = chosen(told, [one.choosing for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
             if step.finish is not None:
@@ -142,3 +144,7 @@ class TurningSession:
         last = self._running.pop()
         if row < len(self._running):
             self._running[row] = last
+
+
+def _plain(answers: Sequence[Ongoing]) -> list[bool]:
+    return [one.choosing.is_plain for one in answers]

@@ -175,6 +175,20 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_the_engines_own_choice_is_the_likeliest_of_its_logits(tmp_path: Path) -> None:
+    source = saved("llama", tmp_path / "model")
+    exported(source, tmp_path / "out", "gguf", type="f32")
+    asked = [*prompts(source, 5), [7] * 600]  # the last is read in two calls
+    session = card("engines", "llamacpp")().open(
+        tmp_path / "out", Opening(threads=1, slots=6, context=620)
+    )
+    mixed = [Request(tuple(ids), 6, logprobs=0 if i % 2 else -1) for i, ids in enumerate(asked)]
+    swapped = [Request(one.ids, 6, logprobs=-1 - one.logprobs) for one in mixed]
+    found = [[answer.ids for answer in answers(session, each)] for each in (mixed, swapped)]
+    session.close()
+    assert found[0] == found[1]
+
+
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf")
     file = tmp_path / "out" / "model.gguf"
