@@ -1,13 +1,13 @@
 """Writes what exports said against their sources into docs/results.md, from their own reports.
 
 lcc export model=path/to/model format=gguf format.type=q8_0 --out q8
-python benchmarks/parity.py q8 …
+python benchmarks/parity.py "my model, int8=q8" …
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from results import write_section
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = """## Exports beside their sources
 
-`lcc export model=… format=…`, then `python benchmarks/parity.py FOLDER …`. 200 fixed
+`lcc export model=… format=…`, then `python benchmarks/parity.py NAME=FOLDER …`. 200 fixed
 prompts, each in the engine that the format is made for. An error is the root mean square of the
 logits' differences (vectors', of an encoder) as a share of their own spread, beside what the format
 may explain; wrong is the share of tokens that differ where the source is sure.
@@ -25,10 +25,9 @@ may explain; wrong is the share of tokens that differ where the source is sure.
 |---|---|---|---|---|---|---|---|---|"""
 
 
-def row(folder: Path) -> str:
+def row(name: str, folder: Path) -> str:
     """One export's line of the table."""
     report: dict[str, Any] = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    name = json.loads((folder / "lcc_card.json").read_text(encoding="utf-8"))["name"]
     parity = report["parity"]
     options = {k: v for k, v in report["exporter"].items() if k not in ("name", "revision")}
     told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
@@ -41,11 +40,20 @@ def row(folder: Path) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main(folders: list[str]) -> None:
+def main() -> None:
     """The whole section anew."""
-    lines = [row(Path(folder)) for folder in folders]
-    write_section(RESULTS, "parity", "\n".join([HEAD, *lines]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("exports", nargs="+", metavar="NAME=FOLDER", help="what `lcc export` wrote")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    lines = []
+    for word in options.exports:
+        name, _, folder = word.rpartition("=")
+        if not name or not (Path(folder) / "export.json").is_file():
+            parser.error(f"{word}: NAME=FOLDER is meant, where FOLDER holds an export.json")
+        lines.append(row(name, Path(folder)))
+    write_section(options.results, "parity", "\n".join([HEAD, *lines]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
