@@ -2,10 +2,11 @@
 
     python benchmarks/inference.py --model smollm=./base --model w8=./int8 --model w4=./int4
 
-Every model, engine and number of threads is a process of its own, pinned to cores; rounds are
-interleaved, so that whatever else the machine does falls on all of them. The first model is the
-parent that the others are compared with: `theory` is the share of bytes that a token must read.
-`ceiling` is the machine's own bandwidth over those bytes. `by hand` is the library's own loop.
+Every model, engine and number of threads is a process of its own, pinned to cores; the rounds of an
+engine's models, and of the library's own loop without lcc (`by hand`), are interleaved, so that
+whatever else the machine does falls on all of them. The first model is the parent that the others
+are compared with: `theory` is the share of bytes that a token must read. `ceiling` is the machine's
+own bandwidth over those bytes.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from by_hand import Asked, loop_of
 from results import write_section
 
+from lcc.inference.sessions import Opening
+
 HERE = Path(__file__).parent
-BY_HAND = "generate (by hand)"
+BY_HAND = " by hand"  # behind an engine's name: its own loop, without lcc
+OURS_BY_HAND = "transformers" + BY_HAND  # dense whatever is stored: of the parent alone
+LOOPS = ("transformers", "llamacpp", "ctranslate2")
+SLOTS = 8
 COLUMNS = ["model", "engine", "threads", "prefill tok/s", "first token ms", "decode tok/s",
-           "p50 ms", "p99 ms", "8 at once tok/s", "of ceiling", "against parent", "theory",
-           "MB"]  # fmt: skip
+           "p50 ms", "p99 ms", "8 at once tok/s", "of ceiling", "against by hand",
+           "against parent", "theory", "MB"]  # fmt: skip
 
 
 class Worker:
@@ -76,77 +84,79 @@ def measure(job: dict[str, Any]) -> None:
     """The worker's side: open, then a round for every line that comes in."""
     from lcc.core.errors import LccError
 
+    if job.get(
+        "prepare"
+    ):  # in a process of its own: writing a copy takes more memory than using it
+        chosen(job, Opening(threads=job["threads"]))
+        return
     try:
-        asked = _hand(job) if job["engine"] == BY_HAND else _session(job)
+        asked = _hand(job) if job["engine"].endswith(BY_HAND) else _session(job)
     except (LccError, ImportError) as error:
         print(json.dumps({"refused": str(error)}), flush=True)
         return
     asked([5] * 8, 4, 1)  # what is compiled or fetched at first use
     print(json.dumps({"opened": True}), flush=True)
     for _ in sys.stdin:
-        prompt = [5 + i % 90 for i in range(job["prompt"])]
-        first, _ = asked(prompt, 1, 1)
-        whole, steps = asked(prompt[:8], job["new"], 1)
-        together, _ = asked(prompt[:8], job["new"], 8)
-        print(json.dumps({
-            "prefill": job["prompt"] / first, "first_ms": 1000 * first,
-            "decode": len(steps) / sum(steps), "p50": 1000 * statistics.median(steps),
-            "p99": 1000 * statistics.quantiles(steps, n=100)[-1], "rss": peak_bytes(),
-            "together": 8 * job["new"] / together, "whole": whole,
-        }), flush=True)  # fmt: skip
+        print(json.dumps(a_round(asked, job["prompt"], job["new"])), flush=True)
+
+
+def a_round(asked: Asked, length: int, new: int) -> dict[str, Any]:
+    """Figures of one long prompt, one answer, and eight answers at once."""
+    prompt = [5 + i % 90 for i in range(length)]
+    first, _, _ = asked(prompt, 1, 1)
+    begin, _, _ = asked(prompt[:8], 1, 1)
+    whole, gaps, told = asked(prompt[:8], new, 1)
+    together, _, all_told = asked(prompt[:8], new, SLOTS)
+    assert told == new and all_told == SLOTS * new, f"it ended after {told} and {all_told} tokens"
+    found = {"prefill": length / first, "first_ms": 1000 * first, "rss": peak_bytes(),
+             "decode": (new - 1) / (whole - begin), "together": all_told / together}  # fmt: skip
+    if len(gaps) == new - 1:
+        found |= {"decode": (new - 1) / sum(gaps), "p50": 1000 * statistics.median(gaps),
+                  "p99": 1000 * statistics.quantiles(gaps, n=100)[-1]}  # fmt: skip
+    return found
 
 
 def opened(job: dict[str, Any], *, slots: int, context: int) -> Any:
-    """The session of the job's engine; the model is first written in its format."""
+    """The session of the job's engine."""
+    opening = Opening(threads=job["threads"], slots=slots, context=context)
+    return chosen(job, opening).open(opening)
+
+
+def chosen(job: dict[str, Any], opening: Opening) -> Any:
+    """The job's engine, with the model in its format, which is written at first."""
     from lcc.core.store import Store
     from lcc.exporting.selecting import select
-    from lcc.inference.sessions import Opening
 
-    opening = Opening(threads=job["threads"], slots=slots, context=context)
-    chosen = select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
-                    say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
-    return chosen.open(opening)
+    return select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
+                  say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
 
 
-def _session(job: dict[str, Any]) -> Any:
-    """Seconds of `rows` answers by the engine's session, and of each turn after the first."""
+def _session(job: dict[str, Any]) -> Asked:
+    """See `by_hand.Asked`: by the engine's session."""
     from lcc.inference.requests import Request
 
-    session = opened(job, slots=8, context=job["prompt"] + job["new"] + 8)
+    session = opened(job, slots=SLOTS, context=job["prompt"] + job["new"] + 8)
 
-    def asked(prompt: list[int], new: int, rows: int) -> tuple[float, list[float]]:
+    def asked(prompt: Sequence[int], new: int, rows: int) -> tuple[float, list[float], int]:
         begun = time.perf_counter()
         running = {session.start(Request(tuple(prompt), new)) for _ in range(rows)}
-        times = []
+        times, told = [begun], 0
         while running:
-            before = time.perf_counter()
             for step in session.step():
+                told += len(step.tokens)
                 running -= {step.handle} if step.finish else set()
-            times.append(time.perf_counter() - before)
-        return time.perf_counter() - begun, times[1:] or times
+            times.append(time.perf_counter())
+        return times[-1] - begun, [b - a for a, b in pairwise(times[1:])], told
 
     return asked
 
 
-def _hand(job: dict[str, Any]) -> Any:
-    """The same by transformers' own generate, dense in float32."""
-    import torch
-    import transformers
-
-    from lcc.engine.decoding import token_times
-    from lcc.parts.model import open_bundle
-
-    transformers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(job["threads"])
-    module = open_bundle(Path(job["folder"])).load()
-
-    def asked(prompt: list[int], new: int, rows: int) -> tuple[float, list[float]]:
-        ids = torch.tensor([prompt] * rows)
-        times = token_times(module, ids, torch.ones_like(ids), num_new=new)
-        gaps = [after - before for before, after in pairwise(times)]
-        return times[-1], gaps or times
-
-    return asked
+def _hand(job: dict[str, Any]) -> Asked:
+    """See `by_hand.Asked`: the library's own loop over the same files."""
+    engine = job["engine"].removesuffix(BY_HAND)
+    folder = chosen({**job, "engine": engine}, Opening(threads=job["threads"])).folder
+    context = job["prompt"] + job["new"] + 8
+    return loop_of(engine, folder, job["threads"], slots=SLOTS, context=context)
 
 
 def peak_bytes() -> int:
@@ -186,21 +196,53 @@ def refused(worker: Worker, columns: list[str]) -> list[str]:
     return [*worker.cells(), short, *[""] * (len(columns) - 4)]
 
 
-def row_of(worker: Worker, parent: Worker | None, bytes_read: dict[str, int], speed: float) -> Any:
-    job = worker.job
+def row_of(worker: Worker, hand: Worker | None, parent: Worker | None, bytes_read: dict[str, int],
+           speed: float) -> list[str]:  # fmt: skip
+    """`hand` is the same model in the library's own loop, `parent` the parent's in this engine."""
     if not worker.rounds:
         return refused(worker, COLUMNS)
-    cells = worker.cells()
-    decode = worker.best("decode")
-    mine = bytes_read[job["name"]]
-    against = theory = ""
-    if parent is not None and parent.rounds and parent is not worker:
-        against = f"{decode / parent.best('decode'):.2f} ×"
-        theory = f"{bytes_read[parent.job['name']] / mine:.2f} ×"
-    return [*cells, f"{worker.best('prefill'):.0f}", f"{worker.best('first_ms', min):.0f}",
-            f"{decode:.1f}", f"{worker.best('p50', min):.1f}", f"{worker.best('p99', min):.1f}",
-            f"{worker.best('together'):.0f}", f"{decode * mine / speed:.2f}", against, theory,
+    decode, mine = worker.best("decode"), bytes_read[worker.job["name"]]
+    others = [None if one is worker or not (one and one.rounds) else one for one in (hand, parent)]
+    against = [f"{decode / one.best('decode'):.2f} ×" if one else "" for one in others]
+    theory = f"{bytes_read[parent.job['name']] / mine:.2f} ×" if parent and against[1] else ""
+    gaps = [f"{worker.best(name, min):.1f}" if name in worker.rounds[0] else "–"
+            for name in ("p50", "p99")]  # fmt: skip
+    return [*worker.cells(), f"{worker.best('prefill'):.0f}", f"{worker.best('first_ms', min):.0f}",
+            f"{decode:.1f}", *gaps, f"{worker.best('together'):.0f}",
+            f"{decode * mine / speed:.2f}", *against, theory,
             f"{worker.best('rss', min) / 1e6:.0f}"]  # fmt: skip
+
+
+def table(models: dict[str, str], engine: str, threads: int, options: Any) -> tuple[Any, float]:
+    """The rows of one engine and its own loop, and the machine's bandwidth meanwhile."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    cpus = cores[-threads:]
+    bytes_read = {name: read_bytes(Path(folder)) for name, folder in models.items()}
+    ways = [engine, engine + BY_HAND] if engine in LOOPS else [engine]
+    jobs = [
+        {"name": name, "folder": folder, "engine": way, "threads": threads,
+         "prompt": options.prompt, "new": options.new, "store": str(options.work / "store")}
+        for name, folder in models.items() for way in ways
+        if name == next(iter(models)) or way != OURS_BY_HAND
+    ]  # fmt: skip
+    for job in jobs:
+        if job["engine"] == engine:
+            Worker({**job, "prepare": True}, cpus).close()
+    workers = [Worker(job, cpus) for job in jobs]
+    speeds = []
+    for _ in range(options.rounds):
+        speeds.append(bandwidth(threads, cpus, options.work))
+        for worker in workers:
+            if "opened" in worker.opened:
+                worker.round()
+    named = {(w.job["name"], w.job["engine"]): w for w in workers}
+    rows, speed = [], max(speeds)
+    for worker in workers:
+        name, way = worker.job["name"], worker.job["engine"]
+        hand = named.get((name, way + BY_HAND)) or named.get((next(iter(models)), way + BY_HAND))
+        rows.append(row_of(worker, hand, named.get((next(iter(models)), way)), bytes_read, speed))
+        worker.close()
+    return rows, speed
 
 
 def parser_of(told: str) -> argparse.ArgumentParser:
@@ -229,33 +271,19 @@ def main() -> None:
     from lcc.core.catalog import names
 
     options.work.mkdir(parents=True, exist_ok=True)
-    engines = options.engines.split(",") if options.engines else [*names("engines"), BY_HAND]
+    engines = options.engines.split(",") if options.engines else names("engines")
     models = dict(word.split("=", 1) for word in options.model)
-    bytes_read = {name: read_bytes(Path(folder)) for name, folder in models.items()}
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     told = []
-    for threads in [n for n in map(int, options.threads.split(",")) if n <= len(cores)]:
-        cpus = cores[-threads:]
-        workers = [
-            Worker({"name": name, "folder": folder, "engine": engine, "threads": threads,
-                    "prompt": options.prompt, "new": options.new,
-                    "store": str(options.work / "store")}, cpus)
-            for name, folder in models.items() for engine in engines
-        ]  # fmt: skip
+    for threads in [n for n in map(int, options.threads.split(",")) if n <= num_cores]:
         speeds = []
-        for _ in range(options.rounds):
-            speeds.append(bandwidth(threads, cpus, options.work))
-            for worker in workers:
-                if "opened" in worker.opened:
-                    worker.round()
-        parents = {w.job["engine"]: w for w in workers if w.job["name"] == next(iter(models))}
-        speed = max(speeds)
-        told.append(f"{threads} threads: {speed / 1e9:.1f} GB/s")
-        for worker in workers:
-            row = row_of(worker, parents[worker.job["engine"]], bytes_read, speed)
-            lines.append("| " + " | ".join(row) + " |")
-            worker.close()
+        for engine in engines:
+            rows, speed = table(models, engine, threads, options)
+            speeds.append(speed)
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
+            print("\n".join(lines[-len(rows) :]), flush=True)
+        told.append(f"{threads} threads: {min(speeds) / 1e9:.1f} to {max(speeds) / 1e9:.1f} GB/s")
     command = (f"python benchmarks/inference.py --prompt {options.prompt} --new {options.new} "
                f"--rounds {options.rounds} --threads {options.threads}")  # fmt: skip
     text = (f"## Inference\n\n`{command}`, one request unless it says 8; best of the interleaved "
