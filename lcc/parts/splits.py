@@ -144,7 +144,8 @@ def _clash(row: Row, fields: Sequence[str], protected: Mapping[str, str]) -> str
 def _filled(order: list[str], sizes: Mapping[str, int], wanted: int) -> list[str]:
     """Documents for a held-out split: many small ones before one that would fill it alone."""
     small = [doc for doc in order if sizes[doc] <= max(wanted // 4, 1)]
-    large = sorted((doc for doc in order if doc not in set(small)), key=lambda doc: sizes[doc])
+    others = set(order) - set(small)
+    large = sorted((doc for doc in order if doc in others), key=lambda doc: sizes[doc])
     chosen: list[str] = []
     total = 0
     for doc in [*small, *large]:
