@@ -64,6 +64,11 @@ def words_of(text: str) -> list[str]:
     return [_stem(word) for word in UNIT.findall(text.lower())]
 
 
+def is_stop_word(word: str) -> bool:
+    """Whether a single English word says nothing of what a text is about."""
+    return all(stem in _silent() for stem in words_of(word))
+
+
 @cache
 def _silent() -> frozenset[str]:
     from bm25s.stopwords import STOPWORDS_EN_PLUS

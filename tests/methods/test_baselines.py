@@ -16,6 +16,7 @@ from lcc.parts.task import Task
 
 TASK = decode(Task, {"fields": ["source", "target"], "template": "Q: {source}\nA:",
                      "answer": " {target}"})  # fmt: skip
+OF_PASSAGES = ("entry", "passage", "exclusive_frequency")  # need a FAQ, or rows with a context
 TRAINING = [
     {"id": "1", "source": "How do I open a file?", "target": "Press the round button."},
     {"id": "2", "source": "Where is the key?", "target": "Beside the door."},
@@ -29,7 +30,7 @@ def outputs(name: str, *sources: str, **options: Any) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(set(names("baselines")) - {"entry", "passage"}))
+@pytest.mark.parametrize("name", sorted(set(names("baselines")) - set(OF_PASSAGES)))
 def test_every_baseline_answers_every_row_and_says_how(name: str) -> None:
     one = decode(card("baselines", name), {})
     assert isinstance(one, Baseline) and one.said
@@ -97,6 +98,18 @@ def test_the_passage_is_its_part_that_shares_most_with_the_question() -> None:
         assert one.outputs(TASK, [], [row]) == [wanted]
     with pytest.raises(DataError, match="rows have no field 'context'"):
         decode(card("baselines", "passage"), {}).outputs(TASK, [], TRAINING)
+
+
+def test_a_gap_is_filled_with_the_most_frequent_word_that_was_not_asked() -> None:
+    one = decode(card("baselines", "exclusive_frequency"), {})
+    context = "Editors edit the text. This editor shows text and texts, text over the wire."
+    row = {"id": "1", "question": 'What is ____ in "____ editor"?', "context": context}
+    empty = {**row, "context": "The editor of the"}
+    assert one.outputs(TASK, [], [row, empty]) == ["text", ""]
+    first = {**row, "context": "Zebras and lions over lions or a zebra: editors"}
+    assert one.outputs(TASK, [], [first]) == ["Zebras"]
+    with pytest.raises(DataError, match="rows have no field 'context'"):
+        one.outputs(TASK, [], TRAINING)
 
 
 def test_an_entry_needs_a_faq_to_be_taken_from(tmp_path: Path) -> None:

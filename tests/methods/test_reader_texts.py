@@ -137,3 +137,16 @@ def test_descriptions_are_prose_and_their_first_line(home: Path) -> None:
     assert [(row["id"], row["source"], row["target"]) for row in rows] == [
         ("a", "Long text about this. More.", "one"), ("c", "Another.", "third"),
     ]  # fmt: skip
+
+
+def test_summaries_with_gaps_are_filled_from_their_descriptions(home: Path) -> None:
+    told = ("Package: a\nDescription-md5: 1\nDescription-en: small text editor\n"
+            " Contextual: an editor, and small.\n\n"
+            "Package: b\nDescription-md5: 2\nDescription-en: the and\n Of it.\n")  # fmt: skip
+    (home / "apt/Translation-en").mkdir(parents=True)
+    (home / "apt/Translation-en/Translation-en").write_text(told)
+    (row,) = reader("descriptions", gaps=True).read()
+    assert row["answer"] in ("small", "editor")
+    left = "small text editor".replace(row["answer"], "____")
+    assert row["question"] == f'What is ____ in "{left}"?'
+    assert row["context"][row["answer_start"] :].startswith(row["answer"])

@@ -24,7 +24,7 @@ class Passage:
     revision: ClassVar[int] = 1
 
     of: str = "context"
-    unit: Literal["sentence", "paragraph"] = "sentence"
+    unit: Literal["sentence", "paragraph"] = "paragraph"
 
     @property
     def said(self) -> str:

@@ -11,9 +11,12 @@ from pydantic import Field
 from lcc.core.decode import card
 from lcc.core.describe import digest
 from lcc.parts.packages import Requirement, require
+from lcc.parts.retrieval import is_stop_word
 from lcc.parts.rows import Row, normalised, short_digest
 
 STANZA = re.compile(r"\n\n+")
+WORD = re.compile(r"[A-Za-z][\w+-]*\w")
+GAP = "____"
 
 
 @card
@@ -22,10 +25,16 @@ class Descriptions:
 
     Of packages whose descriptions begin with the same paragraph, as those built from one source
     do, the first stands for all. List items and code of a description are left out.
+
+    With `gaps`, rows `{id, doc, question, context, answer, answer_start}`: the question is the
+    summary without one of its words, the answer that word, which the description (`context`) holds
+    (cloze questions; Hermann et al., 2015). A summary that shares no word with its description,
+    stop words aside, is left out.
     """
 
     revision: ClassVar[int] = 1
 
+    gaps: bool = False
     language: Annotated[str, Field(pattern=r"^[a-z]{2}(_[A-Z]{2})?$")] = "en"
     bytes: Annotated[int, Field(ge=0)] = 0
     licence: str = ""
@@ -43,7 +52,9 @@ class Descriptions:
             row = _row(stanza, f"Description-{self.language}: ")
             if row is not None and row["doc"] not in seen:
                 seen.add(row["doc"])
-                yield row
+                asked = _asked(row) if self.gaps else row
+                if asked is not None:
+                    yield asked
 
     def _requirement(self) -> Requirement:
         name = f"Translation-{self.language}"
@@ -64,6 +75,22 @@ def _row(stanza: str, mark: str) -> Row | None:
     first = short_digest(normalised(paragraphs[0]))
     return {"id": name, "doc": first, "source": " ".join(paragraphs),
             "target": lines[at].removeprefix(mark).strip()}  # fmt: skip
+
+
+def _asked(row: Row) -> Row | None:
+    """The summary's word whose digest is the least, of those that stand once in it."""
+    summary, context = str(row["target"]), str(row["source"])
+    held = {match[0]: match.start() for match in reversed(list(WORD.finditer(context)))}
+    told = [match[0].lower() for match in WORD.finditer(summary)]
+    fit = [match for match in WORD.finditer(summary)
+           if match[0] in held and told.count(match[0].lower()) == 1
+           and not is_stop_word(match[0])]  # fmt: skip
+    if not fit:
+        return None
+    gap = min(fit, key=lambda match: short_digest(str(row["id"]), match[0]))
+    left = summary[: gap.start()] + GAP + summary[gap.end() :]
+    return {"id": row["id"], "doc": row["doc"], "question": f'What is {GAP} in "{left}"?',
+            "context": context, "answer": gap[0], "answer_start": held[gap[0]]}  # fmt: skip
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

@@ -1,0 +1,47 @@
+"""Exclusive frequency: the passage's most frequent word that is not in the question."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from lcc.core.decode import card
+from lcc.core.errors import DataError
+from lcc.parts.cleaning import UNIT
+from lcc.parts.retrieval import is_stop_word, words_of
+
+if TYPE_CHECKING:
+    from lcc.parts.task import Row, Task
+
+
+@card
+class ExclusiveFrequency:
+    """Of the field `of`, stop words aside and forms of a word counted together; of equally frequent
+    words the first. What a reader of cloze questions must beat (Hermann et al., 2015).
+    """
+
+    revision: ClassVar[int] = 1
+
+    of: str = "context"
+
+    @property
+    def said(self) -> str:
+        return f"the word that is most frequent in the {self.of} and not in the question"
+
+    def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+        if rows and self.of not in rows[0]:
+            known = ", ".join(rows[0])
+            raise DataError(f"task.baseline.of: rows have no field {self.of!r} ({known}).")
+        return [_chosen(str(row["question"] if "question" in row else task.question(row)),
+                        str(row[self.of])) for row in rows]  # fmt: skip
+
+
+def _chosen(question: str, text: str) -> str:
+    known = set(words_of(question))
+    words = [str(word) for word in UNIT.findall(text) if not is_stop_word(word)]
+    stems = [" ".join(words_of(word)) for word in words]
+    counted = Counter(stem for stem in stems if stem not in known)
+    if not counted:
+        return ""
+    return words[stems.index(counted.most_common(1)[0][0])]
