@@ -12,8 +12,8 @@ from lcc.core.lazy import transformers
 if TYPE_CHECKING:
     from torch import Tensor
 
-FEW = 6  # rows up to which codes are multiplied as they are; more are worth widening them
-CHUNK = 1 << 22  # weights widened at once
+FEW = 12  # rows up to which codes are multiplied as they are; more are worth widening them
+CHUNK = 1 << 20  # weights widened at once: in float32 no more than a cache holds
 BITS = 4  # codes of at most so many are stored two in a byte
 
 
