@@ -221,7 +221,8 @@ def table(models: dict[str, str], engine: str, threads: int, options: Any) -> tu
     ways = [engine, engine + BY_HAND] if engine in LOOPS else [engine]
     jobs = [
         {"name": name, "folder": folder, "engine": way, "threads": threads,
-         "prompt": options.prompt, "new": options.new, "store": str(options.work / "store")}
+         "prompt": options.prompt, "new": options.new, "clock": options.clock,
+         "store": str(options.work / "store")}
         for name, folder in models.items() for way in ways
         if name == next(iter(models)) or way != OURS_BY_HAND
     ]  # fmt: skip
@@ -260,6 +261,12 @@ def parser_of(told: str) -> argparse.ArgumentParser:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--threads", default="1,2")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: seconds of the processor, for one thread on a busy machine",
+    )
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
     options = parser.parse_args()
@@ -285,7 +292,8 @@ def main() -> None:
             print("\n".join(lines[-len(rows) :]), flush=True)
         told.append(f"{threads} threads: {min(speeds) / 1e9:.1f} to {max(speeds) / 1e9:.1f} GB/s")
     command = (f"python benchmarks/inference.py --prompt {options.prompt} --new {options.new} "
-               f"--rounds {options.rounds} --threads {options.threads}")  # fmt: skip
+               f"--rounds {options.rounds} --threads {options.threads} "
+               f"--clock {options.clock}")  # fmt: skip
     text = (f"## Inference\n\n`{command}`, one request unless it says 8; best of the interleaved "
             f"rounds. Bandwidth (triad), {'; '.join(told)}. `of ceiling` counts the stored bytes, "
             "so that a dense float32 load of a bfloat16 model can reach one half.\n\n"
