@@ -100,18 +100,24 @@ def measure(job: dict[str, Any]) -> None:
         print(json.dumps(a_round(asked, job["prompt"], job["new"])), flush=True)
 
 
+def choose_clock(job: dict[str, Any]) -> None:
+    """Whoever measures in this process measures by the job's clock."""
+    if job["clock"] == "cpu":
+        time.perf_counter = time.process_time
+
+
 def a_round(asked: Asked, length: int, new: int) -> dict[str, Any]:
-    """Figures of one long prompt, one answer, and eight answers at once."""
+    """Figures of one long prompt, one answer, and eight answers at once; answers may end early."""
     prompt = [5 + i % 90 for i in range(length)]
     first, _, _ = asked(prompt, 1, 1)
     begin, _, _ = asked(prompt[:8], 1, 1)
     whole, gaps, told = asked(prompt[:8], new, 1)
     together, _, all_told = asked(prompt[:8], new, SLOTS)
-    assert told == new and all_told == SLOTS * new, f"it ended after {told} and {all_told} tokens"
+    assert min(told, all_told // SLOTS) >= new // 4, f"answers of {told} and {all_told} tokens"
     found = {"prefill": length / first, "first_ms": 1000 * first, "rss": peak_bytes(),
-             "decode": (new - 1) / (whole - begin), "together": all_told / together}  # fmt: skip
-    if len(gaps) == new - 1:
-        found |= {"decode": (new - 1) / sum(gaps), "p50": 1000 * statistics.median(gaps),
+             "decode": (told - 1) / (whole - begin), "together": all_told / together}  # fmt: skip
+    if gaps:
+        found |= {"decode": len(gaps) / sum(gaps), "p50": 1000 * statistics.median(gaps),
                   "p99": 1000 * statistics.quantiles(gaps, n=100)[-1]}  # fmt: skip
     return found
 
@@ -254,6 +260,8 @@ def parser_of(told: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("runs/inference"))
     parser.add_argument("--results", type=Path, default=HERE.parent / "docs" / "results.md")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                        help="cpu: of the processor, for one thread beside other jobs")  # fmt: skip
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
@@ -261,12 +269,6 @@ def parser_of(told: str) -> argparse.ArgumentParser:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument(
-        "--clock",
-        choices=["wall", "cpu"],
-        default="wall",
-        help="cpu: seconds of the processor, for one thread on a busy machine",
-    )
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
     options = parser.parse_args()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inference import Worker, opened, parser_of, peak_bytes, refused
+from inference import Worker, choose_clock, opened, parser_of, peak_bytes, refused
 from results import write_section
 
 BY_HAND = "forward (by hand)"
@@ -36,6 +36,7 @@ def measure(job: dict[str, Any]) -> None:
     """The worker's side: open, then a round for every line that comes in."""
     from lcc.core.errors import LccError
 
+    choose_clock(job)
     rows = rows_of(job["length"])
     try:
         read = _hand(job) if job["engine"] == BY_HAND else _session(job)
@@ -105,7 +106,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     workers = [
         Worker({"name": name, "folder": folder, "engine": engine, "threads": options.threads,
-                "length": options.length, "store": str(options.work / "store")},
+                "length": options.length, "clock": options.clock,
+                "store": str(options.work / "store")},
                cores[-options.threads :], script=__file__)
         for name, folder in models.items() for engine in engines
         if engine != BY_HAND or name == next(iter(models))
@@ -122,9 +124,9 @@ def main() -> None:
         lines.append("| " + " | ".join(cells) + " |")
         worker.close()
     text = (f"## Reading\n\n`python benchmarks/reading.py --length {options.length} --rounds "
-            f"{options.rounds} --threads {options.threads}`, 32 rows of {options.length // LENGTHS}"
-            f" to {options.length} tokens; best of the interleaved rounds.\n\n"
-            + "\n".join(lines))  # fmt: skip
+            f"{options.rounds} --threads {options.threads} --clock {options.clock}`, 32 "
+            f"rows of {options.length // LENGTHS} to {options.length} tokens; best of the "
+            "interleaved rounds.\n\n" + "\n".join(lines))  # fmt: skip
     write_section(options.results, "reading", text)
     print(text)
 
