@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Vectors = list[np.ndarray[Any, Any]]
 
 BATCH_TOKENS = 4096
+ENOUGH = 512  # tokens that keep a CPU busy: a batch of so many takes no row that needs padding
 
 
 def logits(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]], head: str) -> Vectors:
@@ -61,8 +62,9 @@ def _each(
     """`read` of every row, in order, batched by length; `trimmed` of what stands for padding."""
     found: dict[int, Any] = {}
     lengths = [len(row) for row in rows]
+    enough = ENOUGH if module.device.type == "cpu" else budget
     with torch.inference_mode():
-        for chosen in by_length(lengths, budget):
+        for chosen in by_length(lengths, budget, enough):
             batch = [list(rows[i]) for i in chosen]
             # Padded on the right: encoders number their positions themselves.
             ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
@@ -72,11 +74,19 @@ def _each(
     return [found[i] for i in range(len(rows))]
 
 
-def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of rows alike in length, each of at most `budget` tokens with padding."""
+def by_length(
+    lengths: Sequence[int], budget: int, enough: int | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of rows alike in length, each of at most `budget` tokens with padding.
+
+    A batch that has `enough` tokens takes only rows as long as its longest.
+    """
+    enough = budget if enough is None else enough
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+        longest = lengths[batch[0]] if batch else 0
+        is_full = (len(batch) + 1) * longest > budget
+        if batch and (is_full or (len(batch) * longest >= enough and lengths[i] < longest)):
             yield batch
             batch = []
         batch.append(i)
