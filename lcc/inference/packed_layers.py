@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,12 +59,10 @@ class HalfWeights(Weights):
         return bool(torch.equal(weight.to(torch.bfloat16).to(weight.dtype), weight))
 
     def product(self, inputs: Tensor) -> Tensor:
-        from lcc.inference import row_kernels
-
-        out = torch.empty(len(inputs), self.shape[0])
-        run = row_kernels.bf16_product
+        out = torch.empty(inputs.shape[0], self.shape[0])
+        run = _kernels().bf16_product
         if torch.get_num_threads() > 1:
-            run = _parallel(row_kernels.bf16_product_parallel)
+            run = _parallel(_kernels().bf16_product_parallel)
         run(self._bits, inputs.numpy(), out.numpy())
         return out
 
@@ -92,6 +91,7 @@ class GridWeights(Weights):
             zeros = zeros + 8
         self._codes = codes.contiguous().numpy()
         self._scales, self._zeros = scale.float().contiguous().numpy(), zeros.contiguous().numpy()
+        self._group_size = self.shape[1] // groups
 
     @staticmethod
     def fits(weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None) -> bool:
@@ -103,37 +103,38 @@ class GridWeights(Weights):
         return bool(torch.allclose(meant, weight, rtol=2**-8, atol=1e-8))
 
     def product(self, inputs: Tensor) -> Tensor:
-        from lcc.inference import row_kernels
-
-        out = torch.empty(len(inputs), self.shape[0])
-        size = self.shape[1] // self._scales.shape[1]
+        out = torch.empty(inputs.shape[0], self.shape[0])
         parallel = torch.get_num_threads() > 1
-        run = row_kernels.grid_product(size, parallel=parallel)
+        run = _kernels().grid_product(self._group_size, parallel=parallel)
         run = _parallel(run) if parallel else run
         run(self._codes, self._scales, self._zeros, inputs.numpy(), out.numpy())
         return out
 
     def widened(self, rows: slice, out: Tensor) -> Tensor:
-        from lcc.inference import row_kernels
-
         part = self._codes[rows]
         found = out[: len(part) * self.shape[1]].view(len(part), self.shape[1])
-        row_kernels.widen_grid(part, self._scales[rows], self._zeros[rows], found.numpy())
+        _kernels().widen_grid(part, self._scales[rows], self._zeros[rows], found.numpy())
         return found
 
     def looked_up(self, ids: Tensor) -> Tensor:
-        from lcc.inference import row_kernels
-
         rows, where = torch.unique(ids.flatten(), return_inverse=True)
         picked = rows.numpy()
         found = torch.empty(len(picked), self.shape[1])
-        row_kernels.widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked],
-                               found.numpy())  # fmt: skip
+        _kernels().widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked],
+                              found.numpy())  # fmt: skip
         return found[where].view(*ids.shape, self.shape[1])
 
     @property
     def bytes(self) -> int:
         return int(self._codes.nbytes + self._scales.nbytes + self._zeros.nbytes)
+
+
+@cache
+def _kernels() -> Any:
+    """Imported when one runs, and asked for at every product: an import statement costs 1 µs."""
+    from lcc.inference import row_kernels
+
+    return row_kernels
 
 
 def _parallel(run: Any) -> Any:
@@ -157,7 +158,7 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        product = self.weights.product if len(rows) <= FEW else self._widely
+        product = self.weights.product if rows.shape[0] <= FEW else self._widely
         out = product(rows.contiguous())
         if self.bias is not None:
             out += self.bias
@@ -169,7 +170,7 @@ class PackedLinear(torch.nn.Module):
         size = min(step, self.out_features) * self.in_features
         if len(_scratch.get("", ())) < size:
             _scratch[""] = torch.empty(size)
-        out = torch.empty(len(rows), self.out_features)
+        out = torch.empty(rows.shape[0], self.out_features)
         for start in range(0, self.out_features, step):
             piece = self.weights.widened(slice(start, start + step), _scratch[""])
             out[:, start : start + step] = rows @ piece.T
