@@ -48,7 +48,7 @@ def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict
         del module.config.quantization_config
     with _quiet(), kept_signal_stack():
         theirs = exporters()
-        quantizer = _quantizer(kind, weights)
+        quantizer = _quantizer(kind, weights, bundle.card.head)
         if kind == "onnx":
             exporter = theirs.OnnxExporter()
             config = theirs.OnnxConfig(dynamic=True, quantizer=quantizer)
@@ -68,10 +68,17 @@ def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict
     return {"bytes_of_type": {weights: size}}
 
 
-def _quantizer(kind: Kind, weights: str) -> Any:
+def _quantizer(kind: Kind, weights: str, head: str) -> Any:
+    """Who rounds the weights. Answers are bound by bytes, reading by products: what only reads has
+    its inputs rounded too where the engine then multiplies integers.
+    """
     theirs = exporters()
     if weights == "float32":
         return None
+    if kind == "onnx" and head in ("causal", "seq2seq"):
+        from lcc.exporting.graph_rounding import WeightsOnly
+
+        return WeightsOnly()
     if kind == "onnx":
         from onnxruntime.quantization import QuantType
 

@@ -41,6 +41,14 @@ def test_a_decoder_is_the_same_in_onnx_runtime_and_rows_join(tmp_path: Path) -> 
     session.close()
 
 
+def test_eight_bits_round_a_decoders_weights_and_not_its_inputs(tmp_path: Path) -> None:
+    _need("onnxruntime", "onnxscript")
+    made = exported(saved("llama", tmp_path / "model"), tmp_path / "out", "onnx", weights="int8")
+    assert 0 < made.parity.logit_error < 0.03, told(made.parity)
+    graph = (tmp_path / "out" / "graph" / "model.onnx").read_bytes()
+    assert b"MatMulNBits" in graph and b"DynamicQuantizeLinear" not in graph
+
+
 def test_a_classifier_is_the_same_at_eight_bits(tmp_path: Path) -> None:
     _need("onnxruntime", "onnxscript")
     made = exported(saved("bert", tmp_path / "model"), tmp_path / "out", "onnx", weights="int8")
