@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FEW = 12  # rows up to which codes are multiplied as they are; more are worth widening them
 CHUNK = 1 << 20  # weights widened at once: in float32 no more than a cache holds
+PARALLEL = 1 << 22  # weights from which on a product is worth waking other threads
 BITS = 4  # codes of at most so many are stored two in a byte
 
 
@@ -61,7 +62,7 @@ class HalfWeights(Weights):
     def product(self, inputs: Tensor) -> Tensor:
         out = torch.empty(inputs.shape[0], self.shape[0])
         run = _kernels().bf16_product
-        if torch.get_num_threads() > 1:
+        if _is_parallel(self.shape):
             run = _parallel(_kernels().bf16_product_parallel)
         run(self._bits, inputs.numpy(), out.numpy())
         return out
@@ -104,7 +105,7 @@ class GridWeights(Weights):
 
     def product(self, inputs: Tensor) -> Tensor:
         out = torch.empty(inputs.shape[0], self.shape[0])
-        parallel = torch.get_num_threads() > 1
+        parallel = _is_parallel(self.shape)
         run = _kernels().grid_product(self._group_size, parallel=parallel)
         run = _parallel(run) if parallel else run
         run(self._codes, self._scales, self._zeros, inputs.numpy(), out.numpy())
@@ -135,6 +136,10 @@ def _kernels() -> Any:
     from lcc.inference import row_kernels
 
     return row_kernels
+
+
+def _is_parallel(shape: tuple[int, int]) -> bool:
+    return torch.get_num_threads() > 1 and shape[0] * shape[1] >= PARALLEL
 
 
 def _parallel(run: Any) -> Any:
