@@ -84,9 +84,9 @@ def measure(job: dict[str, Any]) -> None:
     """The worker's side: open, then a round for every line that comes in."""
     from lcc.core.errors import LccError
 
-    if job.get(
-        "prepare"
-    ):  # in a process of its own: writing a copy takes more memory than using it
+    choose_clock(job)
+    if job.get("prepare"):
+        # In a process of its own: writing a copy takes more memory than using it.
         chosen(job, Opening(threads=job["threads"]))
         return
     try:
