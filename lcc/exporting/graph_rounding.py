@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import onnx
 import onnx_ir
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from transformers.exporters.configs import ExportFormat
@@ -23,8 +24,6 @@ class WeightsOnly(ExportQuantizer):
 
     def quantize(self, model: Any, sample_inputs: Any, export_format: Any) -> Any:
         """The same graph with other products; through files, as protobuf ends at 2 GB."""
-        import onnx
-
         with TemporaryDirectory() as folder:
             before, after = Path(folder) / "model.onnx", Path(folder) / "rounded.onnx"
             onnx_ir.save(model, before, external_data="model.onnx.data")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.core.decode import card
-from lcc.core.errors import DataError
+from lcc.methods.baselines import questions, texts
 from lcc.parts.cleaning import UNIT
 from lcc.parts.retrieval import is_stop_word, words_of
 
@@ -30,11 +30,8 @@ class ExclusiveFrequency:
         return f"the word that is most frequent in the {self.of} and not in the question"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-        if rows and self.of not in rows[0]:
-            known = ", ".join(rows[0])
-            raise DataError(f"task.baseline.of: rows have no field {self.of!r} ({known}).")
-        return [_chosen(str(row["question"] if "question" in row else task.question(row)),
-                        str(row[self.of])) for row in rows]  # fmt: skip
+        both = zip(questions(task, rows), texts(rows, self.of), strict=True)
+        return [_chosen(question, text) for question, text in both]
 
 
 def _chosen(question: str, text: str) -> str:

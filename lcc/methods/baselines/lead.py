@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from lcc.core.decode import card
-from lcc.core.errors import DataError
+from lcc.methods.baselines import texts
 
 if TYPE_CHECKING:
     from lcc.parts.task import Row, Task
@@ -33,10 +33,7 @@ class Lead:
         return f"the first {self.words} words of the {self.of}"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-        if rows and self.of not in rows[0]:
-            known = ", ".join(rows[0])
-            raise DataError(f"task.baseline.of: rows have no field {self.of!r} ({known}).")
-        return [_first(str(row[self.of]), self.words) for row in rows]
+        return [_first(text, self.words) for text in texts(rows, self.of)]
 
 
 def _first(text: str, num: int) -> str:

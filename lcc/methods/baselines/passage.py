@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lcc.core.decode import card
-from lcc.core.errors import DataError
+from lcc.methods.baselines import questions, texts
 from lcc.parts.retrieval import Index
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ class Passage:
         return f"the {self.unit} of the {self.of} nearest to the question (BM25)"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
-        if rows and self.of not in rows[0]:
-            known = ", ".join(rows[0])
-            raise DataError(f"task.baseline.of: rows have no field {self.of!r} ({known}).")
-        return [self._chosen(str(row["question"] if "question" in row else task.question(row)),
-                             str(row[self.of])) for row in rows]  # fmt: skip
+        both = zip(questions(task, rows), texts(rows, self.of), strict=True)
+        return [self._chosen(question, text) for question, text in both]
 
     def _chosen(self, question: str, text: str) -> str:
         split = ENDS if self.unit == "sentence" else PARAGRAPHS
