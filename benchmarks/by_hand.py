@@ -11,12 +11,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 Asked = Callable[[Sequence[int], int, int], tuple[float, list[float], int]]
 
 
-def transformers_loop(folder: Path, threads: int) -> Asked:
+def transformers_loop(folder: Path, threads: int, slots: int, context: int) -> Asked:
     """transformers' own generate, dense in float32."""
     import torch
     import transformers
@@ -36,7 +35,7 @@ def transformers_loop(folder: Path, threads: int) -> Asked:
     return asked
 
 
-def llamacpp_loop(folder: Path, threads: int, *, slots: int, context: int) -> Asked:
+def llamacpp_loop(folder: Path, threads: int, slots: int, context: int) -> Asked:
     """llama.cpp's decode and its own greedy sampler, logits never leaving it."""
     import cyllama.llama.llama_cpp as bindings
 
@@ -76,7 +75,7 @@ def llamacpp_loop(folder: Path, threads: int, *, slots: int, context: int) -> As
     return asked
 
 
-def ctranslate2_loop(folder: Path, threads: int) -> Asked:
+def ctranslate2_loop(folder: Path, threads: int, slots: int, context: int) -> Asked:
     """CTranslate2's `generate_batch`, which tells whole answers."""
     import ctranslate2
 
@@ -94,10 +93,5 @@ def ctranslate2_loop(folder: Path, threads: int) -> Asked:
     return asked
 
 
-def loop_of(engine: str, folder: Path, threads: int, *, slots: int, context: int) -> Any:
-    """The loop of one engine over what lcc wrote for it; None for one that has none here."""
-    if engine == "transformers":
-        return transformers_loop(folder, threads)
-    if engine == "llamacpp":
-        return llamacpp_loop(folder, threads, slots=slots, context=context)
-    return ctranslate2_loop(folder, threads) if engine == "ctranslate2" else None
+LOOPS = {"transformers": transformers_loop, "llamacpp": llamacpp_loop,
+         "ctranslate2": ctranslate2_loop}  # fmt: skip

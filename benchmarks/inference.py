@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from by_hand import Asked, loop_of
+from by_hand import LOOPS, Asked
 from results import write_section
 
 from lcc.inference.sessions import Opening
@@ -31,7 +31,6 @@ from lcc.inference.sessions import Opening
 HERE = Path(__file__).parent
 BY_HAND = " by hand"  # behind an engine's name: its own loop, without lcc
 OURS_BY_HAND = "transformers" + BY_HAND  # dense whatever is stored: of the parent alone
-LOOPS = ("transformers", "llamacpp", "ctranslate2")
 SLOTS = 8
 COLUMNS = ["model", "engine", "threads", "prefill tok/s", "first token ms", "decode tok/s",
            "p50 ms", "p99 ms", "8 at once tok/s", "of ceiling", "against by hand",
@@ -171,7 +170,7 @@ def _hand(job: dict[str, Any]) -> Asked:
     engine = job["engine"].removesuffix(BY_HAND)
     folder = chosen({**job, "engine": engine}, Opening(threads=job["threads"])).folder
     context = job["prompt"] + job["new"] + 8
-    return loop_of(engine, folder, job["threads"], slots=SLOTS, context=context)
+    return LOOPS[engine](folder, job["threads"], SLOTS, context)
 
 
 def peak_bytes() -> int:
