@@ -29,14 +29,15 @@ class GraphPasses:
     joins = True
 
     def __init__(self, graph: Any) -> None:
-        self._graph, self._pasts = graph, list[Any]()
+        self._graph, self._pasts, self._lengths = graph, list[Any](), list[int]()
 
     def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """One prompt after the other, each on an empty past."""
         told = list[Tensor | int]()
         for prompt in prompts:
-            logits, past = self._run(prompt, empty_past(self._graph.config))
+            logits, past = self._run(prompt, empty_past(self._graph.config), 0)
             self._pasts.append(past)
+            self._lengths.append(len(prompt))
             told.append(logits[-1])
         return told
 
@@ -44,26 +45,28 @@ class GraphPasses:
         """One token of every row."""
         told = list[Tensor | int]()
         for row, token in enumerate(tokens):
-            logits, self._pasts[row] = self._run([token], self._pasts[row])
+            logits, self._pasts[row] = self._run([token], self._pasts[row], self._lengths[row])
+            self._lengths[row] += 1
             told.append(logits[-1])
         return told
 
     def remove(self, row: int) -> None:
         """Forget a past."""
-        self._pasts[row] = self._pasts[-1]
-        self._pasts.pop()
+        for each in (self._pasts, self._lengths):
+            each[row] = each[-1]
+            each.pop()
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text."""
-        found: np.ndarray[Any, Any] = self._run(ids, empty_past(self._graph.config))[0].numpy()
+        found: np.ndarray[Any, Any] = self._run(ids, empty_past(self._graph.config), 0)[0].numpy()
         return found
 
     def close(self) -> None:
         """Forget graph and pasts."""
-        self._graph, self._pasts = None, []
+        self._graph, self._pasts, self._lengths = None, [], []
 
-    def _run(self, ids: Sequence[int], past: Any) -> tuple[Tensor, Any]:
-        before = int(past.get_seq_length())
+    def _run(self, ids: Sequence[int], past: Any, before: int) -> tuple[Tensor, Any]:
+        # `before` is counted here: a layer with a window, as the graph gives it back, counts none.
         row = torch.tensor([list(ids)])
         positions = torch.arange(before, before + len(ids))[None]
         mask = torch.ones(1, before + len(ids), dtype=torch.long)

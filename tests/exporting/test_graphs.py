@@ -41,6 +41,22 @@ def test_a_decoder_is_the_same_in_onnx_runtime_and_rows_join(tmp_path: Path) -> 
     session.close()
 
 
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_layers_with_a_window_answer_as_their_source_does(format: str, tmp_path: Path) -> None:
+    _need(*{"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}[format])
+    source = saved("gemma3", tmp_path / "model")  # a window of 8, prompts and answers beyond it
+    exported(source, tmp_path / "out", format)
+    asked = prompts(source, 4)
+    mine = card("engines", "transformers")().open(source, Opening(threads=1))
+    session = card("engines", card("exporters", format).engine)().open(
+        tmp_path / "out", Opening(threads=1, slots=2)
+    )
+    wanted = [answer.ids for answer in greedy(mine, asked, 12)]
+    assert [answer.ids for answer in greedy(session, asked, 12)] == wanted
+    assert len({token for ids in wanted for token in ids}) > 12
+    session.close()
+
+
 def test_eight_bits_round_a_decoders_weights_and_not_its_inputs(tmp_path: Path) -> None:
     _need("onnxruntime", "onnxscript")
     made = exported(saved("llama", tmp_path / "model"), tmp_path / "out", "onnx", weights="int8")
