@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from lcc.engine.decoding import answer, demanded_settings, eos_ids
 from lcc.engine.scoring import context_length
 from lcc.inference import reading
 from lcc.inference.choosing import choosing, chosen
+from lcc.inference.joining import joins
 from lcc.inference.ongoing import Ongoing
-from lcc.inference.passes import joins, passes
+from lcc.inference.passes import passes
 from lcc.inference.requests import Request, Step, Token
 from lcc.inference.sessions import Ability, Opening
 from lcc.inference.streaming import TextStream
@@ -67,7 +69,7 @@ class InProcessSession:
             self._settings = module.generation_config = demanded_settings(module)
             self._settings.eos_token_id = sorted(self._ends) or None
             with torch.inference_mode():
-                if not is_prompt(module) and joins(module):
+                if not is_prompt(module) and joins(partial(passes, module)):
                     self.abilities = WHOLE | TURNS
                     self._passes = passes(module, opening.slots)
 

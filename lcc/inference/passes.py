@@ -119,30 +119,6 @@ def passes(module: Any, num_rows: int) -> CausalPasses | Seq2SeqPasses:
     return kind(module, num_rows)
 
 
-def joins(module: Any) -> bool:
-    """Whether a row that joins another mid-way says what it says alone; asked of the model."""
-    first, second = [1, 2, 3, 1], [2, 1]
-    try:
-        alone = [_told(module, row, others=[]) for row in (first, second)]
-        together = [_told(module, first, others=[second]), _told(module, second, others=[first])]
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError):
-        return False  # Its cache is of another kind.
-    scale = float(torch.stack(alone).abs().max())
-    return all(torch.allclose(a, b, rtol=0, atol=1e-3 * scale + 1e-6)
-               for a, b in zip(alone, together, strict=True))  # fmt: skip
-
-
-def _told(module: Any, row: list[int], others: list[list[int]]) -> Tensor:
-    """Logits (3, vocabulary) of a row's prompt and two tokens more; others were there before it."""
-    turning = passes(module, 1 + len(others))
-    for other in others:
-        turning.take([other])
-        turning.advance([1])
-    told = [turning.take([row])[-1]]
-    told += [turning.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
-    return torch.stack(told)
-
-
 def _num_layers(module: Any) -> int:
     config = module.config.get_text_config(decoder=True)
     layers = len(DynamicCache(config=config).layers)
