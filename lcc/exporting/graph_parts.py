@@ -52,7 +52,9 @@ def parts(module: Any, head: str) -> Parts:
         return {WHOLE: (module.base_model if head == "embed" else module, inputs)}
     from transformers.exporters.utils import decompose_for_generation
 
-    # One graph that goes on from any past, an empty one too, so that weights are stored once.
+    # One graph that goes on from any past, an empty one too, so that weights are stored once. A
+    # mask that hides nothing would not be traced, and rows of several lengths need one.
+    inputs["attention_mask"][1, 0] = 0
     found = decompose_for_generation(module, inputs, multi_token_decode=True)
     part, called = found["decode"]
     return {WHOLE: (part, dict(called))}

@@ -1,4 +1,4 @@
-"""An exported graph as a session, in ONNX Runtime or OpenVINO; every answer has its own past."""
+"""An exported graph as a session, in ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -14,65 +14,70 @@ from torch import Tensor
 from lcc.core.errors import DataError, GateError
 from lcc.inference.companions import Companions, read_companions
 from lcc.inference.graph_answers import GraphAnswerPasses
-from lcc.inference.graph_files import GRAPH_FOLDER, WHOLE, empty_past, exporters
+from lcc.inference.graph_files import GRAPH_FOLDER, WHOLE, exporters
+from lcc.inference.graph_pasts import Pasts
+from lcc.inference.joining import joins
 from lcc.inference.requests import Request, Step
 from lcc.inference.sessions import Ability, Opening, Session
 from lcc.inference.turning import Passes, TurningSession
 from lcc.parts.signal_stack import kept_signal_stack
 
+Rows = Sequence[Sequence[int]]
 Vectors = list[np.ndarray[Any, Any]]
 
 
 class GraphPasses:
-    """See `inference.turning.Passes`; a row is a past of its own, so that rows come and go."""
+    """See `inference.turning.Passes`; rows go on together where the graph hides what pads them."""
 
     joins = True
 
-    def __init__(self, graph: Any) -> None:
-        self._graph, self._pasts, self._lengths = graph, list[Any](), list[int]()
+    def __init__(self, graph: Any, *, together: bool) -> None:
+        self._graph, self._together = graph, together
+        self._batches = list[Pasts]()  # one of all rows, or one of each row
 
-    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
+    def take(self, prompts: Rows, plain: Sequence[bool] = ()) -> list[Tensor | int]:
         """One prompt after the other, each on an empty past."""
         told = list[Tensor | int]()
         for prompt in prompts:
-            logits, past = self._run(prompt, empty_past(self._graph.config), 0)
-            self._pasts.append(past)
-            self._lengths.append(len(prompt))
-            told.append(logits[-1])
+            begun = Pasts(self._graph.config)
+            told.append(self._run([prompt], begun)[0, -1])
+            if self._together and self._batches:
+                self._batches[0].join(begun)
+            else:
+                self._batches.append(begun)
         return told
 
-    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool] = ()) -> list[Tensor | int]:
         """One token of every row."""
-        told = list[Tensor | int]()
-        for row, token in enumerate(tokens):
-            logits, self._pasts[row] = self._run([token], self._pasts[row], self._lengths[row])
-            self._lengths[row] += 1
-            told.append(logits[-1])
+        told, left = list[Tensor | int](), [[token] for token in tokens]
+        for batch in self._batches:
+            mine, left = left[: len(batch.lengths)], left[len(batch.lengths) :]
+            told += self._run(mine, batch)[:, -1]
         return told
 
     def remove(self, row: int) -> None:
         """Forget a past."""
-        for each in (self._pasts, self._lengths):
-            each[row] = each[-1]
-            each.pop()
+        if self._together:
+            self._batches[0].remove(row)
+            self._batches = [batch for batch in self._batches if batch.lengths]
+        else:
+            self._batches[row] = self._batches[-1]
+            self._batches.pop()
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text."""
-        found: np.ndarray[Any, Any] = self._run(ids, empty_past(self._graph.config), 0)[0].numpy()
+        found: np.ndarray[Any, Any] = self._run([ids], Pasts(self._graph.config))[0].numpy()
         return found
 
     def close(self) -> None:
         """Forget graph and pasts."""
-        self._graph, self._pasts, self._lengths = None, [], []
+        self._graph, self._batches = None, []
 
-    def _run(self, ids: Sequence[int], past: Any, before: int) -> tuple[Tensor, Any]:
-        # `before` is counted here: a layer with a window, as the graph gives it back, counts none.
-        row = torch.tensor([list(ids)])
-        positions = torch.arange(before, before + len(ids))[None]
-        mask = torch.ones(1, before + len(ids), dtype=torch.long)
-        output = _asked(self._graph, input_ids=row, position_ids=positions, attention_mask=mask,
-                        past_key_values=past)  # fmt: skip
-        return output.logits[0].float(), output.past_key_values
+    def _run(self, ids: Rows, batch: Pasts) -> Tensor:
+        output = _asked(self._graph, **batch.inputs(ids))
+        batch.went_on(output.past_key_values, len(ids[0]))
+        logits: Tensor = output.logits.float()
+        return logits
 
 
 class GraphReader:
@@ -143,8 +148,11 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     if beside.card.head not in ("causal", "seq2seq"):
         return GraphReader(graph, beside, opening)
     context = min(beside.context, opening.context or beside.context)
-    passes: Passes = GraphPasses(graph)
+    passes: Passes
     if beside.card.head == "seq2seq":
         assert beside.start is not None, folder
         passes = GraphAnswerPasses(graph, beside.start)
+    else:
+        together = joins(lambda num_rows: GraphPasses(graph, together=True))
+        passes = GraphPasses(graph, together=together)
     return TurningSession(passes, beside, opening, context=context)

@@ -12,7 +12,8 @@ from exports import exported, prompts, saved, told
 
 from lcc.core.catalog import card
 from lcc.core.errors import DataError, RecipeError
-from lcc.inference.answers import greedy
+from lcc.inference import graph_session
+from lcc.inference.answers import answers, greedy
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
 
@@ -27,33 +28,37 @@ def _need(*packages: str) -> None:
         )
 
 
-def test_a_decoder_is_the_same_in_onnx_runtime_and_rows_join(tmp_path: Path) -> None:
+def test_a_decoder_is_the_same_in_onnx_runtime(tmp_path: Path) -> None:
     _need("onnxruntime", "onnxscript")
-    source = saved("llama", tmp_path / "model")
-    made = exported(source, tmp_path / "out", "onnx")
+    made = exported(saved("llama", tmp_path / "model"), tmp_path / "out", "onnx")
     assert made.parity.logit_error < 1e-4 and made.parity.agreement == 1.0, told(made.parity)
     assert [f.name for f in (tmp_path / "out" / "graph").glob("*.onnx")] == ["model.onnx"]
-    session = card("engines", "onnxruntime")().open(tmp_path / "out", Opening(threads=1, slots=2))
-    asked = prompts(source, 4)
-    assert [a.ids for a in greedy(session, asked, 4)] == [
-        greedy(session, [prompt], 4)[0].ids for prompt in asked
-    ]
-    session.close()
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_layers_with_a_window_answer_as_their_source_does(format: str, tmp_path: Path) -> None:
+def test_answers_written_together_are_what_their_source_writes_alone(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _need(*{"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}[format])
     source = saved("gemma3", tmp_path / "model")  # a window of 8, prompts and answers beyond it
     exported(source, tmp_path / "out", format)
-    asked = prompts(source, 4)
+    sizes, run = list[int](), graph_session._asked
+    monkeypatch.setattr(
+        graph_session, "_asked",
+        lambda graph, **inputs: (sizes.append(len(inputs["input_ids"])), run(graph, **inputs))[1],
+    )  # fmt: skip
     mine = card("engines", "transformers")().open(source, Opening(threads=1))
     session = card("engines", card("exporters", format).engine)().open(
-        tmp_path / "out", Opening(threads=1, slots=2)
+        tmp_path / "out", Opening(threads=1, slots=3)
     )
-    wanted = [answer.ids for answer in greedy(mine, asked, 12)]
-    assert [answer.ids for answer in greedy(session, asked, 12)] == wanted
+    limits = [3, 12, 7, 9, 5, 12, 1, 8]  # so that rows come and go
+    asked = [
+        Request(tuple(row), limit) for row, limit in zip(prompts(source, 8), limits, strict=True)
+    ]
+    wanted = [answers(mine, [request])[0].ids for request in asked]
+    assert [answer.ids for answer in answers(session, asked)] == wanted
     assert len({token for ids in wanted for token in ids}) > 12
+    assert max(sizes) == 3
     session.close()
 
 

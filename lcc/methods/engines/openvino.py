@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @card
 class Openvino:
-    """Answers row by row, each with its own past, so that requests join at any turn; readings."""
+    """Answers that join at any turn, written together where the graph lets them; readings."""
 
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "openvino"
