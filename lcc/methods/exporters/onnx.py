@@ -17,7 +17,7 @@ class Onnx:
     write in blocks of 32, of models that only read by row, with their inputs.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     engine: ClassVar[str] = "onnxruntime"
 
     weights: Literal["float32", "int8"] = "float32"

@@ -15,7 +15,7 @@ TOLERANCES = {"float32": 0.005, "int8": 0.15, "int4": 0.5}
 class Openvino:
     """`weights` below float32 are rounded by the engine's own tools, without data."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     engine: ClassVar[str] = "openvino"
 
     weights: Literal["float32", "int8", "int4"] = "float32"
