@@ -30,13 +30,15 @@ FORBIDDEN = -1e30
 MOST_NEVER_SAID = 4  # tokens that an engine forbids, such as padding
 NUM_SHOWN = 3
 NUM_LIKELIEST = 20
+NUM_WRITTEN = 24  # prompts whose answers an export of a decoder writes too, several at once
 
 
 @dataclass
 class Parity:
     """What was compared and found; shares are of `num_tokens`, errors of the logits' own spread.
 
-    `unexplained_share` are tokens that differ where the source is surer than the error explains.
+    `unexplained_share` are tokens that differ where the source is surer than the error explains;
+    `contradicted_share` are those of an export's own answers that its own reading of them gainsays.
     `same_splits` and `same_template` are None where the format carries neither.
     """
 
@@ -47,6 +49,7 @@ class Parity:
     agreement: float = 0.0
     unexplained_share: float = 0.0
     logit_error: float = 0.0
+    contradicted_share: float | None = None
     encoder_error: float | None = None  # of a model that hears: what its encoder's states are off
     rehearsed_error: float | None = None  # what the format's rounding costs, where it was rehearsed
     same_splits: float | None = None
@@ -69,6 +72,9 @@ class Parity:
         if not self.unexplained_share <= MOST_UNEXPLAINED:
             found.append(f"{self.unexplained_share:.1%} of its {self._answers} are others where "
                          "the source is sure.")  # fmt: skip
+        if self.contradicted_share is not None and not self.contradicted_share <= MOST_UNEXPLAINED:
+            found.append(f"{self.contradicted_share:.1%} of the tokens that it writes are not what "
+                         "it says when it reads them.")  # fmt: skip
         if self.same_splits is not None and self.same_splits < 1 - MOST_SPLITS:
             found.append(f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in "
                          "another way.")  # fmt: skip
@@ -160,7 +166,24 @@ def _tokens(
     count_differences(found, margins, errors.deviation)
     worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
     found.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
+    allowed = MARGIN * usual_error(found) * errors.deviation
+    some = prompts[:: max(1, len(prompts) // NUM_WRITTEN)]
+    found.contradicted_share = contradicted(export, some, new_tokens, allowed)
     return found
+
+
+def contradicted(export: Session, prompts: Rows, new_tokens: int, allowed: float) -> float:
+    """Of the tokens that it writes, those that lie more than `allowed` below the likeliest when the
+    same session reads the answer whole: a past or a position that is kept wrongly shows only so.
+    """
+    said, wrong = 0, 0
+    for prompt, answer in zip(prompts, greedy(export, prompts, new_tokens), strict=True):
+        row = [*prompt, *answer.ids]
+        read = export.logits([row])[0][len(prompt) - 1 : len(row) - 1]
+        best, own = read.max(-1), read[np.arange(len(answer.ids)), answer.ids]
+        said += len(answer.ids)
+        wrong += int((~(best - own <= allowed)).sum())
+    return wrong / max(said, 1)
 
 
 def alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
@@ -182,11 +205,15 @@ def _margins(expected: Matrix, got: Matrix) -> list[float]:
 
 def count_differences(found: Parity, margins: list[float], deviation: float) -> None:
     """What agrees, and what differs where the source is sure; in place."""
-    usual = max(LEAST_ERROR, min(found.tolerance, found.logit_error))
-    allowed = MARGIN * usual * deviation
+    allowed = MARGIN * usual_error(found) * deviation
     total = max(found.num_tokens, 1)
     found.agreement = 1 - len(margins) / total
     found.unexplained_share = sum(margin > allowed for margin in margins) / total
+
+
+def usual_error(found: Parity) -> float:
+    """What logits are off by, of their spread, as far as the format explains it."""
+    return max(LEAST_ERROR, min(found.tolerance, found.logit_error))
 
 
 def _answers(

@@ -6,19 +6,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from exports import exported, prompts, saved, told
 
 from lcc.core.catalog import card
-from lcc.core.errors import DataError, RecipeError
+from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.inference import graph_session
 from lcc.inference.answers import answers, greedy
+from lcc.inference.graph_pasts import Pasts
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
 
 # Threads of the runtimes are still ending while torch's warnings about exporters are told.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+# A window of 8, which prompts and answers go beyond, and a layer that sees everything.
+WINDOWED = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 def _need(*packages: str) -> None:
@@ -40,7 +46,7 @@ def test_answers_written_together_are_what_their_source_writes_alone(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _need(*{"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}[format])
-    source = saved("gemma3", tmp_path / "model")  # a window of 8, prompts and answers beyond it
+    source = saved("gemma3", tmp_path / "model", **WINDOWED)
     exported(source, tmp_path / "out", format)
     sizes, run = list[int](), graph_session._asked
     monkeypatch.setattr(
@@ -60,6 +66,20 @@ def test_answers_written_together_are_what_their_source_writes_alone(
     assert len({token for ids in wanted for token in ids}) > 12
     assert max(sizes) == 3
     session.close()
+
+
+def test_an_export_that_reads_well_and_writes_nonsense_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _need("onnxruntime", "onnxscript")
+    inputs = Pasts.inputs
+
+    def misplaced(batch: Pasts, ids: Any) -> dict[str, Any]:
+        return {**inputs(batch, ids), "position_ids": torch.arange(len(ids[0]))[None]}
+
+    monkeypatch.setattr(Pasts, "inputs", misplaced)  # right for a text that is read from its start
+    with pytest.raises(GateError, match=r"\d% of the tokens that it writes are not what it says"):
+        exported(saved("gemma3", tmp_path / "model", **WINDOWED), tmp_path / "out", "onnx")
 
 
 def test_eight_bits_round_a_decoders_weights_and_not_its_inputs(tmp_path: Path) -> None:
