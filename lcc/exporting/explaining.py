@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.exporting.differences import Errors, alike
 from lcc.exporting.hearing import compare_heard
-from lcc.exporting.parity import TOGETHER, Errors, alike
+from lcc.exporting.parity import TOGETHER
 from lcc.inference.answers import greedy
 from lcc.inference.listening import InProcessListener
 from lcc.parts.model import open_bundle

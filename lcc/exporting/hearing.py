@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcc.exporting.parity import NUM_SHOWN, Errors, Parity, count_differences
+from lcc.exporting.differences import Errors
+from lcc.exporting.parity import NUM_SHOWN, Parity, count_differences
 
 if TYPE_CHECKING:
     from lcc.inference.listening import Heard, Listener

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lcc.exporting.differences import Errors, alike, preferences
 from lcc.exporting.prompts import rendered, texts
 from lcc.inference.answers import Answer, greedy
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from lcc.inference.sessions import Session
 
     Rows = Sequence[Sequence[int]]
-    Matrix = np.ndarray[Any, Any]
 
 NEW_TOKENS = 8
 TOGETHER = 8  # texts whose logits are in memory at once
@@ -26,8 +26,6 @@ MARGIN = 8.0
 LEAST_ERROR = 1e-3  # of the spread: what sums in another order do
 MOST_UNEXPLAINED = 0.005  # of all tokens
 MOST_SPLITS = 0.01  # of all texts, that the file's own tokenizer splits in another way
-FORBIDDEN = -1e30
-MOST_NEVER_SAID = 4  # tokens that an engine forbids, such as padding
 NUM_SHOWN = 3
 NUM_LIKELIEST = 20
 NUM_WRITTEN = 24  # prompts whose answers an export of a decoder writes too, several at once
@@ -118,31 +116,6 @@ def compare(
     return found
 
 
-class Errors:
-    """Squares of what logits are off by, and of how they spread, each row around its mean."""
-
-    def __init__(self) -> None:
-        self.wrong = self.spread = self.count = 0.0
-
-    def add(self, expected: Matrix, got: Matrix) -> None:
-        """Rows of both, (rows, vocabulary)."""
-        centred = expected - expected.mean(-1, keepdims=True)
-        difference = got - got.mean(-1, keepdims=True) - centred
-        self.wrong += float(np.square(difference, dtype=np.float64).sum())
-        self.spread += float(np.square(centred, dtype=np.float64).sum())
-        self.count += centred.size
-
-    @property
-    def share(self) -> float:
-        """The root mean square of what they are off by, of their spread."""
-        return float(np.sqrt(self.wrong / max(self.spread, 1e-300)))
-
-    @property
-    def deviation(self) -> float:
-        """The spread itself."""
-        return float(np.sqrt(self.spread / max(self.count, 1.0)))
-
-
 def _tokens(
     source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
 ) -> Parity:
@@ -161,7 +134,7 @@ def _tokens(
                 each.add(expected, got)
             row_errors.append((mine.share, i))
             said += len(expected)
-            margins += _margins(expected, got)
+            margins += preferences(expected, got)
     found = Parity("tokens", tolerance, num_tokens=said, logit_error=errors.share)
     count_differences(found, margins, errors.deviation)
     worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
@@ -184,23 +157,6 @@ def contradicted(export: Session, prompts: Rows, new_tokens: int, allowed: float
         said += len(answer.ids)
         wrong += int((~(best - own <= allowed)).sum())
     return wrong / max(said, 1)
-
-
-def alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
-    """Without columns that only one has: rows beyond the vocabulary, and tokens it never says."""
-    width = min(expected.shape[-1], got.shape[-1])
-    expected, got = expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
-    never = (got < FORBIDDEN).all(axis=tuple(range(got.ndim - 1)))
-    if 0 < never.sum() <= MOST_NEVER_SAID:
-        return expected[..., ~never], got[..., ~never]
-    return expected, got
-
-
-def _margins(expected: Matrix, got: Matrix) -> list[float]:
-    """By how much the source prefers its own choice to the export's, where they differ."""
-    mine, other = expected.argmax(-1), got.argmax(-1)
-    rows = np.flatnonzero(mine != other)
-    return [float(expected[r, mine[r]] - expected[r, other[r]]) for r in rows]
 
 
 def count_differences(found: Parity, margins: list[float], deviation: float) -> None:
@@ -267,7 +223,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
             for each in (errors, mine):
                 each.add(*pair)
             found.num_tokens += len(pair[0])
-            margins += [] if by_vector else _margins(*pair)
+            margins += [] if by_vector else preferences(*pair)
             worst.append((mine.share, {
                 "prompt": source.tokenizer.decode(prompt),
                 "source": [round(float(x), 4) for x in pair[0][0][:8]],
