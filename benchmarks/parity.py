@@ -19,10 +19,13 @@ HEAD = """## Exports beside their sources
 `lcc export model=… format=…`, then `python benchmarks/parity.py NAME=FOLDER …`. 200 fixed
 prompts, each in the engine that the format is made for. An error is the root mean square of the
 logits' differences (vectors', of an encoder) as a share of their own spread, beside what the format
-may explain; wrong is the share of tokens that differ where the source is sure.
+may explain; wrong is the share of tokens that differ where the source is sure; contradicted is the
+share of the tokens of 24 answers that a decoder's export wrote itself, several at once, and reads
+otherwise.
 
-| model | format | options | bytes | greedy tokens equal | wrong | error | allowed | template |
-|---|---|---|---|---|---|---|---|---|"""
+| model | format | options | bytes | greedy tokens equal | wrong | contradicted | error | allowed \
+| template |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def row(name: str, folder: Path) -> str:
@@ -34,8 +37,10 @@ def row(name: str, folder: Path) -> str:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     tokens = f"{parity['agreement']:.2%} of {parity['num_tokens']:,}"
     template = {None: "–", True: "equal", False: "OTHER"}[parity["same_template"]]
+    written = parity["contradicted_share"]
     cells = [name, report["format"], told, f"{size / 1e6:.1f} MB",
              tokens if parity["kind"] != "vectors" else "–", f"{parity['unexplained_share']:.2%}",
+             "–" if written is None else f"{written:.2%}",
              f"{parity['logit_error']:.2%}", f"{parity['tolerance']:.0%}", template]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
