@@ -16,9 +16,10 @@ from lcc.engine.decoding import answer, demanded_settings, eos_ids
 from lcc.engine.scoring import context_length
 from lcc.inference import reading
 from lcc.inference.choosing import choosing, chosen
-from lcc.inference.joining import joins
+from lcc.inference.joining import goes_on, joins
 from lcc.inference.ongoing import Ongoing
 from lcc.inference.passes import passes
+from lcc.inference.prefixes import Prefixes
 from lcc.inference.requests import Request, Step, Token
 from lcc.inference.sessions import Ability, Opening
 from lcc.inference.streaming import TextStream
@@ -71,7 +72,7 @@ class InProcessSession:
             with torch.inference_mode():
                 if not is_prompt(module) and joins(partial(passes, module)):
                     self.abilities = WHOLE | TURNS
-                    self._passes = passes(module, opening.slots)
+                    self._passes = passes(module, opening.slots, _prefixes(module, opening))
 
     @property
     def free_slots(self) -> int:
@@ -147,7 +148,8 @@ class InProcessSession:
     def _take_in(self) -> list[Step]:
         steps: list[Step] = []
         waiting, self._queue.waiting = self._queue.waiting, []
-        for batch in reading.by_length([len(one.request.ids) for one in waiting], TURN_TOKENS):
+        lengths = [self._passes.num_new(one.request.ids) for one in waiting] if waiting else []
+        for batch in reading.by_length(lengths, TURN_TOKENS):
             begun = [waiting[i] for i in batch]
             logits = self._passes.take([one.request.ids for one in begun])
             rows = range(len(self._running), len(self._running) + len(begun))
@@ -166,7 +168,7 @@ class InProcessSession:
         return steps
 
     def _leave(self, row: int) -> None:
-        self._passes.slots.remove(row)
+        self._passes.remove(row)
         last = self._running.pop()
         if row < len(self._running):
             self._running[row] = last
@@ -178,3 +180,11 @@ class InProcessSession:
         found = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
         tokens = tuple(Token(token) for token in found.ids)
         return Step(one.handle, found.text, tokens, "stop" if found.finished else "length")
+
+
+def _prefixes(module: Any, opening: Opening) -> Prefixes | None:
+    """Where texts that were read are kept, if asked for and if the model goes on from them."""
+    asked = Prefixes(opening.prefix_mb * 1_000_000)
+    if not asked.budget or not goes_on(partial(passes, module, prefixes=Prefixes(0, least=1))):
+        return None
+    return asked

@@ -15,9 +15,19 @@ def joins(begin: Callable[[int], Any]) -> bool:
     `begin` gives fresh passes for so many rows, whose `take` and `advance` give logits by row.
     """
     first, second = [1, 2, 3, 1], [2, 1]
+    return _says_the_same(begin, [(first, second), (second, first)])
+
+
+def goes_on(begin: Callable[[int], Any]) -> bool:
+    """The same of a row that begins as another did, whose keys and values are copied for it."""
+    return _says_the_same(begin, [([1, 2, 3, 1, 2], [1, 2, 3, 2])])
+
+
+def _says_the_same(begin: Callable[[int], Any], cases: list[tuple[list[int], list[int]]]) -> bool:
+    """Of each row and the one that was there before it."""
     try:
-        alone = [_told(begin, row, others=[]) for row in (first, second)]
-        together = [_told(begin, first, others=[second]), _told(begin, second, others=[first])]
+        alone = [_told(begin, row, others=[]) for row, _ in cases]
+        together = [_told(begin, row, others=[other]) for row, other in cases]
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError):
         return False  # Its cache is of another kind.
     scale = float(torch.stack(alone).abs().max())

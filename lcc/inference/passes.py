@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from lcc.engine.decoding import padded
+from lcc.inference.prefixes import Kept, Prefixes
 from lcc.inference.slots import Slots
 
 if TYPE_CHECKING:
@@ -19,36 +20,80 @@ if TYPE_CHECKING:
 
 
 class CausalPasses:
-    """A decoder; `take` gives logits (rows, vocabulary) after each prompt."""
+    """A decoder; `take` gives logits (rows, vocabulary) after each prompt.
 
-    def __init__(self, module: Any, num_rows: int) -> None:
-        self.module = module
+    With `prefixes` a prompt that begins as a running or a kept text did goes on from its keys and
+    values.
+    """
+
+    def __init__(self, module: Any, num_rows: int, prefixes: Prefixes | None = None) -> None:
+        self.module, self.prefixes = module, prefixes
         self.slots = Slots(num_rows, _num_layers(module), crossed=False)
+        self._read: list[list[int]] = []  # by row, what its columns hold
         accepted = inspect.signature(module.forward).parameters
         self._has_positions = "position_ids" in accepted
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
+    def num_new(self, prompt: Sequence[int]) -> int:
+        """How many of its tokens must be read."""
+        return len(prompt) - self._known(prompt)[1]
+
     def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Give each prompt a row."""
+        known, first_row = [self._known(prompt) for prompt in prompts], len(self._read)
         lengths = [len(prompt) for prompt in prompts]
-        self.slots.add(lengths)
-        ids, mask = padded([list(p) for p in prompts], 0, left=True, device=self.module.device)
-        return self._logits(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+        num_new = max(length - shared for length, (_, shared) in zip(lengths, known, strict=True))
+        self.slots.add(lengths, num_new)
+        for row, (length, (source, _)) in enumerate(zip(lengths, known, strict=True), first_row):
+            # Rows are as many columns wide, so one that knows more reads some of it again.
+            if length > num_new:
+                layers = source.layers if isinstance(source, Kept) else self.slots.layers_of(source)
+                self.slots.fill(row, layers, length - num_new)
+        for source, _ in known:
+            if self.prefixes is not None and isinstance(source, Kept):
+                self.prefixes.used(source)
+        self._read += [list(prompt) for prompt in prompts]
+        rows = [list(prompt)[-num_new:] for prompt in prompts]
+        ids, _ = padded(rows, 0, left=True, device=self.module.device)
+        return self._logits(ids)
 
     def advance(self, tokens: Sequence[int]) -> Tensor:
         """One more token of every row."""
         self.slots.advance()
-        device, lengths = self.module.device, torch.tensor(self.slots.lengths)[:, None]
-        columns = torch.arange(self.slots.width - 1, -1, -1)[None]
-        mask = (columns < lengths).long().to(device)
-        ids = torch.tensor(tokens, device=device)[:, None]
-        return self._logits(ids, mask, (lengths - 1).to(device))
+        for read, token in zip(self._read, tokens, strict=True):
+            read.append(token)
+        return self._logits(torch.tensor(tokens, device=self.module.device)[:, None])
 
-    def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def remove(self, row: int) -> None:
+        """Forget a row, whose text is kept; the last one takes its number."""
+        if self.prefixes is not None and self.prefixes.budget:
+            layers = [(k.clone(), v.clone()) for k, v in self.slots.layers_of(row)]
+            self.prefixes.keep(self._read[row], layers)
+        self._read[row] = self._read[-1]
+        self._read.pop()
+        self.slots.remove(row)
+
+    def _known(self, prompt: Sequence[int]) -> tuple[Any, int]:
+        """Who begins as the prompt does, a kept text or a row, and for how many tokens."""
+        if self.prefixes is None:
+            return None, 0
+        kept, shared = self.prefixes.longest(prompt)
+        source: Any = kept
+        for row, read in enumerate(self._read):
+            common = self.prefixes.common(read, prompt)
+            if common > shared:
+                source, shared = row, common
+        return source, shared
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        """Of the newest rows, `ids` (rows, columns) being what they read now."""
+        lengths = torch.tensor(self.slots.lengths)[:, None]
+        places = torch.arange(self.slots.width) - self.slots.width + lengths
+        mask, positions = (places >= 0).long(), places[:, -ids.shape[1] :].clamp(min=0)
         options: dict[str, Any] = dict(self._options)
         if self._has_positions:
-            options["position_ids"] = positions
-        output = self.module(input_ids=ids, attention_mask=mask, use_cache=True,
+            options["position_ids"] = positions.to(ids.device)
+        output = self.module(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=True,
                              past_key_values=self.slots.cache, **options)  # fmt: skip
         logits: Tensor = output.logits[:, -1]
         return logits
@@ -70,11 +115,15 @@ class Seq2SeqPasses:
             patched: Any = embedding
             patched.forward = MethodType(self._embedded(embedding), embedding)
 
+    def num_new(self, prompt: Sequence[int]) -> int:
+        """How many of its tokens must be read."""
+        return len(prompt)
+
     def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Give each prompt a row; logits (rows, vocabulary) of the first token."""
         device, sources = self.module.device, [len(prompt) for prompt in prompts]
         ids, mask = padded([list(p) for p in prompts], 0, left=False, device=device)
-        self.slots.add([1] * len(prompts), sources)
+        self.slots.add([1] * len(prompts), 1, sources)
         first = torch.full((len(prompts), 1), self.start, device=device)
         encoded = self.module.get_encoder()(input_ids=ids, attention_mask=mask)
         return self._logits(encoded.last_hidden_state, mask, first)
@@ -87,6 +136,10 @@ class Seq2SeqPasses:
         # Only its shape is read: keys and values of the encoders' outputs are in the slots.
         hidden = torch.zeros(1, 1, 1, device=device).expand(*mask.shape, 1)
         return self._logits(hidden, mask, torch.tensor(tokens, device=device)[:, None])
+
+    def remove(self, row: int) -> None:
+        """Forget a row; the last one takes its number."""
+        self.slots.remove(row)
 
     def _logits(self, encoded: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         lengths = torch.tensor(self.slots.lengths)[:, None]
@@ -113,10 +166,13 @@ class Seq2SeqPasses:
         return forward
 
 
-def passes(module: Any, num_rows: int) -> CausalPasses | Seq2SeqPasses:
-    """The passes that fit the model's kind."""
-    kind = Seq2SeqPasses if module.config.is_encoder_decoder else CausalPasses
-    return kind(module, num_rows)
+def passes(
+    module: Any, num_rows: int, prefixes: Prefixes | None = None
+) -> CausalPasses | Seq2SeqPasses:
+    """The passes that fit the model's kind; an encoder–decoder's share nothing."""
+    if module.config.is_encoder_decoder:
+        return Seq2SeqPasses(module, num_rows)
+    return CausalPasses(module, num_rows, prefixes)
 
 
 def _num_layers(module: Any) -> int:

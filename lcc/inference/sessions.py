@@ -23,7 +23,8 @@ class Opening:
     """How a session is opened.
 
     `threads` of this process; at most `slots` answers at once, each of at most `context` tokens,
-    prompt included (None: as many as the model takes).
+    prompt included (None: as many as the model takes). `prefix_mb` megabytes of what was read may
+    be kept for prompts that begin so (0: nothing); only the engine `transformers` keeps any.
     """
 
     threads: int
@@ -31,6 +32,7 @@ class Opening:
     context: int | None = None
     device: str = "cpu"
     dtype: str = "float32"
+    prefix_mb: int = 0
 
 
 class Session(Protocol):

@@ -73,6 +73,11 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             new[:rows, :, to - (end - begin) : to] = old[:rows, :, begin:end].clone()
             setattr(self, name, new)
 
+    def seen(self, row: int, columns: slice) -> tuple[Tensor, Tensor]:
+        """Views (heads, columns, head size)."""
+        assert self.keys is not None and self.values is not None
+        return self.keys[row, :, columns], self.values[row, :, columns]
+
     def copy_row(self, source: int, target: int) -> None:
         for buffer in (self.keys, self.values):
             assert buffer is not None
@@ -143,15 +148,15 @@ class Slots:
         """Columns that the running forward sees."""
         return self._window.end - self._window.begin
 
-    def add(self, lengths: list[int], sources: list[int] | None = None) -> None:
-        """Open a row for each, to be filled by one forward of as many columns as the longest."""
+    def add(self, lengths: list[int], num_new: int, sources: list[int] | None = None) -> None:
+        """Open a row for each; the forward that follows fills the last `num_new` columns."""
         longest, rows = max(lengths), slice(len(self.starts), len(self.starts) + len(lengths))
         if self._end < longest:
             self._place(longest)
         self.starts += [self._end - length for length in lengths]
         self.sources += sources or []
         window = self._window
-        window.rows, window.num_new = rows, longest
+        window.rows, window.num_new = rows, num_new
         window.begin, window.end = self._end - longest, self._end
         if sources is not None:
             self._cross.rows = rows
@@ -160,6 +165,17 @@ class Slots:
             for layer in self._cross_layers:
                 layer.widen()
             self.cache.is_updated.update(dict.fromkeys(range(len(self._layers)), False))
+
+    def layers_of(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (heads, columns, head size) of each layer, as far as the row goes."""
+        return [layer.seen(row, slice(self.starts[row], self._end)) for layer in self._layers]
+
+    def fill(self, row: int, layers: list[tuple[Tensor, Tensor]], length: int) -> None:
+        """Begin a row with the first `length` columns of another's."""
+        new = slice(self.starts[row], self.starts[row] + length)
+        for mine, others in zip(self._layers, layers, strict=True):
+            for into, other in zip(mine.seen(row, new), others, strict=True):
+                into.copy_(other[:, :length])
 
     def advance(self) -> None:
         """Open one more column for every row."""

@@ -29,7 +29,7 @@ def opened(folder: Path, recipe: Recipe, options: ServeOptions, engine: str) -> 
     task = _fitting(recipe.task, folder)
     opening = Opening(threads=recipe.threads or free_cores(), slots=options.slots,
                       context=options.context, device=recipe.device_type,
-                      dtype=recipe.dtype)  # fmt: skip
+                      dtype=recipe.dtype, prefix_mb=options.prefix_mb)  # fmt: skip
     chosen = select(engine, folder, opening, store=Store(ROOT), say=_say, rows=options.slots)
     session = chosen.open(opening)
     served = Served(folder, session, options, task, chosen.engine)

@@ -32,6 +32,7 @@ class ServeOptions:
     A request must have arrived within `read_seconds`; a client must take what is written within
     `write_seconds`; an answer waits at most `queue_seconds` for a slot; after SIGTERM open answers
     have `drain_seconds`. `context` is the most tokens of prompt and answer (null: the model's).
+    `prefix_mb` megabytes of what was read are kept for prompts that begin so (0: nothing).
     `temperature` is that of requests that name none (null: OpenAI's 1, if the engine samples).
     """
 
@@ -46,6 +47,7 @@ class ServeOptions:
     slots: Annotated[int, Field(ge=1, le=1024)] = 16
     queue: Annotated[int, Field(ge=0)] = 64
     context: Count | None = None
+    prefix_mb: Annotated[int, Field(ge=0)] = 256
     max_prompt_tokens: Count | None = None
     max_tokens: Count = 2048
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8

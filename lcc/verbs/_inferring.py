@@ -36,6 +36,7 @@ class Asked:
     slots: Count = 32
     batch_tokens: Count = 16384
     context: Count | None = None
+    prefix_mb: Annotated[int, Field(ge=0)] = 256
     follow: bool = False
     report: str | None = None
     report_watch: str = "negative"
@@ -105,7 +106,7 @@ def opening_of(recipe: Recipe, options: Asked, say: Callable[[str], None]) -> Op
         if free < cores():
             say(f"{free} of {cores()} cores are free: {threads} threads each")
     return Opening(threads=threads, slots=options.slots, context=options.context, device=device,
-                   dtype=recipe.dtype)  # fmt: skip
+                   dtype=recipe.dtype, prefix_mb=options.prefix_mb)  # fmt: skip
 
 
 def say(sentence: str) -> None:

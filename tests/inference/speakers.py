@@ -110,14 +110,17 @@ def save(module: Any, folder: Path) -> Path:
     return folder
 
 
-def session(module: Any, *, slots: int = 8, context: int | None = None) -> InProcessSession:
+def session(
+    module: Any, *, slots: int = 8, context: int | None = None, prefix_mb: int = 0
+) -> InProcessSession:
     head = "seq2seq" if module.config.is_encoder_decoder else "causal"
     if "Classification" in type(module).__name__:
         head = "classify"
     facts = Card(name="tiny", auto_class=AUTO_CLASSES[head], head=head)  # type: ignore[index,arg-type]
     bundle = Bundle(facts)
     bundle.tokenizer = tokenizer()
-    return InProcessSession(bundle, module, Opening(threads=1, slots=slots, context=context))
+    opening = Opening(threads=1, slots=slots, context=context, prefix_mb=prefix_mb)
+    return InProcessSession(bundle, module, opening)
 
 
 def prompts(num: int = 11, longest: int = 14) -> list[list[int]]:
