@@ -18,7 +18,8 @@ class GgufSession(TurningSession):
     def __init__(self, model: Model, folder: Path, opening: Opening) -> None:
         beside = read_companions(folder)
         context = room(beside.context, opening.slots, opening.context)
-        passes = LlamaPasses(model, slots=opening.slots, context=context, threads=opening.threads)
+        passes = LlamaPasses(model, slots=opening.slots, context=context, threads=opening.threads,
+                             keeps=opening.prefix_mb > 0)  # fmt: skip
         super().__init__(passes, beside, opening, context=context)
         self._vocabulary = model.get_vocab()
         self.tokenizer.chat_template = model.get_default_chat_template() or None

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcc.inference.prefixes import common
+
 BATCH_TOKENS = 512  # of one call
 MOST_CELLS = 32_768  # of keys and values, where nobody says how long answers may be
 READ_TOKENS = 4096  # of a text whose logits are asked for
@@ -39,29 +41,34 @@ def room(context: int, slots: int, asked: int | None) -> int:
 
 
 class LlamaPasses:
-    """See `inference.turning.Passes`."""
+    """See `inference.turning.Passes`.
+
+    With `keeps` a sequence that was left stays as it is until its place is needed, and a prompt
+    that begins as it did goes on from there.
+    """
 
     joins = True
 
-    def __init__(self, model: Model, *, slots: int, context: int, threads: int) -> None:
+    def __init__(
+        self, model: Model, *, slots: int, context: int, threads: int, keeps: bool
+    ) -> None:
         self._model, self._threads = model, threads
         self._context = self._opened(slots, context)
         self._reader: Any = None
         self._batch = bindings.LlamaBatch(n_tokens=BATCH_TOKENS, embd=0, n_seq_max=1)
-        self._free = list(range(slots))
+        self._keeps, self._free = keeps, list(range(slots))  # those left most recently last
         self._likeliest = bindings.LlamaSampler(bindings.LlamaSamplerChainParams())
         self._likeliest.add_greedy()
         self._sequences: list[int] = []  # by row
-        self._lengths: list[int] = []
+        self._read: list[list[int]] = [[] for _ in range(slots)]  # by sequence
 
     def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """Read prompts end to end, in calls of a bounded size."""
         told, pending = list[Tensor | int](), list[tuple[int, bool]]()
         for prompt, is_plain in zip(prompts, plain, strict=True):
-            sequence = self._free.pop()
+            sequence, known = self._begun(prompt)
             self._sequences.append(sequence)
-            self._lengths.append(len(prompt))
-            for position, token in enumerate(prompt):
+            for position, token in enumerate(prompt[known:], known):
                 if self._batch.n_tokens == BATCH_TOKENS:
                     told += self._next(pending)
                     pending = []
@@ -73,18 +80,19 @@ class LlamaPasses:
 
     def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every sequence, in one call."""
-        for row, token in enumerate(tokens):
-            self._batch.add(token, self._lengths[row], [self._sequences[row]], True)
-            self._lengths[row] += 1
+        for sequence, token in zip(self._sequences, tokens, strict=True):
+            self._batch.add(token, len(self._read[sequence]), [sequence], True)
+            self._read[sequence].append(token)
         return self._next(list(enumerate(plain)))
 
     def remove(self, row: int) -> None:
-        """Forget a sequence's keys and values."""
-        self._context.memory_seq_rm(self._sequences[row], -1, -1)
-        self._free.append(self._sequences[row])
-        for each in (self._sequences, self._lengths):
-            each[row] = each[-1]
-            each.pop()
+        """Leave a sequence."""
+        sequence = self._sequences[row]
+        if not self._keeps:
+            self._forget(sequence)
+        self._free.append(sequence)
+        self._sequences[row] = self._sequences[-1]
+        self._sequences.pop()
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text, in a context of its own."""
@@ -105,6 +113,23 @@ class LlamaPasses:
         for each in (self._context, self._reader, self._model):
             if each is not None:
                 each.close()
+
+    def _begun(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """A free sequence, and how many of the prompt's tokens it holds."""
+        known = [common(self._read[sequence], prompt) for sequence in self._free]
+        best = max(known)
+        sequence = self._free.pop(known.index(best))  # the one that was left first, if none knows
+        # Layers with a window may have dropped what the beginning needs.
+        whole = best > 0 and self._context.memory_seq_pos_min(sequence) == 0
+        if not (whole and self._context.memory_seq_rm(sequence, best, -1)):
+            self._forget(sequence)
+            best = 0
+        self._read[sequence] = list(prompt)
+        return sequence, best
+
+    def _forget(self, sequence: int) -> None:
+        self._context.memory_seq_rm(sequence, -1, -1)
+        self._read[sequence] = []
 
     def _opened(self, slots: int, context: int) -> Any:
         options = bindings.LlamaContextParams()

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from lcc.engine.decoding import padded
-from lcc.inference.prefixes import Kept, Prefixes
+from lcc.inference.prefixes import Kept, Prefixes, common
 from lcc.inference.slots import Slots
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ class CausalPasses:
         kept, shared = self.prefixes.longest(prompt)
         source: Any = kept
         for row, read in enumerate(self._read):
-            common = self.prefixes.common(read, prompt)
-            if common > shared:
-                source, shared = row, common
+            found = common(read, prompt, self.prefixes.least)
+            if found > shared:
+                source, shared = row, found
         return source, shared
 
     def _logits(self, ids: Tensor) -> Tensor:

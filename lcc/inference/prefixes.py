@@ -56,7 +56,7 @@ class Prefixes:
 
     def longest(self, ids: Sequence[int]) -> tuple[Kept | None, int]:
         """The text that begins as `ids` does for the most tokens, and for how many."""
-        lengths = [self.common(kept.ids, ids) for kept in self._kept]
+        lengths = [common(kept.ids, ids, self.least) for kept in self._kept]
         best = max(lengths, default=0)
         return (self._kept[lengths.index(best)], best) if best else (None, 0)
 
@@ -65,10 +65,11 @@ class Prefixes:
         self._kept.remove(kept)
         self._kept.append(kept)
 
-    def common(self, known: Sequence[int], ids: Sequence[int]) -> int:
-        """Tokens that both begin with, 0 for a few; the last of `ids` must be read in any case."""
-        most = min(len(known), len(ids) - 1)
-        if most < self.least or list(known[: self.least]) != list(ids[: self.least]):
-            return 0
-        pairs = zip(known[:most], ids[:most], strict=True)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), most)
+
+def common(known: Sequence[int], ids: Sequence[int], least: int = LEAST) -> int:
+    """Tokens that both begin with, 0 for a few; the last of `ids` must be read in any case."""
+    most = min(len(known), len(ids) - 1)
+    if most < least or list(known[:least]) != list(ids[:least]):
+        return 0
+    pairs = zip(known[:most], ids[:most], strict=True)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), most)

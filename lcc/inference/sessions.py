@@ -24,7 +24,7 @@ class Opening:
 
     `threads` of this process; at most `slots` answers at once, each of at most `context` tokens,
     prompt included (None: as many as the model takes). `prefix_mb` megabytes of what was read may
-    be kept for prompts that begin so (0: nothing); only the engine `transformers` keeps any.
+    be kept for prompts that begin so (0: nothing); llama.cpp keeps what fits into its slots.
     """
 
     threads: int

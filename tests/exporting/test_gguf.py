@@ -17,6 +17,7 @@ from lcc.core.errors import GateError, RecipeError
 from lcc.exporting.ggml_blocks import rounded
 from lcc.exporting.gguf_types import Mixture, fitting
 from lcc.inference.answers import answers, greedy
+from lcc.inference.llama_cpp import LlamaPasses
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
 from lcc.parts.model import open_bundle
@@ -173,6 +174,40 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     session.close()
     assert together == alone
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("family, changes", [
+    ("qwen3", {}),
+    ("gemma3", {"num_hidden_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"]}),
+])  # fmt: skip
+def test_a_conversation_goes_on_from_what_was_read(
+    family: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(saved(family, tmp_path / "model", **changes), tmp_path / "out", "gguf", type="f32")
+    engine = card("engines", "llamacpp")()
+    without, keeping = (
+        engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept))
+        for kept in (0, 1)
+    )
+    read, run = list[int](), LlamaPasses._run
+
+    def counted(passes: LlamaPasses, context: Any) -> None:
+        if passes is keeping._passes:
+            read.append(passes._batch.n_tokens)
+        run(passes, context)
+
+    monkeypatch.setattr(LlamaPasses, "_run", counted)
+    talks = [list(range(5, 45)), list(range(60, 90))]
+    for turn in range(3):
+        for talk in talks:
+            answer = greedy(without, [talk], 5)[0].ids
+            assert greedy(keeping, [talk], 5)[0].ids == answer
+            talk += [*answer, 7 + turn, 9]
+    # Of an answer the last token was not read when it was said; the user says two.
+    assert [n for n in read if n > 1] == [40, 30, 3, 3, 3, 3]
+    without.close()
+    keeping.close()
 
 
 def test_the_engines_own_choice_is_the_likeliest_of_its_logits(tmp_path: Path) -> None:
