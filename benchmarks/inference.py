@@ -174,7 +174,7 @@ def _hand(job: dict[str, Any]) -> Asked:
 
 
 def peak_bytes() -> int:
-    from lcc.engine.benching import memory_bytes
+    from lcc.inference.benching import memory_bytes
 
     return memory_bytes("VmHWM")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors, preemption
-from lcc.engine.benching import PRELOADED, no_main
 from lcc.inference.asking import Asking, Said, Source
+from lcc.inference.benching import PRELOADED, no_main
 from lcc.inference.lines import LOOK_SECONDS, Feed
 from lcc.inference.opening import opened
 

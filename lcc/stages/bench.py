@@ -13,8 +13,8 @@ from lcc.core.decode import card
 from lcc.core.errors import DataError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.machine import available_bytes
-from lcc.engine.benching import Worker, workers
-from lcc.engine.racing import Load, Racer, disk_bytes, verdicts
+from lcc.inference.benching import Worker, workers
+from lcc.inference.racing import Load, Racer, disk_bytes, verdicts
 from lcc.parts.model import open_bundle
 from lcc.parts.samples import chosen_rows
 from lcc.stage import Measure, Outcome

@@ -14,8 +14,8 @@ from test_eval import save, task
 from lcc.core.decode import decode
 from lcc.core.errors import RecipeError
 from lcc.core.progress import Progress
-from lcc.engine.benching import Worker
-from lcc.engine.racing import Racer, verdicts
+from lcc.inference.benching import Worker
+from lcc.inference.racing import Racer, verdicts
 from lcc.methods.trackers.none import NoneTracker
 from lcc.parts.dist import SINGLE
 from lcc.stage import Context, Outcome

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.machine import cores
 
 if TYPE_CHECKING:
-    from lcc.engine.benching import Worker
+    from lcc.inference.benching import Worker
 
 NOTABLE = 0.03  # a difference that every round shows and that is larger than this is called one
 BUSY = 0.25  # foreign load, in cores, above which the figures are not to be trusted

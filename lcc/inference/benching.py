@@ -31,7 +31,7 @@ MATRIX = 1024
 NUM_TRIES = 5
 GRACE_SECONDS = 5.0
 PRELOADED = ["torch", "transformers", "transformers.models.auto.modeling_auto",
-             "transformers.generation.utils", "lcc.engine.benching", "lcc.engine.decoding",
+             "transformers.generation.utils", "lcc.inference.benching", "lcc.engine.decoding",
              "lcc.parts.model"]  # fmt: skip
 
 
