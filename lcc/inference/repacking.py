@@ -111,7 +111,7 @@ def _put(module: Any, layers: dict[str, Any], found: dict[str, Weights]) -> None
         lookup = PackedEmbedding(tied, embedding.padding_idx)
         for owner in list(module.modules()):
             for leaf, child in list(owner.named_children()):
-                if child is embedding:
+                if type(child) is type(embedding) and child.weight is embedding.weight:
                     setattr(owner, leaf, lookup)
 
 
