@@ -111,6 +111,7 @@ class Measuring:
 
     def __init__(self) -> None:
         self.module: Any = None
+        self.session: Any = None  # where the model writes and its answers can be timed
         self.device = "cpu"
         self.baseline = 0
         self.load_peak = 0
@@ -127,19 +128,35 @@ class Measuring:
         """Nothing but the CPU seconds that stand in every reply."""
         return {}
 
-    def load(self, model: str, native: bool, device: str, dtype: str) -> dict[str, Any]:
-        """Read a model folder; memory before it is the baseline."""
+    def load(self, model: str, native: bool, device: str, dtype: str, slots: int) -> dict[str, Any]:
+        """Read a model folder; memory before it is the baseline.
+
+        What writes answers is opened as `lcc infer` opens it, unless it is to run `native`, by
+        transformers in its packed format.
+        """
+        from lcc.inference.opening import opened
+        from lcc.inference.packed_layers import num_parameters
+        from lcc.inference.sessions import Opening
         from lcc.parts.model import open_bundle
 
         torch.zeros(1).to(device)
         bundle: Bundle = open_bundle(Path(model))
         self.baseline, started = memory_bytes("VmRSS"), time.perf_counter()
-        self.module, self.device = bundle.load(device=device, dtype=dtype, native=native), device
-        self.module.eval()
+        if native or bundle.card.head not in ("causal", "seq2seq"):
+            self.module = bundle.load(device=device, dtype=dtype, native=native).eval()
+        else:
+            opening = Opening(torch.get_num_threads(), slots=slots, device=device, dtype=dtype)
+            session: Any = opened("transformers", {}, Path(model), opening)
+            self.module = session.module
+            # One that takes requests whole has no first token to time; `generate` has.
+            self.session = session if "continuous" in session.abilities else None
+        self.device, seconds = device, time.perf_counter() - started
         self.load_peak = memory_bytes("VmHWM")
         _forget_peak()
-        parameters = sum(p.numel() for p in self.module.parameters())
-        return {"parameters": parameters, "seconds": time.perf_counter() - started}
+        backend = bundle.card.format if native else _backend(self.module, bundle)
+        context = None if self.session is None else self.session.context
+        return {"parameters": num_parameters(self.module), "seconds": seconds,
+                "backend": backend, "context": context}  # fmt: skip
 
     def measure(self, prompts: list[list[int]], new_tokens: int, requests: int) -> dict[str, Any]:
         """Seconds until the first token and until the last, one figure per request.
@@ -148,6 +165,9 @@ class Measuring:
         """
         from lcc.engine.decoding import padded, token_times
 
+        if self.session is not None:
+            told = [self._answered(prompts, new_tokens) for _ in range(requests)]
+            return {"first_seconds": [t[0] for t in told], "whole_seconds": [t[1] for t in told]}
         # It would warn before every request that generation does not stop, which is the point.
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -159,6 +179,22 @@ class Measuring:
             return {"first_seconds": passes, "whole_seconds": passes}
         times = [token_times(self.module, ids, mask, num_new=new_tokens) for _ in range(requests)]
         return {"first_seconds": [t[0] for t in times], "whole_seconds": [t[-1] for t in times]}
+
+    def _answered(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+        """Seconds until all of these have a token, and until all have as many."""
+        from lcc.inference.requests import Request
+
+        started, first = time.perf_counter(), 0.0
+        waiting = {self.session.start(Request(tuple(ids), new_tokens, ignore_ends=True))
+                   for ids in prompts}  # fmt: skip
+        silent = set(waiting)
+        while waiting:
+            steps = self.session.step()
+            silent -= {step.handle for step in steps}
+            waiting -= {step.handle for step in steps if step.finish is not None}
+            if not silent and not first:
+                first = time.perf_counter() - started
+        return first, time.perf_counter() - started
 
     def memory(self) -> dict[str, Any]:
         """Most memory since loading, absolute and beyond what the libraries take."""
@@ -190,6 +226,15 @@ class Measuring:
         work()
         wait(self.device)
         return time.perf_counter() - started
+
+
+def _backend(module: Any, bundle: Bundle) -> str:
+    """How its weights are multiplied here."""
+    from lcc.inference.packed_layers import PackedLinear
+
+    if any(isinstance(layer, PackedLinear) for layer in module.modules()):
+        return "as stored"
+    return "dequantized" if bundle.card.form == "packed" else "dense"
 
 
 def quiet_cpus(num: int) -> list[int]:

@@ -24,7 +24,7 @@ class Ongoing:
 
     def take(self, token: Token, ends: Collection[int]) -> Step:
         """One more token; `ends` are the tokens that end an answer and do not stand in it."""
-        if token.id in ends:
+        if token.id in ends and not self.request.ignore_ends:
             return Step(self.handle, self.text.finish(), finish="stop")
         self.last, self.num = token.id, self.num + 1
         self.choosing.seen.append(token.id)

@@ -203,3 +203,14 @@ def linear_weight(layer: Any) -> Tensor | None:
         turned: Tensor = layer.weight.T
         return turned
     return None
+
+
+def num_parameters(module: Any) -> int:
+    """Of a module some of whose weights may be stored ones; what is tied counts once."""
+    stored = {id(layer.weights): layer.weights for layer in module.modules()
+              if isinstance(layer, PackedLinear | PackedEmbedding)}  # fmt: skip
+    biases = sum(layer.bias.numel() for layer in module.modules()
+                 if isinstance(layer, PackedLinear) and layer.bias is not None)  # fmt: skip
+    weights = sum(each.shape[0] * each.shape[1] for each in stored.values())
+    others: int = sum(p.numel() for p in module.parameters())
+    return weights + biases + others

@@ -15,7 +15,8 @@ class Request:
 
     `temperature` 0 is greedy, and then `top_k`, `top_p` and `seed` say nothing; `top_k` 0 is all.
     `stop` strings end an answer and do not stand in it. `logprobs` is how many likeliest tokens are
-    told beside each chosen one; -1 tells none, not even its own.
+    told beside each chosen one; -1 tells none, not even its own. `ignore_ends` goes on to the limit
+    whatever is said, for measuring; beams take no heed of it.
     """
 
     ids: tuple[int, ...]
@@ -28,6 +29,7 @@ class Request:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int = -1
+    ignore_ends: bool = False
 
 
 @dataclass(frozen=True)

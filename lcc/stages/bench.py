@@ -32,14 +32,15 @@ NATIVE_TOKENS = 3  # packed weights without a fast kernel run at about one token
 class Bench:
     """Prefill, decode, latency, memory and size of every checkpoint, interleaved round by round.
 
-    Prompts are the task's own from the test split; `prompt_tokens` is the length of those made up
-    for a task without a prompt.
+    Models that write are run as `lcc infer` runs them, packed ones by transformers in their own
+    format too. Prompts are the task's own from the test split; `prompt_tokens` is the length of
+    those made up for a task without a prompt.
     """
 
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "device", "dtype")
     accepts: ClassVar[tuple[Form, ...]] = ()
     changes_model: ClassVar[bool] = False
-    revision: ClassVar[int] = 2  # 1 counted answers that ended early as whole ones
+    revision: ClassVar[int] = 3  # 2 measured transformers' own loop on dense weights
 
     rounds: Annotated[int, Field(ge=1)] = 3
     requests: Annotated[int, Field(ge=1)] = 3
@@ -59,10 +60,10 @@ class Bench:
             empty = running[racers[-1].label]  # measures the machine before it loads its model
             machine = empty.ask("machine")
             for racer in racers:
-                racer.loaded = running[racer.label].ask(
+                racer.opened(running[racer.label].ask(
                     "load", model=str(racer.folder), native=racer.native, device=context.device,
-                    dtype=context.dtype,
-                )  # fmt: skip
+                    dtype=context.dtype, slots=max(self.batch_sizes),
+                ))  # fmt: skip
             self._race(racers, running, context)
             for racer in racers:
                 racer.memory = running[racer.label].ask("memory")
@@ -79,14 +80,11 @@ class Bench:
             bundle = open_bundle(folder)
             prompts = self._prompts(bundle, context)
             new_tokens = self.new_tokens if bundle.card.head in ("causal", "seq2seq") else 0
-            is_packed = bundle.card.form == "packed"
-            yield Racer(name, folder, prompts, new_tokens, self.batch_sizes,
-                        backend="dequantized" if is_packed else "dense")  # fmt: skip
-            if is_packed:
+            yield Racer(name, folder, prompts, new_tokens, self.batch_sizes)
+            if bundle.card.form == "packed":
                 # Enough to see whether a fast kernel stands behind the format, and no more.
                 few = min(new_tokens, NATIVE_TOKENS)
-                yield Racer(name, folder, prompts, few, self.batch_sizes[:1],
-                            backend=bundle.card.format, native=True)  # fmt: skip
+                yield Racer(name, folder, prompts, few, self.batch_sizes[:1], native=True)
 
     def _prompts(self, bundle: Bundle, context: Context) -> list[list[int]]:
         """As many prompts as the largest batch, real ones where the task has them."""

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 Bits = Literal[2, 3, 4, 8]
 NO_GAIN = "Fewer bytes, no faster: this format has no fast kernel here; it is read dequantized."
+AS_STORED = (
+    "Fewer bytes: lcc's own engine multiplies these codes as they are stored where that is faster;"
+    " transformers itself makes dense weights of them first."
+)
 INTEGERS = "Inputs are rounded to 8 bits too; GPU engines multiply in integers, this one in floats."
 FEW_READERS = (
     "transformers reads this; vLLM's kernels take symmetric grids of 4 and 8 bits, and no packed"
@@ -233,10 +237,13 @@ class Quantize:
             measures["output_error"] = Measure(sum(outputs) / len(outputs), "share")
         bits = {grid.bits for grid in rounding.grids.values()}
         tables = {"bytes": table, **({"bits": bits_table(rounding)} if len(bits) > 1 else {})}
-        notes = [INTEGERS if getattr(self.quantizer, "rounds_inputs", False) else NO_GAIN]
+        writes = bundle.card.head in ("causal", "seq2seq")
+        is_grid = self.quantizer.format == "compressed-tensors"
+        notes = [INTEGERS if getattr(self.quantizer, "rounds_inputs", False)
+                 else AS_STORED if writes and is_grid else NO_GAIN]  # fmt: skip
         if min(bits) < 4 or not self.symmetric or self.include_embeddings:
             notes.append(FEW_READERS)
-        if self.quantizer.format == "compressed-tensors":
+        if is_grid:
             share = self.bits / torch.finfo(getattr(torch, bundle.card.dtype)).bits
             notes += kept_parts(table, f"{share:.0%}")
         return Outcome(bundle=bundle, measures=measures, tables=tables, notes=notes)

@@ -81,7 +81,8 @@ def _speed(first: Row, last: Row) -> str:
     before, after = first.speed.rate, last.speed.rate
     if not before or not after:
         return ""
-    backend = last.speed.backend if last.speed.backend not in ("", "dense") else ""
+    usual = last.speed.backend in ("", "dense", "as stored")
+    backend = "" if usual else last.speed.backend
     form = f" ({backend})" if backend else ""
     return f"; {units.rate(after)} {last.speed.unit}{form} where {first.checkpoint} has " \
            f"{units.rate(before)}"  # fmt: skip

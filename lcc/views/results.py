@@ -49,7 +49,7 @@ class Speed:
     """One line of the bench: one checkpoint at one batch size."""
 
     batch_size: int | None = None
-    backend: str = ""  # how the weights were run: dense, dequantized, a packed format's own kernels
+    backend: str = ""  # how weights were run: dense, as stored, dequantized, in a format
     prefill: float | None = None  # tokens/s
     decode: float | None = None  # tokens/s
     texts: float | None = None  # texts/s, of a model that generates nothing
@@ -96,7 +96,7 @@ class Row:
 
     @property
     def speed(self) -> Speed:
-        """The bench at the smallest batch, what one user feels; the first backend is the dense."""
+        """The bench at the smallest batch, what one user feels; the first backend is lcc's own."""
         return self.speeds[0] if self.speeds else Speed()
 
 

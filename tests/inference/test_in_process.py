@@ -94,6 +94,16 @@ def test_stop_strings_end_an_answer_and_are_never_shown() -> None:
     assert sum(steps[-1].finish == "stop" for steps in told) > sum(one.finished for one in free)
 
 
+def test_whoever_measures_goes_on_past_every_end() -> None:
+    module, rows = speakers.gpt2(), prompts(8)
+    free = [ids_of(steps) for steps in answered(session(module), asked(rows))]
+    module.generation_config.eos_token_id = free[0][2]
+    ended = [ids_of(steps) for steps in answered(session(module), asked(rows))]
+    assert len(ended[0]) <= 2
+    told = answered(session(module), asked(rows, ignore_ends=True))
+    assert [ids_of(steps) for steps in told] == free
+
+
 def test_a_seed_repeats_and_another_differs_in_any_company() -> None:
     module, rows = speakers.llama(), prompts(6)
     options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9}

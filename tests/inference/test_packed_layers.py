@@ -16,7 +16,13 @@ import compressing as tiny
 
 from lcc.core.decode import decode
 from lcc.inference import packed_layers
-from lcc.inference.packed_layers import GridWeights, HalfWeights, PackedLinear, Weights
+from lcc.inference.packed_layers import (
+    GridWeights,
+    HalfWeights,
+    PackedLinear,
+    Weights,
+    num_parameters,
+)
 from lcc.inference.repacking import repacked
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
@@ -90,7 +96,9 @@ def test_a_model_in_bfloat16_says_what_it_says_in_float32(family: str, tmp_path:
     folder = stored_model(family, tmp_path)
     wanted = expected(open_bundle(folder).load(), prompts(5))
     module = open_bundle(folder).load()
+    size = sum(p.numel() for p in module.parameters())
     assert "bfloat16, as stored" in repacked(module, folder, measure=False)
+    assert num_parameters(module) == size
     assert sum(isinstance(layer, PackedLinear) for layer in module.modules()) >= 8
     told = answered(session(module), [Request(tuple(row), 20) for row in prompts(5)], arriving=2)
     assert [ids_of(steps) for steps in told] == [one.ids for one in wanted]

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import compressing as tiny
 import pytest
 import torch
 import transformers
+from quantizing import quantized
 from test_eval import save, task
 
 from lcc.core.decode import decode
@@ -74,6 +76,20 @@ def test_checkpoints_take_turns_and_get_a_row_per_batch_size(tmp_path: Path) -> 
     json.dumps(outcome.tables)
 
 
+def test_a_packed_model_runs_as_lcc_runs_it_and_in_its_own_format(tmp_path: Path) -> None:
+    quantized(tiny.llama(), tmp_path / "q", bits=8, quantizer="nearest", group_size=16)
+    outcome = run(tmp_path, "translation", checkpoint__base=llama(tmp_path / "b", 1),
+                  checkpoint__quantize=tmp_path / "q")  # fmt: skip
+    rows = outcome.tables["speed"]
+    # Too small for its codes to be worth reading as they are stored.
+    assert [(r["checkpoint"], r["backend"], r["batch_size"]) for r in rows] == [
+        ("base", "dense", 1), ("base", "dense", 3), ("quantize", "dequantized", 1),
+        ("quantize", "dequantized", 3), ("quantize", "compressed-tensors", 1),
+    ]  # fmt: skip
+    assert rows[2]["parameters"] == sum(p.numel() for p in tiny.llama().parameters())
+    assert any("transformers reads it as compressed-tensors" in note for note in outcome.notes)
+
+
 def test_an_encoder_has_a_forward_latency_and_no_decoding(tmp_path: Path) -> None:
     outcome = run(tmp_path, "sentiment", checkpoint__base=bert(tmp_path / "b"))
     for row in outcome.tables["speed"]:
@@ -88,14 +104,16 @@ def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
     try:
         with pytest.raises(RecipeError, match=r"no config\.json"):
             worker.ask("load", model=str(tmp_path / "model"), native=False, device="cpu",
-                       dtype="float32")  # fmt: skip
+                       dtype="float32", slots=1)  # fmt: skip
         assert worker.ask("start", threads=1, cpus=[])["threads"] == 1
     finally:
         worker.close()
 
 
 def racer(name: str, seconds: list[float], **options: Any) -> Racer:
-    one = Racer(name, Path(name), [[1, 2]], 3, (1,), options.pop("backend", "dense"), **options)
+    backend = options.pop("backend", "dense")
+    one = Racer(name, Path(name), [[1, 2]], 3, (1,), **options)
+    one.opened({"backend": backend, "context": None})
     for s in seconds:
         one.turns.setdefault(1, []).append({"first_seconds": [1.0], "whole_seconds": [1.0 + s]})
     return one
@@ -111,7 +129,9 @@ def test_only_what_every_round_shows_is_claimed() -> None:
     assert told[0].startswith("fast: decoding is 2.00 × as fast")
     assert told[1].startswith("mixed: no clear difference")
     assert told[2].startswith("slow: decoding is slower")
-    assert "claims no gain" in told[4]
+    assert told[4] == (
+        "packed: transformers reads it as compressed-tensors, at 0.10 × the speed that it has here."
+    )
     assert len(told) == 5
     once = verdicts([racer("base", [2.0]), racer("fast", [1.0])])
     assert "which shows nothing" in once[0]
