@@ -36,10 +36,11 @@ def row(name: str, folder: Path) -> str:
     told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     tokens = f"{parity['agreement']:.2%} of {parity['num_tokens']:,}"
+    tokens = {"vectors": "–", "bytes": "every byte"}.get(parity["kind"], tokens)
     template = {None: "–", True: "equal", False: "OTHER"}[parity["same_template"]]
-    written = parity["contradicted_share"]
+    written = parity.get("contradicted_share")  # exports of before have none
     cells = [name, report["format"], told, f"{size / 1e6:.1f} MB",
-             tokens if parity["kind"] != "vectors" else "–", f"{parity['unexplained_share']:.2%}",
+             tokens, f"{parity['unexplained_share']:.2%}",
              "–" if written is None else f"{written:.2%}",
              f"{parity['logit_error']:.2%}", f"{parity['tolerance']:.0%}", template]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
