@@ -23,7 +23,7 @@ from lcc.inference.packed_layers import (
     Weights,
     num_parameters,
 )
-from lcc.inference.repacking import repacked
+from lcc.inference.repacking import as_stored
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
 from lcc.methods.engines.transformers import Transformers
@@ -95,9 +95,9 @@ QUANTIZED = {"quantizer": "nearest", "group_size": 16}
 def test_a_model_in_bfloat16_says_what_it_says_in_float32(family: str, tmp_path: Path) -> None:
     folder = stored_model(family, tmp_path)
     wanted = expected(open_bundle(folder).load(), prompts(5))
-    module = open_bundle(folder).load()
-    size = sum(p.numel() for p in module.parameters())
-    assert "bfloat16, as stored" in repacked(module, folder, measure=False)
+    size = sum(p.numel() for p in open_bundle(folder).load().parameters())
+    module, said = as_stored(open_bundle(folder), measure=False)
+    assert "bfloat16, as stored" in said
     assert num_parameters(module) == size
     assert sum(isinstance(layer, PackedLinear) for layer in module.modules()) >= 8
     told = answered(session(module), [Request(tuple(row), 20) for row in prompts(5)], arriving=2)

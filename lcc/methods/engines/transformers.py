@@ -50,13 +50,13 @@ class Transformers:
 
         torch.set_num_threads(opening.threads)
         bundle = open_bundle(folder)
-        module = bundle.load(device=opening.device, dtype=opening.dtype)
-        told = ""
-        if self.weights != "dense" and opening.device == "cpu" and opening.dtype == "float32":
-            from lcc.inference.repacking import repacked
+        module, told, plain = None, "", opening.device == "cpu" and opening.dtype == "float32"
+        if self.weights != "dense" and plain and bundle.card.head in ("causal", "seq2seq"):
+            from lcc.inference.repacking import as_stored
 
-            if bundle.card.head in ("causal", "seq2seq") and not bundle.card.adapter:
-                told = repacked(module, folder, measure=self.weights == "auto")
+            module, told = as_stored(bundle, measure=self.weights == "auto")
+        if module is None:
+            module = bundle.load(device=opening.device, dtype=opening.dtype)
         session = InProcessSession(bundle, module, opening)
         session.told = told
         return session
