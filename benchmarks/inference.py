@@ -106,7 +106,7 @@ def choose_clock(job: dict[str, Any]) -> None:
 
 
 def a_round(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
-    """Figures of one long prompt, one answer, and eight answers at once; answers may end early."""
+    """Figures of one long prompt, one answer, and eight answers at once, all of `new` tokens."""
     length, new = job["prompt"], job["new"]
     prompt = [5 + i % 90 for i in range(length)]
     text = prompt[:8] if job["text"] is None else ids_of(job)
@@ -114,7 +114,6 @@ def a_round(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
     begin, _, _ = asked(text, 1, 1)
     whole, gaps, told = asked(text, new, 1)
     together, _, all_told = asked(text, new, SLOTS)
-    assert told > 4, f"the answer ended after {told} tokens; give a --text that is gone on with"
     found = {"prefill": length / first, "first_ms": 1000 * first, "rss": peak_bytes(),
              "decode": (told - 1) / (whole - begin), "together": all_told / together}  # fmt: skip
     if gaps:
@@ -153,7 +152,8 @@ def _session(job: dict[str, Any]) -> Asked:
 
     def asked(prompt: Sequence[int], new: int, rows: int) -> tuple[float, list[float], int]:
         begun = time.perf_counter()
-        running = {session.start(Request(tuple(prompt), new)) for _ in range(rows)}
+        request = Request(tuple(prompt), new, ignore_ends=True)
+        running = {session.start(request) for _ in range(rows)}
         times, told = [begun], 0
         while running:
             for step in session.step():
@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--text", help="what answers begin from, for a model that would end them")
+    parser.add_argument("--text", help="what answers begin from; else made-up tokens")
     options = parser.parse_args()
     if options.worker:
         measure(json.loads(options.worker))

@@ -148,9 +148,11 @@ class Ct2Session:
 
     def _continued(self, requests: list[Request], *, logits: bool) -> list[_Found]:
         prompts = [[self._piece(i) for i in request.ids] for request in requests]
+        longest = max(map(self._limit, requests))
         results = self._engine.generate_batch(
-            prompts, max_length=max(map(self._limit, requests)), include_prompt_in_result=False,
-            end_token=self._ends, return_end_token=True, **self._options(requests[0], logits),
+            prompts, max_length=longest, min_length=longest * requests[0].ignore_ends,
+            include_prompt_in_result=False, end_token=self._ends, return_end_token=True,
+            **self._options(requests[0], logits),
         )  # fmt: skip
         return [_Found(list(r.sequences_ids[0]), _vectors(r)) for r in results]
 
@@ -158,9 +160,11 @@ class Ct2Session:
         sources = [[self._piece(i) for i in request.ids] for request in requests]
         forced = self._beside.settings.forced_bos_token_id
         prefix = None if forced is None else [[self._piece(forced)]] * len(sources)
+        longest = max(map(self._limit, requests))
         results = self._engine.translate_batch(
-            sources, target_prefix=prefix, max_decoding_length=max(map(self._limit, requests)),
-            min_decoding_length=0, max_input_length=0, end_token=self._ends, return_end_token=True,
+            sources, target_prefix=prefix, max_decoding_length=longest,
+            min_decoding_length=longest * requests[0].ignore_ends, max_input_length=0,
+            end_token=self._ends, return_end_token=True,
             **self._options(requests[0], logits),
         )  # fmt: skip
         return [_Found(self._ids(r.hypotheses[0]), _vectors(r)) for r in results]
@@ -184,7 +188,8 @@ def _kind(handle: int, request: Request) -> Any:
     """What requests must share to be one batch; who draws does so alone."""
     if request.temperature > 0:
         return handle
-    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0)
+    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0,
+            request.ignore_ends)  # fmt: skip
 
 
 def _vectors(result: Any) -> list[np.ndarray[Any, Any]]:

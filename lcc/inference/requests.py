@@ -15,8 +15,8 @@ class Request:
 
     `temperature` 0 is greedy, and then `top_k`, `top_p` and `seed` say nothing; `top_k` 0 is all.
     `stop` strings end an answer and do not stand in it. `logprobs` is how many likeliest tokens are
-    told beside each chosen one; -1 tells none, not even its own. `ignore_ends` goes on to the limit
-    whatever is said, for measuring; beams take no heed of it.
+    told beside each chosen one; -1 tells none, not even its own. `ignore_ends` goes on to the
+    limit, for measuring: past an end, or, in CTranslate2, by never saying one; beams do not.
     """
 
     ids: tuple[int, ...]

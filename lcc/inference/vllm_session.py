@@ -54,6 +54,7 @@ class VllmSession:
             repetition_penalty=request.repetition_penalty, seed=request.seed,
             max_tokens=min(request.max_new_tokens, room), stop=list(request.stop) or None,
             logprobs=request.logprobs if request.logprobs >= 0 else None,
+            ignore_eos=request.ignore_ends,
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         self._engine.add_request(str(handle), {"prompt_token_ids": list(request.ids)}, params)

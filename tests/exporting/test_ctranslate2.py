@@ -61,6 +61,16 @@ def test_what_it_would_get_wrong_is_refused(tmp_path: Path) -> None:
         exported(saved("bert", tmp_path / "bert"), tmp_path / "out", "ctranslate2")
 
 
+# Marian's end is forced, in the place of the last token.
+@pytest.mark.parametrize("family, length", [("llama", 9), ("marian", 8)])
+def test_whoever_measures_goes_on_to_the_limit(family: str, length: int, tmp_path: Path) -> None:
+    exported(source_of(family, tmp_path / "model"), tmp_path / "out", "ctranslate2")
+    session = card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1))
+    asked = [Request((5, 6, 7 + i), 9, ignore_ends=True) for i in range(4)]
+    assert [len(answer.ids) for answer in answers(session, asked)] == [length] * 4
+    session.close()
+
+
 def test_requests_of_different_kinds_are_answered_each_in_its_way(tmp_path: Path) -> None:
     source = saved("llama", tmp_path / "model")
     exported(source, tmp_path / "out", "ctranslate2", quantization="float32")
