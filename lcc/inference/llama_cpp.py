@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lcc.inference.prefixes import common
 
 BATCH_TOKENS = 512  # of one call
 MOST_CELLS = 32_768  # of keys and values, where nobody says how long answers may be
+TRIED_TOKENS = 5  # with each number of threads
 READ_TOKENS = 4096  # of a text whose logits are asked for
 
 bindings.disable_logging()
@@ -59,6 +61,7 @@ class LlamaPasses:
         self._keeps, self._free = keeps, list(range(slots))  # those left most recently last
         self._likeliest = bindings.LlamaSampler(bindings.LlamaSamplerChainParams())
         self._likeliest.add_greedy()
+        self._context.set_n_threads(self._fastest(), threads)
         self._sequences: list[int] = []  # by row
         self._read: list[list[int]] = [[] for _ in range(slots)]  # by sequence
 
@@ -126,6 +129,24 @@ class LlamaPasses:
             best = 0
         self._read[sequence] = list(prompt)
         return sequence, best
+
+    def _fastest(self) -> int:
+        """How many threads write a single token soonest: they wait for one another at every layer,
+        and where something else runs, two were half as fast as one.
+        """
+        num, seconds = self._threads, dict[int, float]()
+        while num and self._threads > 1:
+            self._context.set_n_threads(num, self._threads)
+            times = []
+            for position in range(TRIED_TOKENS):
+                started = time.perf_counter()
+                self._batch.add(0, position, [0], True)
+                self._run(self._context)
+                times.append(time.perf_counter() - started)
+            self._context.memory_seq_rm(0, -1, -1)
+            seconds[num] = sorted(times)[len(times) // 2]
+            num //= 2
+        return min(seconds, key=lambda n: seconds[n], default=self._threads)
 
     def _forget(self, sequence: int) -> None:
         self._context.memory_seq_rm(sequence, -1, -1)

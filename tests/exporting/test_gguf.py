@@ -176,6 +176,28 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
+    clock, run, chosen = [0.0], LlamaPasses._run, dict[int, tuple[int, int]]()
+
+    def costly(passes: LlamaPasses, context: Any) -> None:
+        run(passes, context)
+        num = context.n_threads()
+        clock[0] += 1 / num if num <= fastest else 2.0
+
+    monkeypatch.setattr(LlamaPasses, "_run", costly)
+    monkeypatch.setattr("lcc.inference.llama_cpp.time.perf_counter", lambda: clock[0])
+    for fastest in (1, 2, 4):
+        session = card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=4))
+        context = session._passes._context
+        chosen[fastest] = (context.n_threads(), context.n_threads_batch())
+        assert len(greedy(session, [[5, 6, 7]], 3)[0].ids) <= 3
+        session.close()
+    assert chosen == {1: (1, 4), 2: (2, 4), 4: (4, 4)}
+
+
 @pytest.mark.parametrize("family, changes", [
     ("qwen3", {}),
     ("gemma3", {"num_hidden_layers": 2,
