@@ -83,10 +83,13 @@ class LlamaPasses:
 
     def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every sequence, in one call."""
-        for sequence, token in zip(self._sequences, tokens, strict=True):
-            self._batch.add(token, len(self._read[sequence]), [sequence], True)
-            self._read[sequence].append(token)
-        return self._next(list(enumerate(plain)))
+        # llama.cpp computes sequences together whose numbers follow one another, and others apart.
+        order = sorted(range(len(tokens)), key=lambda row: self._sequences[row])
+        for row in order:
+            sequence = self._sequences[row]
+            self._batch.add(tokens[row], len(self._read[sequence]), [sequence], True)
+            self._read[sequence].append(tokens[row])
+        return self._next([(order.index(row), is_plain) for row, is_plain in enumerate(plain)])
 
     def remove(self, row: int) -> None:
         """Leave a sequence."""
@@ -120,8 +123,10 @@ class LlamaPasses:
     def _begun(self, prompt: Sequence[int]) -> tuple[int, int]:
         """A free sequence, and how many of the prompt's tokens it holds."""
         known = [common(self._read[sequence], prompt) for sequence in self._free]
-        best = max(known)
-        sequence = self._free.pop(known.index(best))  # the one that was left first, if none knows
+        # If none knows, one beside those that run (see `advance`), of these the one left first.
+        beside = [not {each - 1, each + 1}.isdisjoint(self._sequences) for each in self._free]
+        place = max(range(len(known)), key=lambda i: (known[i], beside[i], -i))
+        best, sequence = known[place], self._free.pop(place)
         # Layers with a window may have dropped what the beginning needs.
         whole = best > 0 and self._context.memory_seq_pos_min(sequence) == 0
         if not (whole and self._context.memory_seq_rm(sequence, best, -1)):

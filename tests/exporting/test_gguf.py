@@ -23,8 +23,10 @@ from lcc.inference.sessions import Opening
 from lcc.parts.model import open_bundle
 from lcc.parts.tensor_files import StoredTensors
 
+bindings = pytest.importorskip(
+    "cyllama.llama.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
+)
 gguf = pytest.importorskip("gguf")
-pytest.importorskip("cyllama", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'")
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -174,6 +176,33 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     session.close()
     assert together == alone
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_sequences_that_run_together_are_given_in_order_and_lie_side_by_side(
+    tmp_path: Path,
+) -> None:
+    exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
+    session = card("engines", "llamacpp")().open(
+        tmp_path / "out", Opening(threads=1, slots=6, prefix_mb=1)
+    )
+    passes, given = session._passes, list[int]()
+
+    class Recorded(bindings.LlamaBatch):  # type: ignore[misc]
+        def add(self, token: int, position: int, sequences: list[int], last: bool) -> None:
+            given.extend(sequences)
+            super().add(token, position, sequences, last)
+
+    passes._batch = Recorded(n_tokens=64, embd=0, n_seq_max=1)
+    passes.take([[5, 6], [7, 8], [9, 10]], [True] * 3)
+    passes.remove(0)
+    given.clear()
+    passes.advance([1, 2], [True] * 2)
+    assert given == [1, 2]
+    passes.take([[11, 12]], [True])
+    given.clear()
+    assert len(passes.advance([3, 4, 5], [True] * 3)) == 3
+    assert given in ([0, 1, 2], [1, 2, 3])
+    session.close()
 
 
 def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
