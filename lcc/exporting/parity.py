@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from lcc.engine.decoding import eos_ids
 from lcc.exporting.differences import Errors, alike, preferences
 from lcc.exporting.prompts import rendered, texts
 from lcc.inference.answers import Answer, greedy
@@ -140,22 +141,28 @@ def _tokens(
     worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
     found.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
     allowed = MARGIN * usual_error(found) * errors.deviation
-    some = prompts[:: max(1, len(prompts) // NUM_WRITTEN)]
-    found.contradicted_share = contradicted(export, some, new_tokens, allowed)
+    some, inner = prompts[:: max(1, len(prompts) // NUM_WRITTEN)], cast("Any", source)
+    ends = eos_ids(inner.module, source.tokenizer)
+    found.contradicted_share = contradicted(export, some, new_tokens, allowed, ends)
     return found
 
 
-def contradicted(export: Session, prompts: Rows, new_tokens: int, allowed: float) -> float:
-    """Of the tokens that it writes, those that lie more than `allowed` below the likeliest when the
-    same session reads the answer whole: a past or a position that is kept wrongly shows only so.
+def contradicted(
+    export: Session, prompts: Rows, new_tokens: int, allowed: float, ends: Sequence[int]
+) -> float:
+    """Of the tokens that it writes, an answer's end among them, those that lie more than `allowed`
+    below the likeliest when the same session reads the answer whole: a past or a position that is
+    kept wrongly shows only so.
     """
     said, wrong = 0, 0
     for prompt, answer in zip(prompts, greedy(export, prompts, new_tokens), strict=True):
-        row = [*prompt, *answer.ids]
-        read = export.logits([row])[0][len(prompt) - 1 : len(row) - 1]
-        best, own = read.max(-1), read[np.arange(len(answer.ids)), answer.ids]
-        said += len(answer.ids)
-        wrong += int((~(best - own <= allowed)).sum())
+        read = export.logits([[*prompt, *answer.ids]])[0][len(prompt) - 1 :]
+        own = [float(place[token]) for place, token in zip(read, answer.ids, strict=False)]
+        if answer.finish == "stop":
+            own.append(max((float(read[len(own)][end]) for end in ends), default=-np.inf))
+        best = read[: len(own)].max(-1)
+        said += len(own)
+        wrong += int((~(best - np.array(own) <= allowed)).sum())
     return wrong / max(said, 1)
 
 

@@ -18,7 +18,9 @@ from lcc.exporting.publishing import Trial, publish
 from lcc.inference.sessions import Opening
 from lcc.methods.exporters.gguf import Gguf
 
-pytest.importorskip("cyllama", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'")
+llama_cpp: Any = pytest.importorskip(
+    "lcc.inference.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
+)
 
 
 class Damaging(Gguf):
@@ -76,6 +78,21 @@ def test_damaged_weights_close_it_and_both_outputs_are_shown(tmp_path: Path) -> 
     told = json.loads((kept / "FAILED.json").read_text())
     assert told["refused"] and told["shown"][0].keys() == {"prompt", "source", "export"}
     assert told["shown"][0]["source"] != told["shown"][0]["export"]
+
+
+def test_answers_that_end_where_the_same_file_reads_on_close_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved("llama", tmp_path / "model")
+    end = json.loads((source / "config.json").read_text())["eos_token_id"]
+
+    def silent(passes: Any, places: list[Any]) -> list[int]:
+        passes._run(passes._context)
+        return [end] * len(places)
+
+    monkeypatch.setattr(llama_cpp.LlamaPasses, "_next", silent)
+    said = refusal(Gguf(type="f32"), source, tmp_path / "out")
+    assert "100.0% of the tokens that it writes are not what it says" in said
 
 
 def test_what_the_gate_refused_is_not_run(tmp_path: Path) -> None:
