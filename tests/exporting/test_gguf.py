@@ -17,7 +17,6 @@ from lcc.core.errors import GateError, RecipeError
 from lcc.exporting.ggml_blocks import rounded
 from lcc.exporting.gguf_types import Mixture, fitting
 from lcc.inference.answers import answers, greedy
-from lcc.inference.llama_cpp import LlamaPasses
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
 from lcc.parts.model import open_bundle
@@ -26,6 +25,7 @@ from lcc.parts.tensor_files import StoredTensors
 bindings = pytest.importorskip(
     "cyllama.llama.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
 )
+llama_cpp: Any = pytest.importorskip("lcc.inference.llama_cpp")
 gguf = pytest.importorskip("gguf")
 
 
@@ -209,14 +209,14 @@ def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
-    clock, run, chosen = [0.0], LlamaPasses._run, dict[int, tuple[int, int]]()
+    clock, run, chosen = [0.0], llama_cpp.LlamaPasses._run, dict[int, tuple[int, int]]()
 
-    def costly(passes: LlamaPasses, context: Any) -> None:
+    def costly(passes: Any, context: Any) -> None:
         run(passes, context)
         num = context.n_threads()
         clock[0] += 1 / num if num <= fastest else 2.0
 
-    monkeypatch.setattr(LlamaPasses, "_run", costly)
+    monkeypatch.setattr(llama_cpp.LlamaPasses, "_run", costly)
     monkeypatch.setattr("lcc.inference.llama_cpp.time.perf_counter", lambda: clock[0])
     for fastest in (1, 2, 4):
         session = card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=4))
@@ -241,14 +241,14 @@ def test_a_conversation_goes_on_from_what_was_read(
         engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept))
         for kept in (0, 1)
     )
-    read, run = list[int](), LlamaPasses._run
+    read, run = list[int](), llama_cpp.LlamaPasses._run
 
-    def counted(passes: LlamaPasses, context: Any) -> None:
+    def counted(passes: Any, context: Any) -> None:
         if passes is keeping._passes:
             read.append(passes._batch.n_tokens)
         run(passes, context)
 
-    monkeypatch.setattr(LlamaPasses, "_run", counted)
+    monkeypatch.setattr(llama_cpp.LlamaPasses, "_run", counted)
     talks = [list(range(5, 45)), list(range(60, 90))]
     for turn in range(3):
         for talk in talks:
