@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from results import write_section
+from running import table
 
 from lcc.inference.requests import Request
 from lcc.inference.sessions import Opening
@@ -56,8 +57,8 @@ def main() -> None:
     said = [ids[i % len(ids)] for i in range(options.said)]
     best: dict[tuple[int, int], float] = {}
     lengths: dict[int, int] = {}
-    for round in range(options.rounds):
-        texts = {kept: said[round:9] for kept in opened}  # so that no round begins as another
+    for number in range(options.rounds):
+        texts = {kept: said[number:9] for kept in opened}  # so that no round begins as another
         for each in range(1, options.turns + 1):
             for kept, session in opened.items():
                 texts[kept] += said
@@ -67,16 +68,18 @@ def main() -> None:
                 best[key] = min(seconds, best.get(key, seconds))
                 texts[kept] += answer
         assert texts[WITHOUT] == texts[WITH], "they answered differently"
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    rows = []
     for each in range(1, options.turns + 1):
         slow, fast = (1000 * best[each, kept] for kept in (WITHOUT, WITH))
-        lines.append(
-            f"| {each} | {lengths[each]} | {slow:.0f} | {fast:.0f} | {slow / fast:.1f} × |"
-        )
-    table = "\n".join(lines)
-    print(f"{name}, {options.threads} threads, processor time\n{table}")
+        rows.append([str(each), str(lengths[each]), f"{slow:.0f}", f"{fast:.0f}",
+                     f"{slow / fast:.1f} ×"])  # fmt: skip
+    text = "\n".join([f"## Waiting for the next turn of a conversation ({name})\n",
+                      f"`python benchmarks/conversation.py --said {options.said} --answer "
+                      f"{options.answer}`, {options.threads} threads, processor time.\n",
+                      table(COLUMNS, rows)])  # fmt: skip
+    print(text)
     if options.results is not None:
-        write_section(options.results, "conversation", table)
+        write_section(options.results, "conversation", text)
 
 
 if __name__ == "__main__":

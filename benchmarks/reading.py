@@ -20,6 +20,7 @@ from typing import Any
 
 from inference import Worker, choose_clock, opened, parser_of, peak_bytes, refused
 from results import write_section
+from running import table
 
 BY_HAND = "forward (by hand)"
 COLUMNS = ["model", "engine", "threads", "one row ms", "rows/s", "against by hand",
@@ -118,15 +119,14 @@ def main() -> None:
                 worker.round()
     first = next(iter(models))
     parents = {w.job["engine"]: w for w in workers if w.job["name"] == first}
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    rows = []
     for worker in workers:
-        cells = row_of(worker, parents.get(BY_HAND), parents.get(worker.job["engine"]))
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(row_of(worker, parents.get(BY_HAND), parents.get(worker.job["engine"])))
         worker.close()
     text = (f"## Reading\n\n`python benchmarks/reading.py --length {options.length} --rounds "
             f"{options.rounds} --threads {options.threads} --clock {options.clock}`, 32 "
             f"rows of {options.length // LENGTHS} to {options.length} tokens; best of the "
-            "interleaved rounds.\n\n" + "\n".join(lines))  # fmt: skip
+            "interleaved rounds.\n\n" + table(COLUMNS, rows))  # fmt: skip
     write_section(options.results, "reading", text)
     print(text)
 
