@@ -41,7 +41,7 @@ def as_stored(bundle: Bundle, *, measure: bool = True) -> tuple[Any, str]:
     With `measure` only where one token's products are faster so on this machine. Weights are read
     one by one, so that memory never holds them in float32.
     """
-    if bundle.path is None or not _may(bundle):
+    if bundle.path is None or not _is_plain(bundle):
         return None, ""
     return_large_blocks()  # what is read and widened in turns would leave holes
     try:
@@ -84,22 +84,21 @@ def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, s
     return module, _sentence(found, told)
 
 
-def _may(bundle: Bundle) -> bool:
+def _is_plain(bundle: Bundle) -> bool:
     """Whether nothing but its weights is stored in another way than a plain module has it."""
-    card, folder = bundle.card, bundle.path
+    card = bundle.card
     if card.adapter or card.format == FACTORED:
         return False
-    if card.form == "packed":
-        assert folder is not None
-        return card.format == "compressed-tensors" and not rounds_inputs(folder)
-    return True
+    if card.form != "packed":
+        return True
+    assert bundle.path is not None
+    return card.format == "compressed-tensors" and not rounds_inputs(bundle.path)
 
 
 def _read(
     streamed: Streamed, layers: dict[str, Any]
 ) -> Iterator[tuple[str, Tensor, Weights | None]]:
     """Each layer's weight (N, K), and the smallest form that means just that, if there is one."""
-    assert streamed.stored is not None
     first = {alias: name for name, names in streamed.sharing.items() for alias in names}
     for name, layer in layers.items():
         source = streamed.source[first[f"{name}.weight"]]
