@@ -26,8 +26,9 @@ and seconds; the same command goes on where a killed one stopped. follow=true wa
 report=FILE.html (or .md) shows classes, trend and alerts beside the output, written anew each
 second: report_watch=negative is the class that alerts are about, of report_window=50 texts each.
 engine=auto tries every engine that can run the model, and says which is fastest here.
-slots=N and batch_tokens=N bound what is answered at once. max_new_tokens, num_beams, stop,
-temperature, top_k, top_p and repetition_penalty replace those of the task; seed makes draws repeat.
+slots=N and batch_tokens=N bound what is answered at once; prefix_mb=N what is kept of what was
+read, for prompts that begin so. max_new_tokens, num_beams, stop, temperature, top_k, top_p and
+repetition_penalty replace those of the task; seed makes draws repeat.
 
 Nothing is shown beside the prompt, so a base model that needs examples answers worse here than in
 its evaluation."""
