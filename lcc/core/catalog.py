@@ -1,4 +1,4 @@
-"""The folder is the registry: a choice named `wanda` is the file `wanda.py` on its shelf."""
+"""The folder is the registry: a choice named `wanda` is a class with that `word` on its shelf."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ SHELVES = (STAGES, "adapters", "baselines", "clipping", "criteria", "engines", "
 
 
 def names(shelf: str) -> list[str]:
-    """Every name that may stand on `shelf`, sorted: our own files and entry points."""
-    package = importlib.import_module(_package(shelf))
-    own = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return sorted(own | set(_plugins(shelf)))
+    """Every name that may stand on `shelf`, sorted: our own classes' words and entry points."""
+    return sorted({*_own(shelf), *_plugins(shelf)})
 
 
 @cache
@@ -38,20 +36,21 @@ def card(shelf: str, name: str) -> type[Any]:
     plugins = _plugins(shelf)
     if name in plugins:
         return plugins[name].load()  # type: ignore[no-any-return]
-    if name not in names(shelf):
-        allowed = names(shelf)
-        raise RecipeError(f"no {_singular(shelf)} is named {name!r}{did_you_mean(name, allowed)}")
-    module = importlib.import_module(f"{_package(shelf)}.{name}")
-    wanted = name.replace("_", "")
-    for attribute, value in vars(module).items():
-        if isinstance(value, type) and attribute.lower().strip("_") == wanted:
-            return value
-    raise AssertionError(f"{module.__name__} defines no class named like its file")
+    if name in _files(shelf) and name in (page := _words(shelf, name)):
+        return page[name]  # most choices are a file of their own: the others stay unread
+    own = _own(shelf)
+    if name not in own:
+        raise RecipeError(
+            f"no {_singular(shelf)} is named {name!r}{did_you_mean(name, names(shelf))}"
+        )
+    return own[name]
 
 
 def name_of(value: object) -> str:
-    """The YAML word of a card or stage: the name of the file that defines it."""
-    return type(value).__module__.rpartition(".")[2]
+    """The YAML word of a card or stage."""
+    cls = value if isinstance(value, type) else type(value)
+    word: str = getattr(cls, "word", "") or cls.__module__.rpartition(".")[2]
+    return word
 
 
 _DESCRIBING: list[str] = []  # shelves whose schema is being made
@@ -111,6 +110,26 @@ def _package(shelf: str) -> str:
 def _singular(shelf: str) -> str:
     irregular = {"criteria": "criterion", "clipping": "clipping"}
     return irregular.get(shelf, shelf.removesuffix("s"))
+
+
+def _files(shelf: str) -> list[str]:
+    package = importlib.import_module(_package(shelf))
+    return [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+
+
+def _words(shelf: str, file: str) -> dict[str, type[Any]]:
+    """The classes that `file` defines, by their words."""
+    module = importlib.import_module(f"{_package(shelf)}.{file}")
+    classes = {value.word: value for value in vars(module).values()
+               if isinstance(value, type) and value.__module__ == module.__name__
+               and "word" in vars(value)}  # fmt: skip
+    assert classes, f"{module.__name__} defines no class with a word"
+    return classes
+
+
+@cache
+def _own(shelf: str) -> dict[str, type[Any]]:
+    return {word: cls for file in _files(shelf) for word, cls in _words(shelf, file).items()}
 
 
 @cache

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lcc.core.catalog import name_of
+
 FORMAT = 1
 
 
@@ -50,4 +52,4 @@ def _identity(value: Any) -> dict[str, Any]:
     revision = getattr(cls, "revision", None)
     if revision is None:
         return {}
-    return {"name": cls.__module__.rpartition(".")[2], "revision": revision}
+    return {"name": name_of(value), "revision": revision}

@@ -27,6 +27,7 @@ class EMA:
     that a short run soon forgets the weights it began with.
     """
 
+    word: ClassVar[str] = "averaging"
     revision: ClassVar[int] = 1
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
 

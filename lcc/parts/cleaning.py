@@ -39,6 +39,7 @@ class Cleaning:
     share of common character 4-grams from which two texts are the same, null for off.
     """
 
+    word: ClassVar[str] = "cleaning"
     revision: ClassVar[int] = 1
 
     languages: dict[str, Language] = field(default_factory=dict)

@@ -43,6 +43,7 @@ class DatasetSpec:
     about what `lcc preview` reckons with.
     """
 
+    word: ClassVar[str] = "data"
     revision: ClassVar[int] = 1
 
     name: str = "dataset"

@@ -36,6 +36,7 @@ class Splits:
     gives another, equally fixed, deal.
     """
 
+    word: ClassVar[str] = "splits"
     revision: ClassVar[int] = 1
 
     validation: Amount = 0.05

@@ -32,6 +32,7 @@ class Attach:
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     produces: ClassVar[Form] = "adapted"
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "attach"
     revision: ClassVar[int] = 1
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:

@@ -25,6 +25,7 @@ class Base:
     reads: ClassVar[tuple[Noun, ...]] = ()
     accepts: ClassVar[tuple[Form, ...]] = ()
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "base"
     revision: ClassVar[int] = 1
 
     def run(self, bundle: Bundle | None, context: Context) -> Outcome:

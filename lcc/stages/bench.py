@@ -40,6 +40,7 @@ class Bench:
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "device", "dtype")
     accepts: ClassVar[tuple[Form, ...]] = ()
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "bench"
     revision: ClassVar[int] = 3  # 2 measured transformers' own loop on dense weights
 
     rounds: Annotated[int, Field(ge=1)] = 3

@@ -27,6 +27,7 @@ class Calibrate:
     reads: ClassVar[tuple[Noun, ...]] = SEQUENTIAL
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "calibrate"
     revision: ClassVar[int] = 2
 
     calibration: Calibration = Field(default_factory=Calibration)

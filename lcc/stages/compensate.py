@@ -39,6 +39,7 @@ class Compensate(Quantize):
     """
 
     produces: ClassVar[Form] = "adapted"
+    word: ClassVar[str] = "compensate"
     revision: ClassVar[int] = 2
 
     bits: Bits = 4

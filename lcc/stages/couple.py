@@ -49,6 +49,7 @@ class Couple:
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed")
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "couple"
     revision: ClassVar[int] = 1
 
     tokenizer: NewTokenizer = field(default_factory=NewTokenizer)

@@ -49,6 +49,7 @@ class Depth:
     reads: ClassVar[tuple[Noun, ...]] = SEQUENTIAL
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "depth"
     revision: ClassVar[int] = 1
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -19,6 +19,7 @@ class Distill(Finetune):
     or the one that the model's was cut from. How it teaches is set under `distill`.
     """
 
+    word: ClassVar[str] = "distill"
     revision: ClassVar[int] = 3
 
     teacher: str = "plan_input"

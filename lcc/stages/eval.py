@@ -46,6 +46,7 @@ class Eval:
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data", "seed", "device", "dtype")
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed", "adapted")
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "eval"
     revision: ClassVar[int] = 1
 
     samples: Annotated[int, Field(ge=2)] = 300

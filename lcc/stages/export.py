@@ -36,6 +36,7 @@ class Export:
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "export"
     revision: ClassVar[int] = 2  # 1 told nothing of what led to the model
 
     format: Annotated[Any, Choice("exporters")]

@@ -54,6 +54,7 @@ class Factorize:
     reads: ClassVar[tuple[Noun, ...]] = ()
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "factorize"
     revision: ClassVar[int] = 2
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2

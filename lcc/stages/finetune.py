@@ -56,6 +56,7 @@ class Finetune(TrainingOptions):
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed")
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    word: ClassVar[str] = "finetune"
     revision: ClassVar[int] = 3  # warm-up begins above zero
 
     method: Annotated[Any, Choice("adapters")] = field(default_factory=Lora)

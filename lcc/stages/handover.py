@@ -43,6 +43,7 @@ class Handover:
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data")
     accepts: ClassVar[tuple[Form, ...]] = ("dense", "packed", "adapted")
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "handover"
     revision: ClassVar[int] = 3  # 1 counted stop words, 2 the best covered of all entries
 
     max_wrong: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -26,6 +26,7 @@ class Merge:
     reads: ClassVar[tuple[Noun, ...]] = ()
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "merge"
     revision: ClassVar[int] = 1
 
     tolerance: Annotated[float, Field(gt=0)] = 1e-3

@@ -22,6 +22,7 @@ class Prepare:
     reads: ClassVar[tuple[Noun, ...]] = ()
     accepts: ClassVar[tuple[Form, ...]] = ()
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "prepare"
     revision: ClassVar[int] = 1
 
     spec: DatasetSpec

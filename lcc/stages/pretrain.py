@@ -60,6 +60,7 @@ class Pretrain(TrainingOptions):
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    word: ClassVar[str] = "pretrain"
     revision: ClassVar[int] = 2  # warm-up begins above zero
 
     objective: Annotated[Any, Choice("objectives")] = field(default_factory=Causal)

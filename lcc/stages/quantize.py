@@ -68,6 +68,7 @@ class Quantize:
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     produces: ClassVar[Form] = "packed"
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "quantize"
     revision: ClassVar[int] = 3
 
     quantizer: Annotated[Any, Choice("quantizers")] = Field(default_factory=_nearest)

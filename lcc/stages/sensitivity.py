@@ -40,6 +40,7 @@ class Sensitivity:
     reads: ClassVar[tuple[Noun, ...]] = SEQUENTIAL
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = False
+    word: ClassVar[str] = "sensitivity"
     revision: ClassVar[int] = 1
 
     actions: Annotated[tuple[Action, ...], Field(min_length=1)] = DEFAULT

@@ -53,6 +53,7 @@ class Sparsify:
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "sparsify"
     revision: ClassVar[int] = 3
 
     criterion: Annotated[Any, Choice("criteria")] = Field(default_factory=_wanda)

@@ -45,6 +45,7 @@ class Vocab:
     reads: ClassVar[tuple[Noun, ...]] = ("task", "data")
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "vocab"
     revision: ClassVar[int] = 1
 
     corpora: dict[str, str] = field(default_factory=dict)

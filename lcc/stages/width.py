@@ -60,6 +60,7 @@ class Width:
     reads: ClassVar[tuple[Noun, ...]] = ()  # of an instance: see below
     accepts: ClassVar[tuple[Form, ...]] = ("dense",)
     changes_model: ClassVar[bool] = True
+    word: ClassVar[str] = "width"
     revision: ClassVar[int] = 3
 
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25

@@ -1,4 +1,4 @@
-"""Every card obeys its shelf: one class named like its file, a sentence, a revision, frozen."""
+"""Every card obeys its shelf: a word of its own, a sentence, a revision, frozen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-from lcc.core.catalog import SHELVES, STAGES, card, names
+from lcc.core.catalog import SHELVES, STAGES, card, name_of, names
 
 CARDS = [(shelf, name) for shelf in SHELVES for name in names(shelf)]
 
@@ -19,6 +19,8 @@ def test_a_card_is_a_page(shelf: str, name: str) -> None:
     assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert importlib.import_module(cls.__module__).__doc__
     assert isinstance(cls.revision, int)
+    # Keys hold the word: it is written in the class, so that moving a file makes nothing anew.
+    assert vars(cls)["word"] == name == name_of(cls)
 
 
 @pytest.mark.parametrize("name", names(STAGES))

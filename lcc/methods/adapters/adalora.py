@@ -29,6 +29,7 @@ class Adalora:
     penalty that keeps A and B orthogonal, without which E says nothing of importance.
     """
 
+    word: ClassVar[str] = "adalora"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

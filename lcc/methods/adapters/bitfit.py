@@ -24,6 +24,7 @@ class Bitfit:
     training resumes from holds only them anyway. Models without biases (Llama, T5) are refused.
     """
 
+    word: ClassVar[str] = "bitfit"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "dense"
     merges: ClassVar[bool] = True

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Dora(LowRank):
     """LoRA with a trained magnitude per output; slower by a norm of W + BA per layer and step."""
 
+    word: ClassVar[str] = "dora"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Full:
     """Weights stay in float32 whatever the compute dtype: bfloat16 loses small updates."""
 
+    word: ClassVar[str] = "full"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "dense"
     merges: ClassVar[bool] = True

@@ -34,6 +34,7 @@ class Houlsby:
     normalisation layers train too, as in the paper.
     """
 
+    word: ClassVar[str] = "houlsby"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class Ia3:
     model's family unless given. Factors leave a sparse parent's zeros alone.
     """
 
+    word: ClassVar[str] = "ia3"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Layernorm:
     """Scales and shifts of every layer or RMS norm; merging puts them in the old ones' place."""
 
+    word: ClassVar[str] = "layernorm"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

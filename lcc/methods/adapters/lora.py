@@ -28,6 +28,7 @@ class Lora(LowRank):
     rest; what is stored is what they changed, an adapter of twice the rank for the untouched base.
     """
 
+    word: ClassVar[str] = "lora"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

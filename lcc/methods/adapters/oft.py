@@ -26,6 +26,7 @@ class Oft:
     divide takes the nearest size that does.
     """
 
+    word: ClassVar[str] = "oft"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

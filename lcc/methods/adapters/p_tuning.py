@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class PTuning(Virtual):
     """The network ties the vectors together while they train; only what it says is stored."""
 
+    word: ClassVar[str] = "p_tuning"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = False

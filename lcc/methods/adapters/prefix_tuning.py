@@ -26,6 +26,7 @@ class PrefixTuning(Virtual):
     Checkpointed gradients are refused: the second forward would find the first one's cache.
     """
 
+    word: ClassVar[str] = "prefix_tuning"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = False

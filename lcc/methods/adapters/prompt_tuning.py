@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class PromptTuning(Virtual):
     """They begin as random words of the vocabulary, or as those of `text`, said again as needed."""
 
+    word: ClassVar[str] = "prompt_tuning"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = False

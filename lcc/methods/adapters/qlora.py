@@ -24,6 +24,7 @@ class Qlora(LowRank):
     what the 4 bits lost, where `zero` begins with the loss.
     """
 
+    word: ClassVar[str] = "qlora"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

@@ -26,6 +26,7 @@ class Vera:
     The random matrices are stored beside the vectors, so that no other machine must draw the same.
     """
 
+    word: ClassVar[str] = "vera"
     revision: ClassVar[int] = 1
     produces: ClassVar[Form] = "adapter"
     merges: ClassVar[bool] = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Entry:
     """Of the task's own grounding; nothing where no word is found."""
 
+    word: ClassVar[str] = "entry"
     revision: ClassVar[int] = 1
 
     @property

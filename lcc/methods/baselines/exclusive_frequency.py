@@ -21,6 +21,7 @@ class ExclusiveFrequency:
     words the first. What a reader of cloze questions must beat (Hermann et al., 2015).
     """
 
+    word: ClassVar[str] = "exclusive_frequency"
     revision: ClassVar[int] = 1
 
     of: str = "context"

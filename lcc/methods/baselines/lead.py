@@ -23,6 +23,7 @@ PIECE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 class Lead:
     """The first `words` words of the row's `of`; in Chinese, that many characters."""
 
+    word: ClassVar[str] = "lead"
     revision: ClassVar[int] = 1
 
     of: str = "source"

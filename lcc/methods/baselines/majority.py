@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Majority:
     """Of several equally frequent answers the first by alphabet."""
 
+    word: ClassVar[str] = "majority"
     revision: ClassVar[int] = 1
 
     @property

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Nearest:
     """Where no word of a question was ever asked, the first training answer."""
 
+    word: ClassVar[str] = "nearest"
     revision: ClassVar[int] = 1
 
     @property

@@ -21,6 +21,7 @@ PARAGRAPHS = re.compile(r"\n+")
 class Passage:
     """Of the field `of`; where no word is shared, the first one."""
 
+    word: ClassVar[str] = "passage"
     revision: ClassVar[int] = 1
 
     of: str = "context"

@@ -27,6 +27,7 @@ class AGC:
     that match a pattern of `skip` are left alone, as the paper leaves the last layer.
     """
 
+    word: ClassVar[str] = "agc"
     revision: ClassVar[int] = 1
     clips: ClassVar[str] = "units"
     window: ClassVar[int] = 0

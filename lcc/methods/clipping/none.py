@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class NONE:
     """No clipping."""
 
+    word: ClassVar[str] = "none"
     revision: ClassVar[int] = 1
     clips: ClassVar[str] = "steps"
     window: ClassVar[int] = 0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Norm:
     """Joint 2-norm at most `max_norm`."""
 
+    word: ClassVar[str] = "norm"
     revision: ClassVar[int] = 2
     clips: ClassVar[str] = "steps"
     window: ClassVar[int] = 0

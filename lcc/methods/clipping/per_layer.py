@@ -25,6 +25,7 @@ class PerLayer:
     A layer is a module with its own parameters: a weight and its bias are one.
     """
 
+    word: ClassVar[str] = "per_layer"
     revision: ClassVar[int] = 1
     clips: ClassVar[str] = "layers"
     window: ClassVar[int] = 0

@@ -24,6 +24,7 @@ class Quantile:
     Norms that are not finite are no part of it; neither is what clipping made of the others.
     """
 
+    word: ClassVar[str] = "quantile"
     revision: ClassVar[int] = 1
     clips: ClassVar[str] = "steps"
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Value:
     """Each element within [-max_value, max_value]; unlike a scale, that turns the gradient."""
 
+    word: ClassVar[str] = "value"
     revision: ClassVar[int] = 1
     clips: ClassVar[str] = "elements"
     window: ClassVar[int] = 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @card
 class Activation:
+    word: ClassVar[str] = "activation"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @card
 class Flap:
+    word: ClassVar[str] = "flap"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @card
 class Magnitude:
+    word: ClassVar[str] = "magnitude"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = None
 

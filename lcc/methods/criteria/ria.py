@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @card
 class Ria:
+    word: ClassVar[str] = "ria"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
 

@@ -32,6 +32,7 @@ class Sparsegpt:
     the small ones, which lose most of their weights, so that the others make up for it (`rising`).
     """
 
+    word: ClassVar[str] = "sparsegpt"
     revision: ClassVar[int] = 2
     needs: ClassVar[Needs | None] = "gram"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @card
 class Taylor:
+    word: ClassVar[str] = "taylor"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = None
 

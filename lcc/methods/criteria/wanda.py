@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @card
 class Wanda:
+    word: ClassVar[str] = "wanda"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
 

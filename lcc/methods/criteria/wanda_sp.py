@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 @card
 class WandaSp:
+    word: ClassVar[str] = "wanda_sp"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
 

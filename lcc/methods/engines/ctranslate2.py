@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Ctranslate2:
     """Greedy, beams and sampling are its own; requests that came together run together."""
 
+    word: ClassVar[str] = "ctranslate2"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "ctranslate2"
     package: ClassVar[str] = "ctranslate2"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Llamacpp:
     """Causal models of the Llama, Qwen and Gemma families; sampling and logits are ours to take."""
 
+    word: ClassVar[str] = "llamacpp"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "gguf"
     package: ClassVar[str] = "cyllama"

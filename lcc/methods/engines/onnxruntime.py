@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Onnxruntime:
     """Answers that join at any turn, written together where the graph lets them; readings."""
 
+    word: ClassVar[str] = "onnxruntime"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "onnx"
     package: ClassVar[str] = "onnxruntime"

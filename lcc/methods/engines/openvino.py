@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Openvino:
     """Answers that join at any turn, written together where the graph lets them; readings."""
 
+    word: ClassVar[str] = "openvino"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "openvino"
     package: ClassVar[str] = "openvino"

@@ -24,6 +24,7 @@ class Transformers:
     The numbers are the same; sums differ in float32's last bits.
     """
 
+    word: ClassVar[str] = "transformers"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "hf"
     package: ClassVar[str] = "transformers"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Vllm:
     """Causal models, dense or packed as compressed-tensors, as they lie (Kwon et al., 2023)."""
 
+    word: ClassVar[str] = "vllm"
     revision: ClassVar[int] = 1
     format: ClassVar[str] = "hf"
     package: ClassVar[str] = "vllm"

@@ -13,6 +13,7 @@ from lcc.core.decode import card
 class Bitsandbytes:
     """A checkpoint that is in the format is copied; NF4 has double scales."""
 
+    word: ClassVar[str] = "bitsandbytes"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = "transformers"
 

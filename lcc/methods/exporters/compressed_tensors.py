@@ -15,6 +15,7 @@ from lcc.core.decode import card
 class CompressedTensors:
     """A packed checkpoint is copied, whatever the fields say; a dense one is rounded to nearest."""
 
+    word: ClassVar[str] = "compressed_tensors"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = "transformers"
 

@@ -17,6 +17,7 @@ TOLERANCES = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.08, "int8": 0.4, "
 class Ctranslate2:
     """`quantization` is how weights are stored; eight-bit ones are multiplied as such."""
 
+    word: ClassVar[str] = "ctranslate2"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = "ctranslate2"
 

@@ -25,6 +25,7 @@ class Gguf:
     a recipe's export step has them made.
     """
 
+    word: ClassVar[str] = "gguf"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = "llamacpp"
     unkeyed: ClassVar[tuple[str, ...]] = ("importance",)

@@ -14,6 +14,7 @@ from lcc.core.decode import card
 class Hf:
     """A copy, so that its parity is that of bytes."""
 
+    word: ClassVar[str] = "hf"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = ""  # nothing to load: every file is compared
 

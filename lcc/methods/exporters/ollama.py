@@ -14,6 +14,7 @@ from lcc.methods.exporters.gguf import TOLERANCES, Type
 class Ollama:
     """`type` is the GGUF file's; a template that ollama's language cannot say is refused."""
 
+    word: ClassVar[str] = "ollama"
     revision: ClassVar[int] = 1
     engine: ClassVar[str] = "llamacpp"
 

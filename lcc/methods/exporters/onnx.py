@@ -17,6 +17,7 @@ class Onnx:
     write in blocks of 32, of models that only read by row, with their inputs.
     """
 
+    word: ClassVar[str] = "onnx"
     revision: ClassVar[int] = 3
     engine: ClassVar[str] = "onnxruntime"
 

@@ -15,6 +15,7 @@ TOLERANCES = {"float32": 0.005, "int8": 0.15, "int4": 0.5}
 class Openvino:
     """`weights` below float32 are rounded by the engine's own tools, without data."""
 
+    word: ClassVar[str] = "openvino"
     revision: ClassVar[int] = 2
     engine: ClassVar[str] = "openvino"
 

@@ -24,6 +24,7 @@ class Local:
     A point that runs when its driver is killed runs on, and the same command finds it again.
     """
 
+    word: ClassVar[str] = "local"
     revision: ClassVar[int] = 1
     restarts: ClassVar[int] = RESTARTS
 

@@ -34,6 +34,7 @@ class Ray:
     `HOST:PORT` is one that stands, where points go on when the command is gone.
     """
 
+    word: ClassVar[str] = "ray"
     revision: ClassVar[int] = 1
     restarts: ClassVar[int] = RESTARTS
 

@@ -36,6 +36,7 @@ class Slurm:
     at most `requeues` times for lack of time; `notice_seconds` before its end it is told.
     """
 
+    word: ClassVar[str] = "slurm"
     revision: ClassVar[int] = 1
 
     partition: Name | None = None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Accuracy:
     """Equal after stripping spaces at both ends; an empty answer is wrong."""
 
+    word: ClassVar[str] = "accuracy"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

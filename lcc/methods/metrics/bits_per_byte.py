@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class BitsPerByte:
     """The measure that may be compared across vocabularies."""
 
+    word: ClassVar[str] = "bits_per_byte"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "bits/byte"
     needs: ClassVar[Need] = "likelihood"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class BitsPerCharacter:
     """Comparable across vocabularies; a Chinese character is one here and three bytes there."""
 
+    word: ClassVar[str] = "bits_per_character"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "bits/character"
     needs: ClassVar[Need] = "likelihood"

@@ -19,6 +19,7 @@ WITHOUT_SPACES = ("zh", "ja", "th", "lo", "km", "my")
 class Bleu:
     """sacreBLEU's counts and smoothing; `tokenize: auto` is `zh` for Chinese, `13a` for most."""
 
+    word: ClassVar[str] = "bleu"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "BLEU"
     needs: ClassVar[Need] = "answers"

@@ -20,6 +20,7 @@ BETA = 2
 class Chrf:
     """Character 6-grams; `word_order: 2` makes it chrF++."""
 
+    word: ClassVar[str] = "chrf"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "chrF"
     needs: ClassVar[Need] = "answers"

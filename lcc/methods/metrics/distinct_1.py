@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Distinct1:
     """Falls with the number and length of answers: compare equal samples and limits only."""
 
+    word: ClassVar[str] = "distinct_1"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

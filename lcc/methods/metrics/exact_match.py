@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class ExactMatch:
     """SQuAD's normalisation (Rajpurkar et al., 2016)."""
 
+    word: ClassVar[str] = "exact_match"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

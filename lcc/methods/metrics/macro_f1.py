@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class MacroF1:
     """Over the classes that occur as reference or as answer, like scikit-learn's `macro`."""
 
+    word: ClassVar[str] = "macro_f1"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class MaskedAccuracy:
     """Hidden as in pretraining; comparable between models of one vocabulary only."""
 
+    word: ClassVar[str] = "masked_accuracy"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"

@@ -22,6 +22,7 @@ class Meteor:
     NLTK finds WordNet on this machine, by synonym; other languages exactly. The signature says.
     """
 
+    word: ClassVar[str] = "meteor"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "METEOR"
     needs: ClassVar[Need] = "answers"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class NextSentenceAccuracy:
     """Chance is one half; texts of one sentence make no pair and do not count."""
 
+    word: ClassVar[str] = "next_sentence_accuracy"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Perplexity:
     """Per token of the model's own tokenizer: comparable between models of one vocabulary only."""
 
+    word: ClassVar[str] = "perplexity"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "perplexity"
     needs: ClassVar[Need] = "likelihood"

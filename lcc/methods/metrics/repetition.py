@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Repetition:
     """seq-rep-n: 1 − different n-grams / n-grams within each answer; one too short has none."""
 
+    word: ClassVar[str] = "repetition"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

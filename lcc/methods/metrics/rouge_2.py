@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Rouge2:
     """By rouge-score; English words are stemmed, Chinese is compared by characters."""
 
+    word: ClassVar[str] = "rouge_2"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class SelfBleu:
     """sacreBLEU of each answer against the `references` that follow it, round to the first."""
 
+    word: ClassVar[str] = "self_bleu"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "BLEU"
     needs: ClassVar[Need] = "answers"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class TokenF1:
     """SQuAD's F1 over bags of words; of Chinese, over characters."""
 
+    word: ClassVar[str] = "token_f1"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class UnigramAccuracy:
     """The baseline of masked accuracy, on the same hidden tokens; no model is asked."""
 
+    word: ClassVar[str] = "unigram_accuracy"
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"

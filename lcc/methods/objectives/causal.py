@@ -29,6 +29,7 @@ class Causal:
     the document before.
     """
 
+    word: ClassVar[str] = "causal"
     revision: ClassVar[int] = 1
     head: ClassVar[Head] = "causal"
     by_sentence: ClassVar[bool] = False

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class Masked:
     """Examples are pieces of one document. Masks that change are RoBERTa's (Liu et al., 2019)."""
 
+    word: ClassVar[str] = "masked"
     revision: ClassVar[int] = 1
     head: ClassVar[Head] = "masked"
     by_sentence: ClassVar[bool] = False

@@ -37,6 +37,7 @@ class NextSentence:
     every epoch.
     """
 
+    word: ClassVar[str] = "next_sentence"
     revision: ClassVar[int] = 1
     head: ClassVar[Head] = "paired"
     by_sentence: ClassVar[bool] = True

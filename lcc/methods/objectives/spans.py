@@ -31,6 +31,7 @@ class Spans:
     for, a last sentinel, and the end token.
     """
 
+    word: ClassVar[str] = "spans"
     revision: ClassVar[int] = 1
     head: ClassVar[Head] = "seq2seq"
     by_sentence: ClassVar[bool] = False

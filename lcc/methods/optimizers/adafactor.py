@@ -21,6 +21,7 @@ class Adafactor:
     `epsilon2`), and updates of a root mean square above `clip_threshold` are scaled down to it.
     """
 
+    word: ClassVar[str] = "adafactor"
     revision: ClassVar[int] = 1
     shardable: ClassVar[bool] = False  # its state is not cut as the weights are
     state_bytes: ClassVar[int] = 1

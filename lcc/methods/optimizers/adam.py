@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class Adam:
     """For comparison with older work: with weight decay, `adamw` is the better choice."""
 
+    word: ClassVar[str] = "adam"
     revision: ClassVar[int] = 1
     default_lr: ClassVar[float | None] = None
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

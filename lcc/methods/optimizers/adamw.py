@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class AdamW:
     """torch's AdamW in its fused form where the device has one."""
 
+    word: ClassVar[str] = "adamw"
     revision: ClassVar[int] = 1
     default_lr: ClassVar[float | None] = None
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class AdamW8bit:
     """A quarter of AdamW's optimizer memory; tensors under 4,096 elements keep float32 moments."""
 
+    word: ClassVar[str] = "adamw8bit"
     revision: ClassVar[int] = 1
     shardable: ClassVar[bool] = False  # its kernels know no DTensor
     state_bytes: ClassVar[int] = 2

@@ -22,6 +22,7 @@ class Muon:
     `iterations` products of every matrix with itself.
     """
 
+    word: ClassVar[str] = "muon"
     revision: ClassVar[int] = 1
     shardable: ClassVar[bool] = False  # its step needs whole matrices
     default_lr: ClassVar[float | None] = None

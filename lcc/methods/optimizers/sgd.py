@@ -20,6 +20,7 @@ class SGD:
     Transformers need clipping and a rate orders above AdamW's, which learns faster on most of them.
     """
 
+    word: ClassVar[str] = "sgd"
     revision: ClassVar[int] = 1
     state_bytes: ClassVar[int] = 4
     default_lr: ClassVar[float | None] = 0.1

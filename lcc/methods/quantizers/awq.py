@@ -29,6 +29,7 @@ MAX_ROWS = 512  # that judge a power: the scales are one for all rows
 
 @card
 class Awq:
+    word: ClassVar[str] = "awq"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "gram"
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)

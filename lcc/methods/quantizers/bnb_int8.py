@@ -42,6 +42,7 @@ class Rows:
 
 @card
 class BnbInt8:
+    word: ClassVar[str] = "bnb_int8"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = None
     bits: ClassVar[tuple[int, ...]] = (8,)

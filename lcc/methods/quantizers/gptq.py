@@ -40,6 +40,7 @@ JUDGED_ROWS = 48
 class Gptq:
     """`act_order`: inputs with most energy first. Rounds plainly where that turns out better."""
 
+    word: ClassVar[str] = "gptq"
     revision: ClassVar[int] = 2
     needs: ClassVar[Needs | None] = "gram"
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)

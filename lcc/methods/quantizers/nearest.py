@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 @card
 class Nearest:
+    word: ClassVar[str] = "nearest"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = None
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)

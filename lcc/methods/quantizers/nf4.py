@@ -41,6 +41,7 @@ class NormalFloat:
 
 @card
 class Nf4:
+    word: ClassVar[str] = "nf4"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = None
     bits: ClassVar[tuple[int, ...]] = (4,)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 @card
 class ScaleSearch:
+    word: ClassVar[str] = "scale_search"
     revision: ClassVar[int] = 2
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     format: ClassVar[Format] = "compressed-tensors"

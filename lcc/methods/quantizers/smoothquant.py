@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 @card
 class SmoothQuant:
+    word: ClassVar[str] = "smoothquant"
     revision: ClassVar[int] = 1
     needs: ClassVar[Needs | None] = "diagonal"
     bits: ClassVar[tuple[int, ...]] = (8,)

@@ -23,6 +23,7 @@ class Chatterbot:
     makes a row; in all others speakers take turns. A document is all that begins alike.
     """
 
+    word: ClassVar[str] = "chatterbot"
     revision: ClassVar[int] = 1
 
     language: str = "english"

@@ -18,6 +18,7 @@ from lcc.parts.tables import delimited_rows
 class Csv(TextFiles):
     """Rows from `.csv` files, quoted as spreadsheets do."""
 
+    word: ClassVar[str] = "csv"
     revision: ClassVar[int] = 1
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","

@@ -50,6 +50,7 @@ class Manual:
 class Debian:
     """Rows `{source, target, doc}`. Versions are those of the Debian release at hand."""
 
+    word: ClassVar[str] = "debian"
     revision: ClassVar[int] = 1
 
     catalogues: tuple[Catalogues, ...] = ()

@@ -32,6 +32,7 @@ class Descriptions:
     stop words aside, is left out.
     """
 
+    word: ClassVar[str] = "descriptions"
     revision: ClassVar[int] = 1
 
     gaps: bool = False

@@ -48,6 +48,7 @@ class Faq:
     own; `shortened` asks it as people type: some of its words that are no stop words.
     """
 
+    word: ClassVar[str] = "faq"
     revision: ClassVar[int] = 1
 
     pages: Annotated[tuple[Pages, ...], Field(min_length=1)]

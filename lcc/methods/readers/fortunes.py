@@ -26,6 +26,7 @@ class Fortunes:
     those without a rest are left out.
     """
 
+    word: ClassVar[str] = "fortunes"
     revision: ClassVar[int] = 1
 
     topics: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -29,6 +29,7 @@ class Wheel:
 class Gettext:
     """Rows `{source, target, doc}`; a document is one catalogue of one package."""
 
+    word: ClassVar[str] = "gettext"
     revision: ClassVar[int] = 1
 
     packages: Annotated[tuple[Wheel, ...], Field(min_length=1)]

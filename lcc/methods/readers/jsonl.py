@@ -17,6 +17,7 @@ from lcc.parts.rows import Row
 class Jsonl(LocalFiles):
     """Rows from `.jsonl` files."""
 
+    word: ClassVar[str] = "jsonl"
     revision: ClassVar[int] = 1
 
     def read_file(self, path: Path) -> Iterator[Row]:

@@ -20,6 +20,7 @@ class Lines(TextFiles):
     file is one document when `unit` is not `line`.
     """
 
+    word: ClassVar[str] = "lines"
     revision: ClassVar[int] = 1
 
     unit: Literal["line", "paragraph", "document"] = "line"

@@ -16,6 +16,7 @@ from lcc.parts.rows import Row
 class Parquet(LocalFiles):
     """Rows from `.parquet` files."""
 
+    word: ClassVar[str] = "parquet"
     revision: ClassVar[int] = 1
 
     def read_file(self, path: Path) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from lcc.parts.rows import Row
 class Saved(LocalFiles):
     """Rows of every split in the folder; class labels become their names."""
 
+    word: ClassVar[str] = "saved"
     revision: ClassVar[int] = 1
 
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from lcc.parts.rows import Row
 class Several:
     """Each row has its reader's fields; where `keep` names some, these alone."""
 
+    word: ClassVar[str] = "several"
     revision: ClassVar[int] = 1
 
     sources: Annotated[tuple[Annotated[Any, Choice("readers")], ...], Field(min_length=1)]

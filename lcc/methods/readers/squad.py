@@ -20,6 +20,7 @@ class Squad(LocalFiles):
     Of several answers the first stands; questions without one (SQuAD 2) are left out.
     """
 
+    word: ClassVar[str] = "squad"
     revision: ClassVar[int] = 1
 
     def read_file(self, path: Path) -> Iterator[Row]:

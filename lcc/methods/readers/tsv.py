@@ -16,6 +16,7 @@ from lcc.parts.tables import delimited_rows
 class Tsv(TextFiles):
     """Rows from `.tsv` files with a header line, or with `columns` when they have none."""
 
+    word: ClassVar[str] = "tsv"
     revision: ClassVar[int] = 1
 
     columns: tuple[str, ...] = ()

@@ -33,6 +33,7 @@ class Vader:
     snippets of a document, for language modelling.
     """
 
+    word: ClassVar[str] = "vader"
     revision: ClassVar[int] = 1
 
     collection: Literal["movie", "tweets", "amazon", "nyt"] = "movie"

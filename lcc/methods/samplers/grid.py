@@ -15,6 +15,7 @@ from lcc.core.searching import Search, Trial, require_listed
 class Grid:
     """The cartesian product; without any range it is one point."""
 
+    word: ClassVar[str] = "grid"
     revision: ClassVar[int] = 1
     adaptive: ClassVar[bool] = False
 

@@ -15,6 +15,7 @@ from lcc.methods.samplers._optuna import next_trial, optuna_for, seed_of
 class Nsga2:
     """`trials` points in generations of `population`; the first generation is random."""
 
+    word: ClassVar[str] = "nsga2"
     revision: ClassVar[int] = 1
     adaptive: ClassVar[bool] = True
 

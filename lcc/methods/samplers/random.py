@@ -17,6 +17,7 @@ from lcc.core.searching import Search, Trial, require_ranges, typed
 class Random:
     """`trials` points; the n-th is the same whatever ran before it."""
 
+    word: ClassVar[str] = "random"
     revision: ClassVar[int] = 1
     adaptive: ClassVar[bool] = False
 

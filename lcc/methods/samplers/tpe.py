@@ -28,6 +28,7 @@ class Tpe:
     with several, as several know no single order.
     """
 
+    word: ClassVar[str] = "tpe"
     revision: ClassVar[int] = 1
     adaptive: ClassVar[bool] = True
 

@@ -24,6 +24,7 @@ class NoneTracker:
 class NONE:
     """Send training numbers nowhere."""
 
+    word: ClassVar[str] = "none"
     revision: ClassVar[int] = 1
 
     def open(self, folder: Path, name: str) -> Tracker:

@@ -35,6 +35,7 @@ class EventFile:
 class TensorBoard:
     """Write event files that TensorBoard reads."""
 
+    word: ClassVar[str] = "tensorboard"
     revision: ClassVar[int] = 1
 
     subfolder: str = "tensorboard"

@@ -40,6 +40,7 @@ class Wandb:
     `offline` writes below the step's folder; `wandb sync FOLDER` uploads it later.
     """
 
+    word: ClassVar[str] = "wandb"
     revision: ClassVar[int] = 1
 
     project: str = "lcc"
