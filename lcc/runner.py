@@ -15,7 +15,7 @@ from lcc.core.describe import describe, digest
 from lcc.core.errors import GateError, LccError, PreemptedError, RecipeError
 from lcc.core.machine import machine, versions
 from lcc.core.progress import Progress
-from lcc.core.store import Artifact, Store, Work
+from lcc.core.store import ROOT, Artifact, Store, Work
 from lcc.core.writing import write_json, write_text
 from lcc.estimates import disk_needed, space_needed
 from lcc.parts.dist import Distributed, launch
@@ -23,7 +23,6 @@ from lcc.pipeline import Pipeline, Step
 from lcc.recipe import Recipe
 from lcc.worker import Job, work_step
 
-ROOT = Path("runs")
 FACTS_BYTES = 1 << 20  # more than run.json, links and leases take
 
 

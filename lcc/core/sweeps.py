@@ -16,10 +16,10 @@ from lcc.core.errors import DataError, RecipeError
 from lcc.core.leases import Leases
 from lcc.core.nearest import did_you_mean
 from lcc.core.searching import Direction
+from lcc.core.store import ROOT
 from lcc.core.writing import write_json
 
 FORMAT = 1
-ROOT = Path("runs")
 DRIVER = "driver"  # the lease of who decides what runs next
 Status = Literal["waiting", "queued", "running", "preempted", "finished", "failed", "pruned"]
 

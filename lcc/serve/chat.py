@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from lcc.serve.bodies import ChatBody, read
@@ -27,12 +27,12 @@ class Chat:
 
     served: Served
 
-    async def respond(self, http: Request) -> Response:
+    async def respond(self, http: HttpRequest) -> Response:
         body = await read(http, ChatBody, self.served.options.max_body_bytes)
         caps_of(self.served).check(body, self.served)
         return await unless_gone(http, self._answer(http, body))
 
-    async def _answer(self, http: Request, body: ChatBody) -> Response:
+    async def _answer(self, http: HttpRequest, body: ChatBody) -> Response:
         messages = [_plain(message.role, message.text, message.name) for message in body.messages]
         messages, handover = await grounded(self.served, messages)
         if handover is not None:

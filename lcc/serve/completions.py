@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from lcc.serve.bodies import CompletionBody, read
@@ -28,12 +28,12 @@ class Completions:
 
     served: Served
 
-    async def respond(self, http: Request) -> Response:
+    async def respond(self, http: HttpRequest) -> Response:
         body = await read(http, CompletionBody, self.served.options.max_body_bytes)
         caps_of(self.served).check(body, self.served)
         return await unless_gone(http, self._answer(http, body))
 
-    async def _answer(self, http: Request, body: CompletionBody) -> Response:
+    async def _answer(self, http: HttpRequest, body: CompletionBody) -> Response:
         prompts = await prompts_of(body.prompt, self.served, "prompt")
         limit, logprobs = body.max_tokens or USUAL_TOKENS, -1
         if body.logprobs is not None:

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from lcc.serve.bodies import EmbeddingsBody, read
@@ -28,12 +28,12 @@ class Embeddings:
 
     served: Served
 
-    async def respond(self, http: Request) -> Response:
+    async def respond(self, http: HttpRequest) -> Response:
         body = await read(http, EmbeddingsBody, self.served.options.max_body_bytes)
         caps_of(self.served).check(body, self.served)
         return await unless_gone(http, self._answer(http, body))
 
-    async def _answer(self, http: Request, body: EmbeddingsBody) -> Response:
+    async def _answer(self, http: HttpRequest, body: EmbeddingsBody) -> Response:
         rows = await self._rows(body)
         vectors = await computed(self.served.turner, "embed", rows)
         data: list[Vector] = [
@@ -56,7 +56,7 @@ class Embeddings:
             self.served.check_prompt(len(rows[-1]), "input")
         return rows
 
-    def _reply(self, http: Request, data: list[Vector], num_read: int) -> EmbeddingsReply:
+    def _reply(self, http: HttpRequest, data: list[Vector], num_read: int) -> EmbeddingsReply:
         self.served.meters.prompt_tokens.inc(num_read)
         http.scope["usage"].update(prompt_tokens=num_read)
         return {"object": "list", "data": data, "model": self.served.name,

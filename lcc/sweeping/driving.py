@@ -19,10 +19,10 @@ from lcc.core.progress import Bar, Progress
 from lcc.core.ranges import chosen_words
 from lcc.core.report import read_run
 from lcc.core.searching import Search, Trial, TrialState
-from lcc.core.store import Store
+from lcc.core.store import ROOT, Store
 from lcc.core.sweeps import DRIVER, Point, Result, Sweep
 from lcc.pipeline import Pipeline
-from lcc.runner import ROOT, run_name
+from lcc.runner import run_name
 from lcc.sweeping.objectives import check_steps, values_of
 from lcc.sweeping.opening import Asked, asked, open_sweep
 from lcc.sweeping.planned import point_pipeline
