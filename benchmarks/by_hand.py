@@ -20,8 +20,8 @@ def transformers_loop(folder: Path, threads: int, slots: int, context: int) -> A
     import torch
     import transformers
 
-    from lcc.engine.decoding import token_times
-    from lcc.parts.model import open_bundle
+    from lcc.evaluation.generate import token_times
+    from lcc.models.bundle import open_bundle
 
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(threads)

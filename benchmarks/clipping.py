@@ -24,17 +24,17 @@ import material
 import torch
 import transformers
 
-from lcc.core.catalog import card, names
+from lcc.config.cards import find_card, names
 from lcc.core.errors import DivergedError
-from lcc.core.progress import Progress
-from lcc.core.tracking import CurveFile
-from lcc.engine.options import TrainingOptions
-from lcc.engine.projecting import logits_function
-from lcc.engine.stepping import Examples, Stepper
-from lcc.engine.training import Training
+from lcc.core.progress import CurveFile, Progress
+from lcc.distributed.dist import SINGLE
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.dist import SINGLE
-from lcc.parts.scratch import Scratch, TokenizerRecipe, make_module, make_tokenizer
+from lcc.models.sources import Scratch, TokenizerRecipe, make_module, make_tokenizer
+from lcc.training.batches import Examples
+from lcc.training.loss import logits_function
+from lcc.training.options import TrainingOptions
+from lcc.training.step import Stepper
+from lcc.training.trainer import Training
 
 LENGTH, BATCH_TOKENS, HELD_OUT = 64, 1024, 32  # tokens a block, tokens a step, blocks judged on
 RATES = {"sgd": (0.3, 3.0), "adamw": (3e-3, 0.1)}
@@ -91,8 +91,9 @@ def train(found: Corpus, clip: str, options: argparse.Namespace, *, rate: float,
             stepper=Stepper(model=model, head="causal", student=logits_function(model, "causal"),
                             micro_tokens=BATCH_TOKENS, pad=0, seed=seed, device="cpu",
                             dtype="float32", dist=SINGLE, progress=Progress(quiet=True)),
-            train=found.train, validation=found.held_out, clip=card("clipping", clip)(),
-            optimizer_card=card("optimizers", options.optimizer)(), lr=rate, state=Path(folder),
+            train=found.train, validation=found.held_out, clip=find_card("clipping", clip)(),
+            optimizer_card=find_card("optimizers", options.optimizer)(), lr=rate,
+            state=Path(folder),
             curves=curves, tracker=NoneTracker(), progress=Progress(quiet=True),
         )  # fmt: skip
         with suppress(DivergedError):  # what is in memory after the last good step is judged
@@ -129,7 +130,9 @@ def line(clip: str, runs: list[dict[str, Any]], *, rate: float, steps: int) -> s
                                     for key in ("loss", "median", "share", "skipped"))  # fmt: skip
     bound = runs[-1]["threshold"]
     threshold = "–" if bound is None else f"{bound:.3g}"
-    clipped = "–" if clip == "none" else f"{100 * share:.3g} % of {card('clipping', clip).clips}"
+    clipped = (
+        "–" if clip == "none" else f"{100 * share:.3g} % of {find_card('clipping', clip).clips}"
+    )
     ended = min(run["steps"] for run in runs)
     stopped = f" (stopped at {ended})" if ended < steps else ""
     return (f"| {rate:g} | {clip} | {loss:.2f}{spread} | {median:.3g} | "

@@ -16,8 +16,7 @@ from typing import Any
 from results import write_section
 from running import table
 
-from lcc.inference.requests import Request
-from lcc.inference.sessions import Opening
+from lcc.inference.session import Opening, Request
 
 WITHOUT, WITH = 0, 256  # megabytes kept
 SAID = "And what else should one know about this, if one has little time to read? "
@@ -38,7 +37,7 @@ def turn(session: Any, ids: list[int], answer: int) -> tuple[float, list[int]]:
 
 def main() -> None:
     """A table of turns, the best of all rounds."""
-    from lcc.core.catalog import card
+    from lcc.config.cards import find_card
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, metavar="NAME=FOLDER")
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, help="docs/results.md, to write it")
     options = parser.parse_args()
     name, _, folder = options.model.rpartition("=")
-    opened = {kept: card("engines", "transformers")().open(
+    opened = {kept: find_card("engines", "transformers")().open(
                   Path(folder), Opening(threads=options.threads, slots=1, prefix_mb=kept))
               for kept in (WITHOUT, WITH)}  # fmt: skip
     ids = opened[WITH].tokenizer(SAID)["input_ids"]

@@ -26,7 +26,7 @@ from typing import Any
 from by_hand import LOOPS, Asked
 from results import write_section
 
-from lcc.inference.sessions import Opening
+from lcc.inference.session import Opening
 
 HERE = Path(__file__).parent
 BY_HAND = " by hand"  # behind an engine's name: its own loop, without lcc
@@ -124,7 +124,7 @@ def a_round(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
 
 def ids_of(job: dict[str, Any]) -> list[int]:
     """The tokens of the job's text."""
-    from lcc.parts.model import open_bundle
+    from lcc.models.bundle import open_bundle
 
     return list(open_bundle(Path(job["folder"])).tokenizer(job["text"])["input_ids"])
 
@@ -137,8 +137,8 @@ def opened(job: dict[str, Any], *, slots: int, context: int) -> Any:
 
 def chosen(job: dict[str, Any], opening: Opening) -> Any:
     """The job's engine, with the model in its format, which is written at first."""
-    from lcc.core.store import Store
-    from lcc.exporting.selecting import select
+    from lcc.export.select_engine import select
+    from lcc.store.store import Store
 
     return select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
                   say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
@@ -146,7 +146,7 @@ def chosen(job: dict[str, Any], opening: Opening) -> Any:
 
 def _session(job: dict[str, Any]) -> Asked:
     """See `by_hand.Asked`: by the engine's session."""
-    from lcc.inference.requests import Request
+    from lcc.inference.session import Request
 
     session = opened(job, slots=SLOTS, context=job["prompt"] + job["new"] + 8)
 
@@ -174,7 +174,7 @@ def _hand(job: dict[str, Any]) -> Asked:
 
 
 def peak_bytes() -> int:
-    from lcc.inference.benching import memory_bytes
+    from lcc.inference.bench import memory_bytes
 
     return memory_bytes("VmHWM")
 
@@ -192,8 +192,8 @@ def bandwidth(threads: int, cpus: list[int], folder: Path) -> float:
 
 def read_bytes(folder: Path) -> int:
     """What a token must read of the stored weights: all but an embedding that is no head too."""
-    from lcc.parts.folder import read_json
-    from lcc.parts.tensor_files import StoredTensors
+    from lcc.models.card import read_json
+    from lcc.models.safetensors_io import StoredTensors
 
     tied = read_json(folder / "config.json").get("tie_word_embeddings", True)
     entries = StoredTensors(folder).entries
@@ -286,7 +286,7 @@ def main() -> None:
         return
     if not options.model:
         parser.error("name at least one --model NAME=FOLDER")
-    from lcc.core.catalog import names
+    from lcc.config.cards import names
 
     options.work.mkdir(parents=True, exist_ok=True)
     engines = options.engines.split(",") if options.engines else names("engines")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcc.parts.packages import cache_root
+from lcc.data.packages import cache_root
 
 HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)  # begins an article of WikiText
 CHARACTERS = 2500  # of a calibration row: more than 512 tokens of English
@@ -72,10 +72,10 @@ def model_folder(model: str, work: Path) -> Path:
     """A folder as it is, or a model card built once by lcc's own base step below `work`."""
     if (Path(model) / "config.json").is_file():
         return Path(model).resolve()
-    from lcc.parts import sources
-    from lcc.planning import plan_steps
-    from lcc.recipe import load_recipe
-    from lcc.runner import run_pipeline
+    from lcc.models import sources
+    from lcc.pipeline.planner import plan_steps
+    from lcc.pipeline.recipe import load_recipe
+    from lcc.pipeline.runner import run_pipeline
 
     with inside(work):
         recipe = load_recipe([f"model={model}"])

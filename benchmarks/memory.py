@@ -73,16 +73,15 @@ def measure(method: str, folder: Path, tokens: int) -> dict[str, Any]:
     """What the step takes beyond its imports, run as the runner's worker runs it."""
     import transformers.models.llama.modeling_llama  # the imports are not what is measured
 
-    from lcc.core.catalog import STAGES, card
-    from lcc.core.decode import decode
-    from lcc.parts.dist import SINGLE
-    from lcc.parts.task import Task
-    from lcc.worker import Job, work_step
+    from lcc.config.cards import STAGES, decode, find_card
+    from lcc.distributed.dist import SINGLE
+    from lcc.pipeline.worker import Job, work_step
+    from lcc.tasks.task import Task
 
     imported(transformers)
     kind, options = METHODS[method]
     calibration = {"mode": "sequential", "max_tokens": tokens, "samples": tokens, "max_length": 512}
-    stage = decode(card(STAGES, kind), {**options, "calibration": calibration}, kind)
+    stage = decode(find_card(STAGES, kind), {**options, "calibration": calibration}, kind)
     task = decode(Task, {"name": "generation", "head": "causal", "fields": ["text"],
                          "answer": "{text}"}, "task")  # fmt: skip
     parent = folder / "parent"
@@ -105,7 +104,7 @@ def imported(*_modules: Any) -> None:
     import safetensors.torch
     import tokenizers
 
-    import lcc.compression.column_kernels
+    import lcc.kernels.gptq
 
     assert all((accelerate, compressed_tensors, numba, safetensors, tokenizers, lcc))
 
@@ -121,7 +120,7 @@ def build(parent: Path) -> None:
     import transformers
     from accelerate import init_empty_weights
 
-    from lcc.parts.tensor_files import Entry, write_model
+    from lcc.models.safetensors_io import Entry, write_model
 
     config = transformers.LlamaConfig(**SHAPE)
     with init_empty_weights():

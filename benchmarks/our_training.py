@@ -48,14 +48,14 @@ class Encoded:
 
 
 def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from lcc.core.decode import decode
+    from lcc.config.cards import decode
     from lcc.core.progress import Progress
-    from lcc.engine.stepping import Examples
-    from lcc.parts.dist import SINGLE
-    from lcc.parts.model import open_bundle
-    from lcc.parts.task import Task
-    from lcc.stage import Context
+    from lcc.distributed.dist import SINGLE
+    from lcc.models.bundle import open_bundle
+    from lcc.pipeline.stage import Context
     from lcc.stages.finetune import Finetune
+    from lcc.tasks.task import Task
+    from lcc.training.batches import Examples
 
     options = {"method": job["method"], "lr": job["lr"], "schedule": "constant",
                "warmup_ratio": 0, "batch_tokens": job["batch_tokens"], "epochs": job["epochs"],
@@ -78,7 +78,7 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def main() -> None:
     import torch
 
-    from lcc.parts.checkpoint import hush
+    from lcc.models.card import hush
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])

@@ -44,7 +44,7 @@ class Clock:
 @contextmanager
 def solving(stage: Any, clock: Clock) -> Iterator[None]:
     """While open, the calls in which `stage`'s method solves are clocked."""
-    from lcc.compression.patterns import Pattern
+    from lcc.compression.sparsity import Pattern
 
     method = getattr(stage, "quantizer", None) or getattr(stage, "criterion", None)
     places: list[tuple[Any, str]] = [
@@ -63,13 +63,12 @@ def solving(stage: Any, clock: Clock) -> Iterator[None]:
 
 def stages(steps: dict[str, dict[str, Any]], *, tokens: int, mode: str) -> list[tuple[str, Any]]:
     """The decoded stages of a plan, each calibrated on `tokens` tokens in rows of 512."""
-    from lcc.core.catalog import STAGES, card
-    from lcc.core.decode import decode
+    from lcc.config.cards import STAGES, decode, find_card
 
     found = []
     for name, node in steps.items():
         options = {k: v for k, v in node.items() if k != "kind"}
-        cls = card(STAGES, str(node.get("kind", name)))
+        cls = find_card(STAGES, str(node.get("kind", name)))
         if "calibration" in cls.__dataclass_fields__ and cls.__name__ != "Depth":
             looks = {"samples": 100_000, "max_tokens": tokens, "mode": mode}
             options["calibration"] = {**looks, **options.get("calibration", {})}
@@ -79,7 +78,7 @@ def stages(steps: dict[str, dict[str, Any]], *, tokens: int, mode: str) -> list[
 
 @functools.cache
 def task_named(name: str) -> Any:
-    from lcc.recipe import load_recipe
+    from lcc.pipeline.recipe import load_recipe
 
     return load_recipe([f"task={name}"]).task
 
@@ -87,9 +86,9 @@ def task_named(name: str) -> Any:
 def context(folder: Path, job: dict[str, Any], inputs: dict[str, Path]) -> Any:
     """What the stages get beside the model."""
     from lcc.core.progress import Progress
+    from lcc.distributed.dist import SINGLE
     from lcc.methods.trackers.none import NoneTracker
-    from lcc.parts.dist import SINGLE
-    from lcc.stage import Context
+    from lcc.pipeline.stage import Context
 
     folder.mkdir(parents=True, exist_ok=True)
     task = task_named(job.get("task", "generation"))
@@ -100,13 +99,13 @@ def context(folder: Path, job: dict[str, Any], inputs: dict[str, Path]) -> Any:
 
 def statistics(bundle: Any, job: dict[str, Any], stage: Any, folder: Path) -> Path:
     """The calibration of a dense stage; one that lies in `folder` already serves again."""
-    from lcc.core.catalog import STAGES, card
+    from lcc.config.cards import STAGES, find_card
 
     gram = stage.needs == "gram"
     target = folder / ("gram" if gram else "diagonal")
     if not (target / "done").is_file():
         shutil.rmtree(target, ignore_errors=True)
-        made = card(STAGES, "calibrate")(calibration=stage.calibration, gram=gram)
+        made = find_card(STAGES, "calibrate")(calibration=stage.calibration, gram=gram)
         made.run(bundle, context(target, job, {}))
         (target / "done").touch()
     return target
@@ -124,9 +123,9 @@ def warm(stage: Any) -> None:
     """Solve something small first: kernels are compiled once per installation, not per run."""
     import torch
 
-    from lcc.compression.grids import Grid
-    from lcc.compression.patterns import Pattern
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
+    from lcc.compression.grid import Grid
+    from lcc.compression.sparsity import Pattern
     from lcc.methods.criteria import Pruner
 
     generator = torch.Generator().manual_seed(0)
@@ -160,8 +159,8 @@ def prepare(bundle: Any) -> None:
 
 def compress(job: dict[str, Any]) -> dict[str, Any]:
     """Load, calibrate, solve, save; seconds of each, imports left out."""
-    from lcc.parts import checkpoint
-    from lcc.parts.model import open_bundle
+    from lcc.models import checkpoint
+    from lcc.models.bundle import open_bundle
 
     out = Path(job["out"])
     shutil.rmtree(out, ignore_errors=True)
@@ -201,10 +200,10 @@ def compress(job: dict[str, Any]) -> dict[str, Any]:
 
 def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
     """The very token ids that lcc calibrates on, row by row, for a peer to read."""
-    from lcc.core.decode import decode
-    from lcc.engine.calibration import Calibration
-    from lcc.parts.model import open_bundle
-    from lcc.stages._calibrated import text_batches
+    from lcc.calibration.calibrate import Calibration
+    from lcc.config.cards import decode
+    from lcc.models.bundle import open_bundle
+    from lcc.stages._calibration import text_batches
 
     bundle = open_bundle(Path(job["model"]))
     looks = decode(Calibration, {"samples": 100_000, "max_tokens": job["tokens"]}, "calibration")
@@ -217,7 +216,7 @@ def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
 def main() -> None:
     import torch
 
-    from lcc.parts.checkpoint import hush
+    from lcc.models.card import hush
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])

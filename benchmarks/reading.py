@@ -64,7 +64,7 @@ def _session(job: dict[str, Any]) -> Callable[[Rows], Any]:
 def _hand(job: dict[str, Any]) -> Callable[[Rows], Any]:
     import torch
 
-    from lcc.parts.model import open_bundle
+    from lcc.models.bundle import open_bundle
 
     torch.set_num_threads(job["threads"])
     module = open_bundle(Path(job["folder"])).load(dtype="float32").eval()
@@ -90,7 +90,7 @@ def row_of(worker: Worker, hand: Worker | None, parent: Worker | None) -> list[s
 
 
 def main() -> None:
-    from lcc.core.catalog import names
+    from lcc.config.cards import names
 
     parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1)

@@ -18,15 +18,15 @@ WINDOW = 512  # every token of a window but its first is predicted
 
 def token_ids(parent: Path, text: str, tokens: int) -> list[int]:
     """The first `tokens` ids of the text, by the parent's tokenizer."""
-    from lcc.parts.encoding import plain_ids
-    from lcc.parts.model import open_bundle
+    from lcc.models.bundle import open_bundle
+    from lcc.tasks.encode import plain_ids
 
     return plain_ids(text[: 8 * tokens], open_bundle(parent).tokenizer)[:tokens]
 
 
 def module(folder: Path) -> Any:
     """The model as float32, packed weights taken off their grid."""
-    from lcc.parts.model import open_bundle
+    from lcc.models.bundle import open_bundle
 
     return open_bundle(folder).load().eval()
 
@@ -97,9 +97,9 @@ def class_scores(folder: Path, parent: Path, data: Path, num_rows: int) -> dict[
     """Accuracy on the test split, and what changed beside the parent, row by row."""
     import torch
 
-    from lcc.parts.data import PreparedData
-    from lcc.parts.model import open_bundle
-    from lcc.recipe import load_recipe
+    from lcc.data.dataset import PreparedData
+    from lcc.models.bundle import open_bundle
+    from lcc.pipeline.recipe import load_recipe
 
     prepared, tokenizer = PreparedData.open(data / "data"), open_bundle(parent).tokenizer
     task = load_recipe(["task=sentiment"]).task
@@ -123,7 +123,7 @@ def class_scores(folder: Path, parent: Path, data: Path, num_rows: int) -> dict[
 def main() -> None:
     import torch
 
-    from lcc.parts.checkpoint import hush
+    from lcc.models.card import hush
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])

@@ -48,7 +48,7 @@ def ask(url: str, question: str, max_tokens: int) -> Reply:
 
 def measured(url: str, rows: Sequence[dict[str, Any]], clients: int, max_tokens: int) -> list[str]:
     """One row of the table: all questions, so many at a time."""
-    from lcc.methods.metrics._squad import f1
+    from lcc.methods.metrics.squad import f1
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -65,10 +65,9 @@ def measured(url: str, rows: Sequence[dict[str, Any]], clients: int, max_tokens:
 
 def prepared(num: int) -> list[dict[str, Any]]:
     """Questions of the recipe's own test split, which a run left in the store."""
-    from lcc.core.store import Store
-    from lcc.parts.data import PreparedData
-    from lcc.runner import ROOT
-    from lcc.sweep import pipeline_of
+    from lcc.data.dataset import PreparedData
+    from lcc.pipeline.planner import pipeline_of
+    from lcc.store.store import ROOT, Store
 
     step = pipeline_of(["+recipe=customer_service"], "run").step("data")
     artifact = Store(ROOT).find(step.key)

@@ -28,10 +28,10 @@ def layers_of(options: argparse.Namespace, work: Path) -> Path:
     """A file with the weights of the first blocks and the Gram of each input."""
     from safetensors.torch import save_file
 
-    from lcc.engine.blocks import block_linears, blocks
-    from lcc.engine.calibration import stored_groups
-    from lcc.engine.statistics import StoredStats
-    from lcc.parts.model import open_bundle
+    from lcc.calibration.calibrate import stored_groups
+    from lcc.calibration.statistics import StoredStats
+    from lcc.models.blocks import block_linears, blocks
+    from lcc.models.bundle import open_bundle
 
     path = work / f"layers-{options.blocks}-{options.tokens}.safetensors"
     if path.is_file():
@@ -63,9 +63,9 @@ def solve(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from lcc.compression.grids import Grid
-    from lcc.compression.patterns import Pattern
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
+    from lcc.compression.grid import Grid
+    from lcc.compression.sparsity import Pattern
 
     tensors = load_file(job["layers"])
     [(_, stage)] = ours.stages(METHODS[job["method"]][0], tokens=1, mode="dense")

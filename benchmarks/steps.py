@@ -29,7 +29,8 @@ def main() -> None:
 def launched(job: dict[str, Any]) -> dict[str, Any]:
     """The training in its group of processes."""
     from lcc.core.machine import cores
-    from lcc.parts.dist import Distributed, launch
+    from lcc.distributed.dist import Distributed
+    from lcc.distributed.launch import launch
 
     chosen = Distributed(strategy=job.get("strategy", "ddp"), world_size=job.get("world_size", 1))
     job["threads"] = max(1, min(job["threads"], cores()) // chosen.world_size)
@@ -47,7 +48,7 @@ def apart(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def alone(job: dict[str, Any]) -> dict[str, Any]:
-    from lcc.parts.dist import SINGLE
+    from lcc.distributed.dist import SINGLE
 
     return measured(SINGLE, job)
 
@@ -90,9 +91,9 @@ def _stepper(dist: Any, job: dict[str, Any]) -> Any:
     import transformers
 
     from lcc.core.progress import Progress
-    from lcc.engine.projecting import logits_function, projection_of
-    from lcc.engine.stepping import Stepper
-    from lcc.parts.dist import Distributed
+    from lcc.distributed.dist import Distributed
+    from lcc.training.loss import logits_function, projection_of
+    from lcc.training.step import Stepper
 
     width = job["width"]
     config = transformers.LlamaConfig(
@@ -106,7 +107,7 @@ def _stepper(dist: Any, job: dict[str, Any]) -> Any:
         chosen = Distributed(strategy=job.get("strategy", "ddp"), world_size=dist.world_size)
         sharded = None
         if chosen.strategy == "fsdp":
-            from lcc.engine.sharding import Sharded
+            from lcc.distributed.fsdp import Sharded
 
             sharded = Sharded(model, chosen, dist, "cpu")
         working = sharded.working if sharded else model
@@ -127,7 +128,7 @@ def _examples(job: dict[str, Any]) -> Any:
     import random
     from types import SimpleNamespace
 
-    from lcc.engine.stepping import Examples
+    from lcc.training.batches import Examples
 
     dice = random.Random(0)
     rows = []

@@ -43,7 +43,7 @@ def subject(options: argparse.Namespace, work: Path) -> Subject:
 
 def _classifier(options: argparse.Namespace, work: Path) -> Subject:
     """The encoder, trained on movie reviews by lcc's own recipe; its test split judges."""
-    from lcc.sweep import run_words
+    from lcc.pipeline.runner import run_words
 
     words = ["+recipe=sentiment_en", f"model={options.model}", f"threads={options.threads}",
              f"stages.finetune.samples={TRAINED_ON}", "method=full",

@@ -24,10 +24,11 @@ import material
 import running
 from results import write_section
 
-from lcc.core.groups import choices
+from lcc.config.files import choices
 
 PRELOADED = ["torch", "transformers.models.auto.modeling_auto", "peft", "bitsandbytes",
-             "lcc.stages.finetune", "lcc.stages.merge", "lcc.stages.eval", "lcc.sweep"]  # fmt: skip
+             "lcc.stages.finetune", "lcc.stages.merge", "lcc.stages.eval",
+             "lcc.pipeline.runner"]  # fmt: skip
 TITLES = ("method", "accuracy", "trained parameters", "of all", "peak memory", "tokens/s", "rate")
 NOTE = """MiniLM L6 on movie sentiment: {rows} training rows of about 27 tokens, {epochs} epochs in
 batches of {batch} tokens, {samples} test rows, {seeds} seeds (mean ± standard deviation), {threads}
@@ -103,7 +104,7 @@ def _measured(method: str, seed: int, options: argparse.Namespace, work: Path) -
 
 
 def _run(pipe: Any, words: list[str], work: str) -> None:
-    from lcc.sweep import run_words
+    from lcc.pipeline.runner import run_words
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Neighbours take wall time, not processor time; on one quiet thread both are the same.

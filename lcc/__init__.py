@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lcc.runner import Run
+    from lcc.pipeline.runner import Run
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "run"]
@@ -16,6 +16,6 @@ def run(*words: str) -> Run:
 
     Returns the run: its folder, facts and artifacts. Raises lcc.core.errors.LccError.
     """
-    from lcc.sweep import run_words
+    from lcc.pipeline.runner import run_words
 
     return run_words(list(words), verb="run")

@@ -1,1 +1,1 @@
-"""The arithmetic of compression: grids, columns, units that go as one, repairs, low rank."""
+"""Compression arithmetic: grids, solvers, sparsity, pruning groups, low rank."""

@@ -1,1 +1,1 @@
-"""The ground floor: errors, registry, config, store, report facts. Imports no torch."""
+"""The ground floor: errors, lazy imports, machine, progress, signals, disk; imports no torch."""

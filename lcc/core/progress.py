@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
-from lcc.core import preemption
+from lcc.core import signals
+from lcc.core.disk import write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -40,7 +44,7 @@ class Bar:
         self.info.update(info)
         self._notify(self)
         if self.polls:
-            preemption.check(self.label)
+            signals.check(self.label)
 
     @property
     def rate(self) -> float | None:
@@ -249,3 +253,80 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# -----------------------------------------------------------------------------
+# Numbers along training: the tracker's contract, and the curve file that every report reads.
+
+
+Value = float | int | bool
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where training numbers are sent beside the curve file."""
+
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """The numbers of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        ...
+
+
+@runtime_checkable
+class TrackerCard(Protocol):
+    """What `tracker=NAME` chooses: it opens a tracker for one step of a run."""
+
+    def open(self, folder: Path, name: str) -> Tracker:
+        """A tracker that keeps its files below `folder` and shows the step as `name`."""
+        ...
+
+
+class CurveFile:
+    """Training numbers as JSON lines, appended as they come and cut back when a run resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, values: Mapping[str, Value | None]) -> None:
+        """Append one step; a number that is not finite is kept as null, which JSON can say."""
+        row = {"step": step, **{name: _finite(value) for name, value in values.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Nothing is held back; every line was written as it came."""
+
+    def rewind(self, step: int) -> None:
+        """Drop every line after `step`, and a half-written last one: the run resumes there."""
+        if not self.path.is_file():
+            return
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        write_text(self.path, "".join(kept))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every complete line; the last may be cut off by a kill and is then left out."""
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def _finite(value: Value | None) -> Value | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -----------------------------------------------------------------------------
+# A number with its unit: what stages report and views show.
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`unit` is one of `bytes`, `seconds`, `tokens/s`, `nats`, `share`, `count`, `BLEU` …"""
+
+    value: float | int | str | None
+    unit: str = ""

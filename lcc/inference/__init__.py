@@ -1,1 +1,1 @@
-"""Running a model to answer: requests, sessions, and our own in-process decoding."""
+"""Inference: sessions, the in-process engine, KV cache, sampling, batch runs, benchmarks."""

@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.engine.adapting import base_for, hush, read_note
-from lcc.parts.adapters import put_adapter
-from lcc.parts.bottlenecks import has_bottlenecks
-from lcc.parts.checkpoint import ADAPTER, CARD_FILE, Form, write_weights
-from lcc.parts.model import Bundle, open_bundle
-from lcc.stage import Noun, Outcome
+from lcc.config.cards import card
+from lcc.core.types import Form
+from lcc.models.adapter_io import base_for, read_note
+from lcc.models.adapters import has_bottlenecks, hush, put_adapter
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.card import ADAPTER, CARD_FILE
+from lcc.models.checkpoint import write_weights
+from lcc.pipeline.stage import Noun, Outcome
 
 if TYPE_CHECKING:
-    from lcc.stage import Context
+    from lcc.pipeline.stage import Context
 
 GRID = "merging would take the packed weights off their grid"
 NO_WEIGHT = "it is no change of any weight, so that none can take it in"

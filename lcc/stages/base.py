@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.core.measure import Measure
-from lcc.parts.sources import ModelSpec, build
-from lcc.stage import Context, Noun, Outcome
+from lcc.config.cards import card
+from lcc.core.progress import Measure
+from lcc.models.sources import ModelSpec, build
+from lcc.pipeline.stage import Context, Noun, Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
 
 
 @card

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import DataError, ResourceError
 from lcc.core.lazy import torch
 from lcc.core.machine import available_bytes
-from lcc.inference.benching import Worker, workers
-from lcc.inference.racing import Load, Racer, disk_bytes, verdicts
-from lcc.parts.model import open_bundle
-from lcc.parts.samples import chosen_rows
-from lcc.stage import Measure, Outcome
+from lcc.core.progress import Measure
+from lcc.evaluation.metrics import chosen_rows
+from lcc.inference.bench import Load, Racer, Worker, disk_bytes, verdicts, workers
+from lcc.models.bundle import open_bundle
+from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 PREFIX = "checkpoint."
 NATIVE_TOKENS = 3  # packed weights without a fast kernel run at about one token a second

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration, collect
-from lcc.engine.statistics import StoredStats, write_stats
-from lcc.parts.dist import Distributed
-from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import SEQUENTIAL, few_tokens, text_batches
+from lcc.calibration.calibrate import Calibration, collect
+from lcc.calibration.statistics import StoredStats, write_stats
+from lcc.config.cards import card
+from lcc.core.progress import Measure
+from lcc.distributed.dist import Distributed
+from lcc.models.blocks import as_linear, block_linears
+from lcc.pipeline.stage import Outcome
+from lcc.stages._calibration import SEQUENTIAL, few_tokens, text_batches
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 
 @card

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.compensating import Change, Compensation, write_adapter
-from lcc.compression.grids import Grid
-from lcc.compression.packing import part_table
-from lcc.compression.rounding import Rounding
-from lcc.core.decode import card
+from lcc.compression.grid import Grid
+from lcc.compression.lowrank import Change, Compensation, write_adapter
+from lcc.compression.packed_format import part_table
+from lcc.compression.quantize import Rounding
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
+from lcc.core.progress import Measure
+from lcc.core.types import Form
 from lcc.methods.quantizers import Smoother
-from lcc.parts.checkpoint import ADAPTER, Form
-from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, few_tokens, input_groups
-from lcc.stages._grids import common_group_size, layer_bits
+from lcc.models.card import ADAPTER
+from lcc.pipeline.stage import Outcome
+from lcc.stages._calibration import Needs, few_tokens, input_groups
 from lcc.stages.factorize import refuse_sequential
-from lcc.stages.quantize import NO_GAIN, Bits, Quantize
+from lcc.stages.quantize import NO_GAIN, Bits, Quantize, common_group_size, layer_bits
 
 if TYPE_CHECKING:
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context
 
 Write = Callable[["Bundle", Path], None]
 

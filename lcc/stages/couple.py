@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
 from lcc.core.lazy import torch, transformers
-from lcc.parts.checkpoint import AUTO_CLASSES, Form
-from lcc.parts.scratch import special_ids
-from lcc.parts.tokenizer_training import Dress
-from lcc.parts.vocabulary_transfer import transferred
-from lcc.stage import Measure, Noun, Outcome
-from lcc.stages._corpora import NewTokenizer, trained_tokenizer
+from lcc.core.progress import Measure
+from lcc.core.types import AUTO_CLASSES, Form
+from lcc.models.sources import special_ids
+from lcc.pipeline.stage import Noun, Outcome
+from lcc.stages._corpus import NewTokenizer, trained_tokenizer
+from lcc.tokenization.prune_vocabulary import transferred
+from lcc.tokenization.train import Dress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context
 
 # BERT's own tokens; the start of a text is also where the decoder starts, as in BERT2BERT.
 DRESS = Dress(

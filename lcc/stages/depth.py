@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.layering import (
+from lcc.calibration.calibrate import Calibration
+from lcc.compression.prune_depth import (
+    Part,
     PartKind,
+    Skipping,
     layer_stops,
     removable,
     remove_blocks,
     silence,
     stack_of,
 )
-from lcc.compression.skipping import Part, Skipping
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.core.disk import write_text
 from lcc.core.errors import RecipeError
-from lcc.core.writing import write_text
-from lcc.engine.calibration import Calibration
-from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import SEQUENTIAL, text_batches
+from lcc.core.progress import Measure
+from lcc.pipeline.stage import Outcome
+from lcc.stages._calibration import SEQUENTIAL, text_batches
 
 if TYPE_CHECKING:
-    from lcc.engine.walking import Batch
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.calibration.block_walker import Batch
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 MOST = 0.4  # of the layers: beyond, healing does not bring back what was lost
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")

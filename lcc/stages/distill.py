@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, ClassVar
 
-from lcc.core.catalog import Choice
-from lcc.core.decode import card
+from lcc.config.cards import Choice, card
 from lcc.methods.adapters.full import Full
 from lcc.stages.finetune import Finetune
 

@@ -1,34 +1,156 @@
-"""Judge one checkpoint on held-out samples, with intervals and, against earlier ones, a verdict."""
+"""Evaluate a masked language model: hide tokens of the held-out rows and count what it guesses."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import name_of
-from lcc.core.decode import card
+from lcc.config.cards import card, name_of
 from lcc.core.errors import DataError
-from lcc.engine.answering import Answering, majority
-from lcc.parts.bootstrap import draws, interval, paired, rule, verdict
-from lcc.parts.metrics import Answer, Metric
-from lcc.parts.model import open_bundle
-from lcc.parts.samples import chosen_rows, read_answers, require_same_samples, write_answers
-from lcc.stage import Measure, Outcome
-from lcc.stages._baseline import Beside, baseline_answers
-from lcc.stages._guesses import Guessing
+from lcc.core.progress import Measure
+from lcc.evaluation.bootstrap import draws, interval, paired, rule, verdict
+from lcc.evaluation.generate import pad_id
+from lcc.evaluation.metrics import (
+    Answer,
+    Metric,
+    chosen_rows,
+    read_answers,
+    require_same_samples,
+    write_answers,
+)
+from lcc.evaluation.predict import Answering, majority
+from lcc.evaluation.score import context_length, guesses, most_frequent
+from lcc.methods.objectives.masked import Masked
+from lcc.methods.objectives.next_sentence import NextSentence
+from lcc.models.bundle import open_bundle
+from lcc.pipeline.stage import Outcome
+from lcc.stages._corpus import material_of, sentences
+from lcc.training.pretraining import Document, Drawing, Encoding, Objective, TextRows
 
 if TYPE_CHECKING:
-    from lcc.parts.bootstrap import Floats, Interval
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.parts.task import Row, Task
-    from lcc.stage import Context, Noun
+    from transformers import PreTrainedTokenizerBase
+
+    from lcc.core.types import Form
+    from lcc.evaluation.bootstrap import Floats, Interval
+    from lcc.evaluation.metrics import Metric
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
+
+FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class Guessing:
+    """What is asked: `training` rows tell the most frequent token, `seed` what is hidden."""
+
+    task: Task
+    training: Sequence[Row]
+    seed: int
+    window: int
+    batch_size: int
+    advance: Callable[[float], None]
+
+    def counted(
+        self, answers: list[Answer], rows: Sequence[Row], module: Any,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:  # fmt: skip
+        """The answers with what was hidden in each and how much of it was guessed."""
+        encode = Encoding(tokenizer, ends=False)
+        seen = encode([[self.task.text(row)] for row in self.training[:FREQUENT_ROWS]])
+        frequent = most_frequent(one.ids for one in seen)
+        counts: list[dict[str, float]] = [{} for _ in rows]
+        for objective in self._objectives():
+            # A text of one sentence makes no pair; its tokens can be guessed all the same.
+            documents = [[] if found.get("masked") else self._document(row, objective)
+                         for row, found in zip(rows, counts, strict=True)]  # fmt: skip
+            corpus = TextRows.of(encode(documents))
+            length = min(self.window, context_length(module))
+            drawing = Drawing(objective, material_of(corpus, tokenizer, length=length),
+                              seed=self.seed, split="eval")  # fmt: skip
+            more = guesses(module, drawing, pad=pad_id(tokenizer), frequent=frequent,
+                           batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+            counts = [{n: found.get(n, 0.0) + value for n, value in new.items()}
+                      for found, new in zip(counts, more, strict=True)]  # fmt: skip
+        return [dataclasses.replace(one, counts=found)
+                for one, found in zip(answers, counts, strict=True)]  # fmt: skip
+
+    def _objectives(self) -> list[Objective]:
+        if self.task.head == "masked":
+            return [Masked()]
+        if self.task.head == "paired":
+            return [NextSentence(), Masked()]
+        raise DataError(f"task {self.task.name!r}: head {self.task.head} hides no tokens; drop "
+                        "masked_accuracy and its like from task.metrics.")  # fmt: skip
+
+    def _document(self, row: Row, objective: Objective) -> Document:
+        text = self.task.text(row)
+        return sentences([text]) if objective.by_sentence else [text]
+
+
+# -----------------------------------------------------------------------------
+# What a task's baseline reaches on an evaluation's samples, and whether the model beats it.
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`training` rows are all that a baseline learns from; `weights` draw the resamples."""
+
+    task: Task
+    training: Sequence[Row]
+    weights: Floats
+
+    def tell(self, rows: Sequence[Row], answers: Sequence[Answer], outcome: Outcome) -> None:
+        """Add the table `baseline` and what it is; metrics that score no answer stay out."""
+        baseline = self.task.baseline
+        said = baseline.outputs(self.task, self.training, rows)
+        theirs = [dataclasses.replace(one, output=text, finished=True)
+                  for one, text in zip(answers, said, strict=True)]  # fmt: skip
+        judged = [metric for metric in self.task.metrics if metric.needs == "answers"]
+        outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
+        outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
+
+    def _row(
+        self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]
+    ) -> dict[str, Any]:
+        language = self.task.language
+        own = metric.statistics(mine, language=language)
+        other = metric.statistics(theirs, language=language)
+        base = interval(other, metric.score, self.weights)
+        delta = paired(own, other, metric.score, self.weights)
+        return {"metric": name_of(metric), "baseline": name_of(self.task.baseline),
+                "unit": metric.unit, "value": base.value, "low": base.low, "high": base.high,
+                "delta": delta.value, "delta_low": delta.low, "delta_high": delta.high,
+                "verdict": _word(delta, metric.higher_is_better)}  # fmt: skip
+
+
+def _word(delta: Interval, higher_is_better: bool) -> str:
+    """better or worse where the whole interval says so."""
+    low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def baseline_answers(
+    bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
+) -> list[Answer]:
+    """What the baseline says, in place of a model that has no head for the task yet."""
+    said = task.baseline.outputs(task, training, rows)
+    outcome.notes.append(f"The model has no trained {task.head} head yet: the baseline answers in "
+                         f"its place ({task.baseline.said}).")  # fmt: skip
+    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
+            for row, text in zip(rows, said, strict=True)]  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# Judge one checkpoint on held-out samples, with intervals and, against earlier ones, a verdict.
+
 
 SIDES = ("base", "reference")
 PER_TOKEN = ("perplexity", "masked_accuracy", "unigram_accuracy")  # of the model's own vocabulary

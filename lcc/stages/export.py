@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice, name_of
-from lcc.core.decode import card
+from lcc.calibration.calibrate import Calibration
+from lcc.config.cards import Choice, card, name_of
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
-from lcc.engine.calibration import Calibration
-from lcc.exporting.prompts import task_prompts
-from lcc.exporting.provenance import Provenance
-from lcc.exporting.publishing import Trial, closed, folder_bytes, write_and_compare
-from lcc.stage import Measure, Outcome
+from lcc.core.progress import Measure
+from lcc.export.model_card import Provenance
+from lcc.export.parity import task_prompts
+from lcc.export.publish import Trial, closed, folder_bytes, write_and_compare
+from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:
+    from lcc.core.types import Form
     from lcc.methods.criteria import Needs
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 
 @card

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from lcc.calibration.calibrate import Calibration
 from lcc.compression.lowrank import (
     Decomposition,
     break_even,
@@ -21,21 +22,24 @@ from lcc.compression.lowrank import (
     uniform_ranks,
     whitening,
 )
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.parts.factors import FORMAT, put_factors, write_factored
-from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, few_tokens, input_groups
+from lcc.core.progress import Measure
+from lcc.models.blocks import as_linear, block_linears
+from lcc.models.formats import FORMAT, put_factors, write_factored
+from lcc.pipeline.stage import Outcome
+from lcc.stages._calibration import Needs, few_tokens, input_groups
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from torch import Tensor
     from torch.nn import Linear
 
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 MOST = 0.4  # of the parameters: the truncated values are no longer the small ones
 
@@ -166,7 +170,7 @@ class Factorize:
         for name, (up, down) in pairs.items():
             put_factors(model, name, up, down)
         ranks = {name: down.shape[0] for name, (_, down) in pairs.items()}
-        bundle.write = partial(write_factored, ranks=ranks)
+        bundle.write = partial(_write, ranks=ranks)
         bundle.with_card(form="packed", format=FORMAT, loads_with="lcc")
 
     def _measures(
@@ -198,3 +202,8 @@ def refuse_sequential(stage: str, calibration: Calibration) -> None:
             f"{stage}.calibration.mode: all layers are weighed by what the parent's see; use"
             " calibration.mode=dense (and a larger stats_budget where the model needs it)."
         )
+
+
+def _write(bundle: Bundle, folder: Path, *, ranks: Mapping[str, int]) -> None:
+    module = bundle.load(device=None, dtype=None)
+    write_factored(module, folder, dtype=bundle.card.dtype, ranks=ranks)

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import DataError
-from lcc.stage import Measure, Outcome
+from lcc.core.progress import Measure
+from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.parts.task import Row, Task
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import GateError
-from lcc.engine.adapting import base_for, merge, read_note
-from lcc.parts.checkpoint import Form
-from lcc.stage import Measure, Noun, Outcome
+from lcc.core.progress import Measure
+from lcc.core.types import Form
+from lcc.models.adapter_io import base_for, merge, read_note
+from lcc.pipeline.stage import Noun, Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context
 
 NUM_PROBES, PROBE_LENGTH = 4, 16
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.parts import data
-from lcc.parts.data import DatasetSpec
-from lcc.stage import Measure, Outcome
+from lcc.config.cards import card
+from lcc.core.progress import Measure
+from lcc.data import dataset
+from lcc.data.dataset import DatasetSpec
+from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
 
 
 @card
@@ -29,7 +30,7 @@ class Prepare:
 
     def run(self, bundle: Bundle | None, context: Context) -> Outcome:
         folder = context.folder / "data"
-        counts = data.prepare(self.spec, folder, context.progress)
+        counts = dataset.prepare(self.spec, folder, context.progress)
         removed = [
             {"rule": rule, "rows": num_rows}
             for rule, num_rows in {**counts.removed, **counts.left_out}.items()

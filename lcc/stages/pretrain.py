@@ -8,43 +8,35 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice, name_of
-from lcc.core.decode import card
+from lcc.config.cards import Choice, card, name_of
 from lcc.core.errors import DataError
-from lcc.core.tracking import CurveFile
-from lcc.engine.compiling import compiled_blocks
-from lcc.engine.decoding import pad_id
-from lcc.engine.isolation import isolates
-from lcc.engine.optimization import set_dropout
-from lcc.engine.options import TrainingOptions
-from lcc.engine.pretraining import Drawing
-from lcc.engine.projecting import projection_of
-from lcc.engine.sparse_training import zero_masks
-from lcc.engine.stepping import Stepper
-from lcc.engine.training import Training
+from lcc.core.progress import CurveFile, Measure
+from lcc.core.types import Form
+from lcc.distributed.dist import Distributed
+from lcc.evaluation.generate import pad_id
 from lcc.methods.adapters.full import Full
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.objectives.causal import Causal
-from lcc.methods.optimizers.adamw import AdamW
-from lcc.parts.checkpoint import Form
-from lcc.parts.dist import Distributed
-from lcc.parts.tokenizer_training import dress_for
-from lcc.stage import Measure, Noun, Outcome
-from lcc.stages._corpora import (
-    Documents,
-    NewTokenizer,
-    corpus_of,
-    material_of,
-    renew_vocabulary,
-)
-from lcc.stages._sharding import load_device, sharded_for
-from lcc.stages._training_measures import training_measures
+from lcc.methods.optimizers.adam import AdamW
+from lcc.models.adapter_io import zero_masks
+from lcc.models.blocks import compiled_blocks
+from lcc.pipeline.stage import Noun, Outcome
+from lcc.stages._corpus import Documents, NewTokenizer, corpus_of, material_of, renew_vocabulary
+from lcc.stages._training import load_device, sharded_for, training_measures
+from lcc.tokenization.train import dress_for
+from lcc.training.loss import projection_of
+from lcc.training.optim import set_dropout
+from lcc.training.options import TrainingOptions
+from lcc.training.packing import isolates
+from lcc.training.pretraining import Drawing
+from lcc.training.step import Stepper
+from lcc.training.trainer import Training
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context
 
 
 @card

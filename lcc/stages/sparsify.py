@@ -1,36 +1,88 @@
-"""Set the least important weights of every layer in the blocks to zero."""
+"""What became of a layer that was made sparse, and where in the model it stands."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.compression.allocation import Shares, by_depth, by_outliers, outlier_share, uniform
-from lcc.compression.patterns import Pattern
-from lcc.core.catalog import Choice, name_of
-from lcc.core.decode import card, decode_card
-from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration, InputGroup, stored_groups
-from lcc.engine.statistics import StoredStats
+from lcc.calibration.calibrate import Calibration, InputGroup, stored_groups
+from lcc.calibration.statistics import StoredStats
+from lcc.compression.obs_solver import layer_error
+from lcc.compression.sparsity import Pattern, Shares, by_depth, by_outliers, outlier_share, uniform
+from lcc.config.cards import Choice, card, decode_card, name_of
+from lcc.core.errors import GateError, RecipeError
+from lcc.core.lazy import torch
+from lcc.core.progress import Measure
+from lcc.distributed.dist import Distributed
 from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda
-from lcc.parts.dist import Distributed
-from lcc.stage import Measure, Outcome
-from lcc.stages._calibrated import Needs, few_tokens, input_groups, opened, processes, reads
-from lcc.stages._zeros import block_of, facts, stacks, zipped
+from lcc.models.blocks import as_linear, block_linears
+from lcc.pipeline.stage import Outcome
+from lcc.stages._calibration import Needs, few_tokens, input_groups, opened, processes, reads
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
-    from lcc.engine.statistics import LayerStats
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.stage import Context, Noun
+    from lcc.calibration.statistics import LayerStats
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
+
+SAMPLE_BYTES = 1 << 22  # enough to measure how well zeros compress
+
+
+def facts(
+    dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern
+) -> dict[str, Any]:
+    """What became of one layer; GateError when it missed what was asked."""
+    weight = layer.weight.detach()
+    zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
+    if zeros < asked * layer.out_features:
+        raise GateError(f"sparsify: a layer has {zeros} zeros, {asked} in every row were asked.")
+    found: dict[str, Any] = {"zeros": zeros, "size": weight.numel(), "asked": pattern.sparsity}
+    change = weight - dense
+    if stats is not None and stats.gram is not None:
+        found["layer_error"] = layer_error(change, dense, stats.gram)
+    elif stats is not None:
+        lost, whole = ((w.float().square() @ stats.diagonal).sum() for w in (change, dense))
+        found["diagonal_error"] = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
+    return found
+
+
+def block_of(name: str) -> str:
+    """`model.layers.3` of `model.layers.3.mlp.up_proj`: up to the first number."""
+    parts = name.split(".")
+    number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: number + 1])
+
+
+def stacks(blocks: Mapping[str, int]) -> list[list[str]]:
+    """Blocks of one list of modules belong together."""
+    stacks: dict[str, list[str]] = {}
+    for block in blocks:
+        stacks.setdefault(block.rpartition(".")[0], []).append(block)
+    return list(stacks.values())
+
+
+def zipped(dense: Tensor, layer: Linear, *, dtype: str) -> dict[str, float]:
+    """Bytes after zlib over bytes before, of a layer as it is stored now and as it was."""
+    return {"zipped": _zipped(layer.weight, dtype), "zipped_dense": _zipped(dense, dtype)}
+
+
+def _zipped(weight: Tensor, dtype: str) -> float:
+    stored = weight.detach().to("cpu", getattr(torch, dtype)).contiguous()
+    raw = stored.view(torch.uint8).numpy().tobytes()[:SAMPLE_BYTES]
+    return len(zlib.compress(raw, 6)) / len(raw)
+
+
+# -----------------------------------------------------------------------------
+# Set the least important weights of every layer in the blocks to zero.
+
 
 # SmolLM2 by SparseGPT: perplexity 28, at 0.5 it is 40, at 0.7 already 147.
 MOST_IN_ONE_SHOT, MOST_BY_SIZE = 0.6, 0.5

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core import preemption
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.core import signals
 from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.core.lazy import torch
-from lcc.parts.embeddings import keep_rows, named_ids, num_rows
-from lcc.parts.rows import text_fields
-from lcc.parts.vocabulary import Cut, coverage, cut
-from lcc.stage import Measure, Outcome
+from lcc.core.progress import Measure
+from lcc.data.files import text_fields
+from lcc.pipeline.stage import Outcome
+from lcc.tokenization.prune_vocabulary import Cut, coverage, cut, keep_rows, named_ids, num_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lcc.parts.checkpoint import Form
-    from lcc.parts.model import Bundle
-    from lcc.parts.task import Task
-    from lcc.stage import Context, Noun
+    from lcc.core.types import Form
+    from lcc.models.bundle import Bundle
+    from lcc.pipeline.stage import Context, Noun
+    from lcc.tasks.task import Task
 
 NUM_PROBES, PROBE_LENGTH = 4, 64
 TOLERANCE = 1e-4  # relative; a narrower matrix product may round otherwise in the last bits
@@ -145,7 +145,7 @@ def _pieces(
     """Every text, and every row as training encodes it: its completion stands apart."""
     found = list(_encoded(texts, tokenizer))
     for row in rows:
-        preemption.check("vocab")
+        signals.check("vocab")
         example = task.encode(row, tokenizer, max_length=1 << 20)
         found.append(list(example.input_ids))
         if isinstance(example.labels, list):
@@ -155,7 +155,7 @@ def _pieces(
 
 def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     for start in range(0, len(texts), CHUNK):
-        preemption.check("vocab")
+        signals.check("vocab")
         yield from tokenizer(texts[start : start + CHUNK])["input_ids"]
 
 

@@ -18,9 +18,9 @@ import running
 import scorer
 import torch
 
-from lcc.parts import checkpoint
-from lcc.parts.data import PreparedData
-from lcc.parts.model import open_bundle
+from lcc.data.dataset import PreparedData
+from lcc.models import checkpoint
+from lcc.models.bundle import open_bundle
 
 WORDS = " ".join(tiny.WORDS.split()[:12])
 

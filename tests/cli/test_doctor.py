@@ -7,8 +7,8 @@ import json
 import pytest
 
 from lcc.cli import main
+from lcc.cli.commands import doctor
 from lcc.core import machine
-from lcc.verbs import doctor
 
 HEALTHY = {"threads": 2, "cuda": False, "cuda_devices": [], "mps": False, "distributed": True}
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import lcc
-from lcc.engine.decoding import answer
-from lcc.parts.model import Bundle, open_bundle
-from lcc.parts.task import Decode
+from lcc.evaluation.generate import answer
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.tasks.task import Decode
 
 TEXTS = ["Save the file before you close the window.", "I liked this film very much."]
 NUM_NEW = 8
@@ -132,7 +132,7 @@ def test_greedy_answers_of_lcc_are_those_of_plain_transformers(
 
 def test_lcc_reads_a_packed_checkpoint_without_a_word(folders: dict[str, Path]) -> None:
     packed = next(f for f in folders.values() if open_bundle(f).card.format == "compressed-tensors")
-    code = "import sys, pathlib; from lcc.parts.model import open_bundle; "
+    code = "import sys, pathlib; from lcc.models.bundle import open_bundle; "
     code += "open_bundle(pathlib.Path(sys.argv[1])).load()"
     command = [sys.executable, "-c", code, str(packed)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 
 import lcc
 from lcc.cli import main
-from lcc.runner import Run
+from lcc.pipeline.runner import Run
 
 RECIPE = """# The whole chain, smaller than tiny: what these tests run many times.
 defaults:

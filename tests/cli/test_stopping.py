@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lcc.cli import main
-from lcc.core import preemption
+from lcc.core import signals
 from lcc.core.errors import PreemptedError
-from lcc.runner import run_pipeline
-from lcc.sweep import pipeline_of
+from lcc.pipeline.planner import pipeline_of
+from lcc.pipeline.runner import run_pipeline
 
 RECIPE = """# Every long loop there is, each in fractions of a second.
 defaults:
@@ -49,7 +49,7 @@ def here(folder: Path) -> Path:
 def asked_at(loop: str) -> Iterator[list[str]]:
     """A signal, sent the second time that `loop` looks whether it is to stop."""
     looks: list[str] = []
-    original = preemption.check
+    original = signals.check
 
     def look(what: str) -> None:
         looks.append(what)
@@ -58,7 +58,7 @@ def asked_at(loop: str) -> Iterator[list[str]]:
         original(what)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preemption, "check", look)
+        patch.setattr(signals, "check", look)
         yield looks
 
 

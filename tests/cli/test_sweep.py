@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lcc.cli import main
-from lcc.core.report import Run, find_run, read_run
-from lcc.core.sweeps import Point
+from lcc.store.runs import Run, find_run, read_run
+from lcc.store.sweeps import Point
 
 WORDS = ["-m", "model=tiny_llama", "task=generation", "dataset=tiny_text", "scale=smoke",
          "threads=1", "plan=sparse50_sparsegpt,width25_heal"]  # fmt: skip

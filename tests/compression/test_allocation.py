@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lcc.compression.allocation import MOST, by_depth, by_outliers, centred, outlier_share, uniform
+from lcc.compression.sparsity import MOST, by_depth, by_outliers, centred, outlier_share, uniform
 
 SIZES = {f"layers.{i}": 100 * (1 + i % 3) for i in range(6)}
 

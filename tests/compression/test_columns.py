@@ -10,17 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.compression import column_kernels
-from lcc.compression.columns import (
-    Factor,
-    Levels,
-    factorize,
-    layer_error,
-    solve_columns,
-)
-from lcc.compression.grids import Grid, output_error, search_scales
-from lcc.compression.patterns import Pattern
-from lcc.compression.quotas import quotas
+from lcc.compression.grid import Grid, output_error, search_scales
+from lcc.compression.obs_solver import Factor, Levels, factorize, layer_error, quotas, solve_columns
+from lcc.compression.sparsity import Pattern
+from lcc.kernels import gptq
 
 GRID = Grid(bits=4, group_size=8, dtype="float32", symmetric=False)
 
@@ -199,7 +192,7 @@ def test_the_compiled_pass_equals_plain_torch(
     if options.pop("choose", False):
         options["choose"] = half(wide, factor, "row", block_size=32)
     compiled = solve_columns(wide.weight, factor, block_size=32, **options)
-    monkeypatch.setattr(column_kernels, "solve", column_kernels.solve_in_torch)
+    monkeypatch.setattr(gptq, "solve", gptq.solve_in_torch)
     plain = solve_columns(wide.weight, factor, block_size=32, **options)
     assert torch.allclose(compiled.float(), plain.float(), atol=1e-5)
 

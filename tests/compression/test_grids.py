@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from lcc.compression.grids import (
+from lcc.compression.grid import (
     SHRINKS,
     Grid,
     _best_options,
@@ -16,8 +16,8 @@ from lcc.compression.grids import (
     search_scales,
     widest_scales,
 )
-from lcc.compression.mixing import cheapest
-from lcc.compression.packing import GroupGrid
+from lcc.compression.packed_format import GroupGrid
+from lcc.compression.quantize import cheapest
 from lcc.core.errors import RecipeError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.compression.patterns import (
+from lcc.compression.sparsity import (
     Pattern,
     rows_without_lowest,
     rows_without_lowest_in_torch,

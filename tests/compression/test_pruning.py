@@ -12,14 +12,20 @@ import torch
 import torch_pruning
 import transformers
 
-from lcc.compression.families import key_value_groups, query_heads, refuse_heads, refuse_hidden
-from lcc.compression.pruning import example, feed_forwards
-from lcc.compression.rescaling import keep_scales
-from lcc.compression.reshaping import Plan, rebuilt, restate
-from lcc.compression.streams import STREAMS, streams
-from lcc.compression.units import Unit
+from lcc.compression.prune_groups import (
+    STREAMS,
+    Unit,
+    example,
+    feed_forwards,
+    key_value_groups,
+    query_heads,
+    refuse_heads,
+    refuse_hidden,
+    streams,
+)
+from lcc.compression.prune_width import Plan, keep_scales, rebuilt, restate
 from lcc.core.errors import GateError, RecipeError
-from lcc.engine.blocks import as_linear
+from lcc.models.blocks import as_linear
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny

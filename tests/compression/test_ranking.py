@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lcc.compression.ranking import globally_kept, nearest, rounded
-from lcc.compression.sensitivity import sensitivities
-from lcc.compression.streams import streams
-from lcc.core.decode import decode
+from lcc.compression.importance import globally_kept, nearest, rounded, sensitivities
+from lcc.compression.prune_groups import streams
+from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
 from lcc.stages.width import Width
 

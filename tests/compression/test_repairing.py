@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.compression.repairing import bias_repair, relative_error, ridge_repair
+from lcc.compression.prune_width import bias_repair, relative_error, ridge_repair
 
 
 def test_ridge_repair_equals_least_squares() -> None:

@@ -12,15 +12,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
-from lcc.compression.grids import Grid, output_error
-from lcc.compression.smoothing import Folds, smooth, smoothed
-from lcc.engine.blocks import block_linears
-from lcc.engine.calibration import InputGroup, stored_groups
-from lcc.engine.statistics import StoredStats, Sums
+from lcc.calibration.calibrate import InputGroup, stored_groups
+from lcc.calibration.statistics import StoredStats, Sums
+from lcc.compression.grid import Grid, output_error
+from lcc.compression.smoothquant import Folds, smooth, smoothed
 from lcc.methods.quantizers.awq import Awq
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.methods.quantizers.smoothquant import SmoothQuant
-from lcc.parts.gate import probe_logits
+from lcc.models.blocks import block_linears
+from lcc.models.reload_check import probe_logits
 from lcc.stages.calibrate import Calibrate
 
 MHA = {"num_key_value_heads": 4}

@@ -11,10 +11,10 @@ from pathlib import Path
 PROLOGUE = """
 import os, sys
 from pathlib import Path
-from lcc.core.artifact import Artifact
+from lcc.store.artifact import Artifact
 from lcc.core.errors import LccError
-from lcc.core.leases import Leases
-from lcc.core.store import Store
+from lcc.store.locks import Leases
+from lcc.store.store import Store
 
 def say(line): print(line, flush=True)
 def wait(): sys.stdin.readline()

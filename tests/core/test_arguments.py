@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lcc.core.arguments import Arguments, emit, parse
+from lcc.cli.arguments import Arguments, emit, parse
 from lcc.core.errors import RecipeError
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lcc.core.addresses import resolve
-from lcc.core.artifact import Artifact, Work
-from lcc.core.collect import disk_bytes
 from lcc.core.errors import IntegrityError, RecipeError
-from lcc.core.store import Store
+from lcc.store import gc
+from lcc.store.artifact import Artifact, Work
+from lcc.store.gc import disk_bytes
+from lcc.store.store import Store, resolve
 
 BASE, TUNED, LOOSE = "ab" * 32, "abcd" * 16, "ef" * 32
 
@@ -48,21 +48,21 @@ def test_what_no_run_refers_to_is_freed_and_the_rest_stays(store: Store) -> None
         make(store, key, name)
     note_run(store, "tiny-1", base=BASE)
     store.pin(TUNED)
-    freed = store.collect(dry_run=False)
+    freed = gc.collect(store, dry_run=False)
     assert [(f.place, f.key, f.name) for f in freed] == [("store", LOOSE, "eval")]
     assert keys(store) == {BASE, TUNED}
     store.unpin(TUNED)
-    assert [f.key for f in store.collect(dry_run=False)] == [TUNED]
-    assert store.collect(dry_run=False) == []
+    assert [f.key for f in gc.collect(store, dry_run=False)] == [TUNED]
+    assert gc.collect(store, dry_run=False) == []
 
 
 def test_a_dry_run_says_the_same_and_frees_nothing(store: Store) -> None:
     parent = make(store, BASE, "base", weights="1" * 1000)
     make(store, TUNED, "finetune", weights="1" * 1000, parent=parent.path)
     make(store, LOOSE, "eval")
-    planned = store.collect(dry_run=True)
+    planned = gc.collect(store, dry_run=True)
     assert keys(store) == {BASE, TUNED, LOOSE}
-    assert store.collect(dry_run=False) == planned
+    assert gc.collect(store, dry_run=False) == planned
     assert keys(store) == set()
 
 
@@ -71,7 +71,7 @@ def test_the_bytes_freed_are_those_that_the_disk_gets_back(store: Store) -> None
     make(store, TUNED, "finetune", weights="1" * 1000, parent=parent.path)
     note_run(store, "tiny-1", base=BASE)
     before = disk_bytes([store.root / "store"])
-    freed = store.collect(dry_run=False)
+    freed = gc.collect(store, dry_run=False)
     assert [f.key for f in freed] == [TUNED]
     assert freed[0].bytes == before - disk_bytes([store.root / "store"])
     assert freed[0].bytes < 1000
@@ -82,9 +82,9 @@ def test_what_is_in_use_is_never_freed(store: Store) -> None:
     make(store, LOOSE, "eval")
     lease = store.leases.try_acquire(LOOSE)
     assert lease is not None
-    assert store.collect(dry_run=False) == []
+    assert gc.collect(store, dry_run=False) == []
     lease.release()
-    assert len(store.collect(dry_run=False)) == 1
+    assert len(gc.collect(store, dry_run=False)) == 1
 
 
 def test_unfinished_work_is_freed_unless_it_is_in_use_or_a_run_will_resume_it(store: Store) -> None:
@@ -94,7 +94,7 @@ def test_unfinished_work_is_freed_unless_it_is_in_use_or_a_run_will_resume_it(st
             (work.path / "partial").write_text("123")
     note_run(store, "tiny-1", base=BASE)
     with store.claim(LOOSE):
-        freed = store.collect(dry_run=False)
+        freed = gc.collect(store, dry_run=False)
     assert [(f.place, f.key, f.bytes) for f in freed] == [("work", TUNED, 3)]
     assert {p.name for p in (store.root / "work").iterdir()} == {BASE, LOOSE}
 
@@ -103,7 +103,7 @@ def test_what_was_set_aside_is_freed(store: Store) -> None:
     (make(store, BASE, "base").path / "weights").write_text("y")
     store.warn = lambda sentence: None
     store.find(BASE)
-    assert [(f.place, f.key) for f in store.collect(dry_run=False)] == [("damaged", BASE)]
+    assert [(f.place, f.key) for f in gc.collect(store, dry_run=False)] == [("damaged", BASE)]
     assert list((store.root / "damaged").iterdir()) == []
 
 
@@ -112,7 +112,7 @@ def test_a_run_that_cannot_be_read_stops_the_collection(store: Store) -> None:
     note_run(store, "tiny-1")
     (store.root / "tiny-1" / "run.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"tiny-1/run\.json cannot be read"):
-        store.collect(dry_run=False)
+        gc.collect(store, dry_run=False)
     assert keys(store) == {LOOSE}
 
 
@@ -121,7 +121,7 @@ def test_usage_names_the_users_and_what_is_shared(store: Store) -> None:
     make(store, TUNED, "finetune", weights="1" * 1000, parent=parent.path)
     note_run(store, "tiny-1", base=BASE)
     store.pin(TUNED)
-    base, tuned = sorted(store.usage(), key=lambda entry: entry.name)
+    base, tuned = sorted(gc.usage(store), key=lambda entry: entry.name)
     assert base.used_by == ["tiny-1/base"]
     assert (base.pinned, tuned.pinned) == (False, True)
     assert base.bytes - base.own_bytes == 1000

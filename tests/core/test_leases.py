@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import process
 
-from lcc.core.leases import STALE_SECONDS, Lease, Leases, Owner
+from lcc.store.locks import STALE_SECONDS, Lease, Leases, Owner
 
 KEY = "ab" * 32
 HOLD = f"lease = Leases(root).try_acquire({KEY!r}); say('held' if lease else 'refused'); wait()"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lcc.config.search_space import Interval, Listed, chosen_words, ranges
 from lcc.core.errors import RecipeError
-from lcc.core.ranges import Interval, Listed, chosen_words, ranges
 
 
 def test_lists_steps_and_intervals_are_told_apart() -> None:

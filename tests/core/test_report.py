@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lcc.core.errors import DataError, RecipeError
-from lcc.core.report import find_run, read_run
+from lcc.store.runs import find_run, read_run
 
 
 def make_run(root: Path, name: str, **facts: Any) -> Path:

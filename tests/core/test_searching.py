@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcc.core.searching import flat, typed
+from lcc.config.search_space import flat, typed
 
 
 def test_objectives_may_be_typed_with_dots_or_as_one_mapping() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from processes import process
 
-from lcc.core.artifact import Artifact, Work
 from lcc.core.errors import BusyError, ResourceError
-from lcc.core.leases import Leases
-from lcc.core.store import Store
+from lcc.store.artifact import Artifact, Work
+from lcc.store.locks import Leases
+from lcc.store.store import Store
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 REPORT = {"format": 1, "name": "finetune", "kind": "finetune"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from lcc.core.tracking import CurveFile, Tracker
+from lcc.core.progress import CurveFile, Tracker
 
 
 def written(path: Path, num_steps: int) -> CurveFile:

@@ -13,14 +13,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.parts.checkpoint import save
-from lcc.parts.dist import SINGLE, Dist
-from lcc.parts.model import open_bundle
-from lcc.parts.tensor_files import StoredTensors
+from lcc.calibration.calibrate import Calibration
+from lcc.distributed.dist import SINGLE, Dist
+from lcc.models.blocks import as_linear, block_linears
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.safetensors_io import StoredTensors
 from lcc.stages import calibrate
-from lcc.stages._calibrated import input_groups, opened
+from lcc.stages._calibration import input_groups, opened
 
 BUILDS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "t5": tiny.t5, "bert": tiny.bert}
 

@@ -13,15 +13,15 @@ import peft
 import torch
 from training_cases import Signalling, examples, model, stepper, training
 
-from lcc.core import preemption
+from lcc.core import signals
 from lcc.core.errors import PreemptedError
-from lcc.engine.averaging import EMA
-from lcc.engine.batching import epoch_batches
-from lcc.engine.objectives import Batch
-from lcc.engine.sharding import Sharded
-from lcc.engine.sparse_training import zero_masks
-from lcc.methods.optimizers.adamw import AdamW
-from lcc.parts.dist import SINGLE, Dist, Distributed, launch
+from lcc.distributed.dist import SINGLE, Dist, Distributed
+from lcc.distributed.fsdp import Sharded
+from lcc.distributed.launch import launch
+from lcc.methods.optimizers.adam import AdamW
+from lcc.models.adapter_io import zero_masks
+from lcc.training.batches import Batch, epoch_batches
+from lcc.training.options import EMA
 
 Together = tuple[Path, dict[str, Any]]
 """A folder of trainings by name, and the weights that each ended with."""
@@ -106,7 +106,7 @@ def run(
     except PreemptedError:
         if stop is None:
             raise
-        preemption._request.number = None  # the process that goes on would be another one
+        signals._request.number = None  # the process that goes on would be another one
     ledger.write()
     if sharded is not None:
         sharded.gather()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lcc.engine.batching import (
+from lcc.training.batches import (
     batches_from,
     epoch_batches,
     epoch_ends,

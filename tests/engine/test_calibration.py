@@ -16,14 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import calibration_cases as cases
 import compressing as tiny
 
+from lcc.calibration.block_walker import Batch, walk
+from lcc.calibration.calibrate import calibrated, encoded_batches
+from lcc.calibration.calibrate import collect as collect_by_block
+from lcc.calibration.statistics import LayerStats, StoredStats, Sums, write_stats
 from lcc.core.errors import DataError
-from lcc.engine.blocks import block_linears, blocks
-from lcc.engine.calibration import calibrated, encoded_batches
-from lcc.engine.calibration import collect as collect_by_block
-from lcc.engine.statistics import LayerStats, StoredStats, Sums, write_stats
-from lcc.engine.walking import Batch, walk
-from lcc.parts.checkpoint import save
-from lcc.parts.dist import SINGLE, Distributed, launch
+from lcc.distributed.dist import SINGLE, Distributed
+from lcc.distributed.launch import launch
+from lcc.models.blocks import block_linears, blocks
+from lcc.models.checkpoint import save
 
 LAYER = "model.layers.1.mlp.down_proj"
 

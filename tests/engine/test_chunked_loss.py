@@ -12,9 +12,9 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import examples, model, stepper
 
-from lcc.engine.chunked_loss import chunked_loss
-from lcc.engine.objectives import Batch, collate, summed_loss
-from lcc.engine.projecting import Projection, projection_of
+from lcc.training.autograd import chunked_loss
+from lcc.training.batches import Batch, collate
+from lcc.training.loss import Projection, projection_of, summed_loss
 
 
 def tied() -> Any:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from training_cases import examples, model, stepper, training
 
-from lcc.engine.clipping import gradient_norm
-from lcc.engine.optimization import ClipResult
+from lcc.distributed.dist import SINGLE, Dist, Distributed
+from lcc.distributed.launch import launch
 from lcc.methods.clipping.agc import AGC
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.clipping.per_layer import PerLayer
 from lcc.methods.clipping.quantile import Quantile
 from lcc.methods.clipping.value import Value
-from lcc.parts.dist import SINGLE, Dist, Distributed, launch
+from lcc.training.optim import ClipResult, gradient_norm
 
 KINDS: dict[str, Any] = {
     "none": NONE(), "norm": Norm(max_norm=0.5), "value": Value(max_value=0.02),

@@ -9,13 +9,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import DataError
-from lcc.engine.answering import Answering
-from lcc.engine.objectives import collate
-from lcc.engine.projecting import logits_function
-from lcc.parts.encoding import IGNORED
-from lcc.parts.task import Task
+from lcc.evaluation.predict import Answering
+from lcc.tasks.encode import IGNORED
+from lcc.tasks.task import Task
+from lcc.training.batches import collate
+from lcc.training.loss import logits_function
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "it", "was", "good", "bad", "film", "long", "."]
 NODE = {

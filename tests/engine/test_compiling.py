@@ -6,9 +6,8 @@ import pytest
 import torch
 from training_cases import examples, model, stepper
 
-from lcc.engine.blocks import blocks
-from lcc.engine.compiling import compiled_blocks
-from lcc.engine.packing import allow_packing
+from lcc.models.blocks import blocks, compiled_blocks
+from lcc.training.packing import allow_packing
 
 
 @pytest.mark.slow

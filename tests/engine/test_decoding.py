@@ -9,9 +9,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lcc.core.decode import decode
-from lcc.engine.decoding import answer, token_times
-from lcc.parts.task import Decode
+from lcc.config.cards import decode
+from lcc.evaluation.generate import answer, token_times
+from lcc.tasks.task import Decode
 
 WORDS = ["<pad>", "<s>", "</s>", "stop", *(f"w{i}" for i in range(28))]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 
-from lcc.core.decode import decode
-from lcc.core.packaged import config_roots
-from lcc.engine.extracting import _best, extract_logits, extracted
-from lcc.engine.objectives import collate, num_targets, summed_loss
-from lcc.parts.passages import Window, windows
-from lcc.parts.scratch import Scratch, make_module, make_tokenizer
-from lcc.parts.task import Task
+from lcc.config.cards import decode
+from lcc.config.files import config_roots
+from lcc.evaluation.score import _best, extracted
+from lcc.models.sources import Scratch, make_module, make_tokenizer
+from lcc.tasks.extractive_qa import Window, passage_windows
+from lcc.tasks.task import Task
+from lcc.training.batches import collate, num_targets
+from lcc.training.loss import extract_logits, summed_loss
 
 PASSAGE = "The key hangs beside the door. The dog sleeps. The lamp is green, as all of them are."
 TASK = decode(Task, {
@@ -57,16 +58,16 @@ def test_the_labels_are_the_answer_whatever_the_window(
 def test_the_answer_is_where_the_row_says(tokenizer: Any) -> None:
     second = PASSAGE.index("The dog")
     example = TASK.encode(row("The", answer_start=second), tokenizer, max_length=300)
-    window = next(windows(TASK, row("The"), tokenizer, 300))
+    window = next(passage_windows(TASK, row("The"), tokenizer, 300))
     assert isinstance(example.labels, list)
     assert window.places[example.labels[0] - window.first][0] == second
 
 
 def test_windows_overlap_and_leave_nothing_out(tokenizer: Any) -> None:
-    found = list(windows(TASK, row("x"), tokenizer, 50))
+    found = list(passage_windows(TASK, row("x"), tokenizer, 50))
     assert len(found) > 1 and all(len(window.ids) <= 50 for window in found)
     seen = {place for window in found for place in window.places}
-    (whole,) = windows(TASK, row("x"), tokenizer, 500)
+    (whole,) = passage_windows(TASK, row("x"), tokenizer, 500)
     assert seen == set(whole.places)
     assert set(found[0].places) & set(found[1].places)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lcc.engine.feeding import moved, prefetched
+from lcc.training.batches import moved, prefetched
 
 
 def test_items_come_in_order_and_are_made_by_another_thread() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_cases import examples, model, stepper
 
-from lcc.engine.fused_adapters import fused_adapters
-from lcc.engine.sparse_training import mask_adapters
+from lcc.models.adapter_io import mask_adapters
+from lcc.training.autograd import fused_adapters
 
 
 def adapted(**changes: Any) -> Any:

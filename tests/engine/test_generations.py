@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lcc.core import manifest
-from lcc.engine.generations import generations, load_state, newest_state, read_state, write_state
+from lcc.store import artifact
+from lcc.training.checkpoint import generations, load_state, newest_state, read_state, write_state
 
 
 def write(folder: Path, step: int) -> Path:
@@ -103,8 +103,8 @@ def test_whatever_bit_is_flipped_it_is_found(folder: Path, name: str) -> None:
     for seed in range(40):
         (newest / name).write_bytes(original)
         flip(newest / name, seed)
-        with pytest.raises(manifest.Damage):
-            manifest.verify(newest, key="key/step-000000004")
+        with pytest.raises(artifact.Damage):
+            artifact.verify(newest, key="key/step-000000004")
 
 
 def test_another_trainings_state_is_not_taken_for_ones_own(folder: Path, tmp_path: Path) -> None:

@@ -8,16 +8,21 @@ import pytest
 import torch
 import transformers
 
-from lcc.engine.corpus import STARTS_SENTENCE, STARTS_WORD, Encoded, TextRows
-from lcc.engine.guessing import guesses, most_frequent
-from lcc.engine.pretraining import Drawing, Material
-from lcc.methods.metrics.masked_accuracy import MaskedAccuracy
-from lcc.methods.metrics.unigram_accuracy import UnigramAccuracy
+from lcc.evaluation.metrics import Answer
+from lcc.evaluation.score import guesses, most_frequent
+from lcc.methods.metrics.mlm_accuracy import MaskedAccuracy, UnigramAccuracy
 from lcc.methods.objectives.masked import Masked
 from lcc.methods.objectives.next_sentence import NextSentence
-from lcc.parts.encoding import IGNORED
-from lcc.parts.framing import Frame
-from lcc.parts.metrics import Answer
+from lcc.tasks.encode import IGNORED
+from lcc.tokenization.special_tokens import Frame
+from lcc.training.pretraining import (
+    STARTS_SENTENCE,
+    STARTS_WORD,
+    Drawing,
+    Encoded,
+    Material,
+    TextRows,
+)
 
 VOCABULARY, MASK, CLS, SEP = 30, 1, 2, 3
 LENGTHS = [40, 0, 7, 21, 64]  # the second document has no text

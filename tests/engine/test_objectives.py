@@ -9,8 +9,8 @@ import torch
 import transformers
 from training_cases import Encoded, examples, model
 
-from lcc.engine.objectives import collate, num_targets, num_tokens, summed_loss
-from lcc.engine.projecting import logits_function
+from lcc.training.batches import collate, num_targets, num_tokens
+from lcc.training.loss import logits_function, summed_loss
 
 
 def capped() -> Any:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from training_cases import model
 
-from lcc.engine.optimization import parameter_groups, schedule_of, set_dropout
+from lcc.training.optim import parameter_groups, schedule_of, set_dropout
 
 
 def test_vectors_are_not_decayed() -> None:

@@ -11,13 +11,11 @@ import transformers
 from training_cases import Encoded, examples, model, stepper
 
 from lcc.core.errors import RecipeError
-from lcc.engine.batching import micro_batches, packed
-from lcc.engine.objectives import Distillation, collate, pack
-from lcc.engine.optimization import checkpoint_blocks
-from lcc.engine.packing import allow_packing, laid_out, require_packable
-from lcc.engine.projecting import logits_function
-from lcc.engine.supply import Examples
-from lcc.engine.teaching import HiddenMatch, states_function
+from lcc.training.batches import Examples, collate, micro_batches, pack, packed
+from lcc.training.distillation import Distillation, HiddenMatch, states_function
+from lcc.training.loss import logits_function
+from lcc.training.optim import checkpoint_blocks
+from lcc.training.packing import allow_packing, laid_out, require_packable
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 2, "max_position_embeddings": 32}  # fmt: skip

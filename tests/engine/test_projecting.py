@@ -9,9 +9,9 @@ import pytest
 import torch
 from training_cases import examples, model
 
-from lcc.engine.objectives import collate
-from lcc.engine.optimization import checkpoint_blocks
-from lcc.engine.projecting import logits_function, projection_of
+from lcc.training.batches import collate
+from lcc.training.loss import logits_function, projection_of
+from lcc.training.optim import checkpoint_blocks
 
 
 class Scaled(torch.nn.Module):

@@ -10,10 +10,10 @@ import torch
 from parallel_cases import STEPS, STOP, Together, rows_of
 from training_cases import model
 
-from lcc.engine.generations import generations
-from lcc.engine.reducing import Bucket, Reduction
-from lcc.engine.storing import open_tensors
-from lcc.parts.dist import SINGLE, Dist, Distributed
+from lcc.distributed.dist import SINGLE, Dist, Distributed
+from lcc.distributed.gradients import Bucket, Reduction
+from lcc.distributed.state import open_tensors
+from lcc.training.checkpoint import generations
 
 NUM_WEIGHTS = sum(p.numel() for p in model().parameters())
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 from test_decoding import causal, prompts, seq2seq, tokenizer
 
-from lcc.core import preemption
+from lcc.core import signals
 from lcc.core.errors import PreemptedError
-from lcc.engine.scoring import Span, choices, context_length, nats, windows
+from lcc.evaluation.score import Span, choices, context_length, nats, token_windows
 
 
 def gpt2() -> Any:
@@ -53,7 +53,7 @@ def test_scoring_stops_within_a_batch_of_being_asked() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     stopped = pytest.raises(PreemptedError, match=r"score: asked to stop \(SIGTERM\)")
-    with preemption.watched(), stopped:
+    with signals.watched(), stopped:
         nats(causal(), tokenizer(), spans, batch_size=2, advance=asked)
     assert len(done) == 1
 
@@ -70,7 +70,7 @@ def test_encoder_decoders_score_their_targets() -> None:
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 20, 33])
 def test_windows_predict_every_token_once(bos: int | None, length: int) -> None:
     text = list(range(100, 100 + length))
-    found = list(windows(text, window=8, stride=3, bos=bos))
+    found = list(token_windows(text, window=8, stride=3, bos=bos))
     predicted = [token for span in found for token in span.ids[span.start :]]
     assert predicted == (text if bos else text[1:])
     assert all(len(span.ids) <= 8 for span in found)

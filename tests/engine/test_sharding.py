@@ -22,14 +22,15 @@ from safetensors import safe_open
 from training_cases import model
 
 from lcc.core.errors import RecipeError
-from lcc.engine.generations import generations
-from lcc.engine.sharding import require_shardable
-from lcc.engine.storing import open_tensors
+from lcc.distributed.dist import Distributed
+from lcc.distributed.fsdp import require_shardable
+from lcc.distributed.launch import launch
+from lcc.distributed.state import open_tensors
 from lcc.methods.adapters.lora import Lora
 from lcc.methods.adapters.qlora import Qlora
-from lcc.methods.optimizers.adamw import AdamW
+from lcc.methods.optimizers.adam import AdamW
 from lcc.methods.optimizers.adamw8bit import AdamW8bit
-from lcc.parts.dist import Distributed, launch
+from lcc.training.checkpoint import generations
 
 FSDP = Distributed(strategy="fsdp", world_size=2)
 

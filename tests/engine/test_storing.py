@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from lcc.engine.storing import open_tensors, write_tensors
-from lcc.parts.dist import SINGLE
+from lcc.distributed.dist import SINGLE
+from lcc.distributed.state import open_tensors, write_tensors
 
 
 def in_pieces(folder: Path) -> torch.Tensor:

@@ -11,24 +11,23 @@ import torch
 from training_cases import examples, model, stepper
 
 from lcc.core.progress import Progress
-from lcc.engine.objectives import (
-    Batch,
+from lcc.training.batches import Batch, collate
+from lcc.training.distillation import (
+    PART,
     Distillation,
-    Samples,
-    collate,
-    sampled_loss,
-    summed_loss,
-)
-from lcc.engine.projecting import logits_function
-from lcc.engine.sampled_logits import PART, SampledLogits, Sampling, draw
-from lcc.engine.teaching import (
     HiddenMatch,
+    SampledLogits,
+    Samples,
+    Sampling,
+    draw,
     fit_maps,
     layer_pairs,
     mapped_logits,
     renumbered,
+    sampled_loss,
     states_function,
 )
+from lcc.training.loss import logits_function, summed_loss
 
 
 def peaked(num: int, classes: int) -> torch.Tensor:

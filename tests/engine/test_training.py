@@ -16,14 +16,14 @@ import training_cases as cases
 from parallel_cases import Hungry
 from training_cases import Signalling, dropout_run, examples, model, stepper, training
 
-from lcc.core.catalog import card, names
+from lcc.config.cards import find_card, names
 from lcc.core.errors import DivergedError, PreemptedError, ResourceError
-from lcc.engine.generations import read_state
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.clipping.quantile import Quantile
 from lcc.methods.clipping.value import Value
 from lcc.methods.trackers.none import NoneTracker
+from lcc.training.checkpoint import read_state
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_an_evaluation_is_broken_off_and_made_up_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", names("optimizers"))
 def test_every_optimizer_continues_bit_for_bit(tmp_path: Path, name: str) -> None:
-    optimizer = card("optimizers", name)()
+    optimizer = find_card("optimizers", name)()
     stopped, whole, resumed = (model(width=64) for _ in range(3))
     stop = Signalling(4, signal.SIGTERM)
     with pytest.raises(PreemptedError):

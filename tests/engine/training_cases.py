@@ -14,17 +14,16 @@ import own_signals
 import torch
 import transformers
 
-from lcc.core.progress import Progress
-from lcc.core.tracking import CurveFile
-from lcc.engine.options import TrainingOptions
-from lcc.engine.projecting import logits_function
-from lcc.engine.stepping import Stepper
-from lcc.engine.supply import Examples
-from lcc.engine.training import Training
+from lcc.core.progress import CurveFile, Progress
+from lcc.distributed.dist import SINGLE, Dist
 from lcc.methods.clipping.norm import Norm
-from lcc.methods.optimizers.adamw import AdamW
+from lcc.methods.optimizers.adam import AdamW
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.dist import SINGLE, Dist
+from lcc.training.batches import Examples
+from lcc.training.loss import logits_function
+from lcc.training.options import TrainingOptions
+from lcc.training.step import Stepper
+from lcc.training.trainer import Training
 
 
 @dataclass(frozen=True)

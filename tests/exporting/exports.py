@@ -7,12 +7,10 @@ from typing import Any
 
 import compressing as tiny
 
-from lcc.core.catalog import card
-from lcc.core.decode import decode
-from lcc.exporting.parity import Parity
-from lcc.exporting.prompts import texts
-from lcc.exporting.publishing import Exported, Trial, publish
-from lcc.parts.checkpoint import save
+from lcc.config.cards import decode, find_card
+from lcc.export.parity import Parity, texts
+from lcc.export.publish import Exported, Trial, publish
+from lcc.models.checkpoint import save
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256}
 DECODERS: dict[str, dict[str, Any]] = {
@@ -49,7 +47,7 @@ def prompts(folder: Path, num: int) -> list[list[int]]:
 def exported(
     source: Path, target: Path, format: str, *, num_prompts: int = 16, **options: Any
 ) -> Exported:
-    exporter = decode(card("exporters", format), options)
+    exporter = decode(find_card("exporters", format), options)
     trial = Trial(prompts=prompts(source, num_prompts), new_tokens=4)
     return publish(source, target, exporter, trial=trial)
 

@@ -10,12 +10,10 @@ import pytest
 import transformers
 from exports import exported, prompts, saved, told
 
-from lcc.core.catalog import card
+from lcc.config.cards import find_card
 from lcc.core.errors import DataError, RecipeError
-from lcc.inference.answers import answers, greedy
-from lcc.inference.requests import Request
-from lcc.inference.sessions import Opening
-from lcc.parts.checkpoint import save
+from lcc.inference.session import Opening, Request, answers, greedy
+from lcc.models.checkpoint import save
 
 pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
 
@@ -65,7 +63,7 @@ def test_what_it_would_get_wrong_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family, length", [("llama", 9), ("marian", 8)])
 def test_whoever_measures_goes_on_to_the_limit(family: str, length: int, tmp_path: Path) -> None:
     exported(source_of(family, tmp_path / "model"), tmp_path / "out", "ctranslate2")
-    session = card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1))
+    session = find_card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1))
     asked = [Request((5, 6, 7 + i), 9, ignore_ends=True) for i in range(4)]
     assert [len(answer.ids) for answer in answers(session, asked)] == [length] * 4
     session.close()
@@ -75,7 +73,9 @@ def test_requests_of_different_kinds_are_answered_each_in_its_way(tmp_path: Path
     source = saved("llama", tmp_path / "model")
     exported(source, tmp_path / "out", "ctranslate2", quantization="float32")
     asked = prompts(source, 10)
-    session = card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1, slots=4))
+    session = find_card("engines", "ctranslate2")().open(
+        tmp_path / "out", Opening(threads=1, slots=4)
+    )
     alone = [greedy(session, [prompt], 5)[0].ids for prompt in asked]
     assert [answer.ids for answer in greedy(session, asked, 5)] == alone
     mixed = answers(session, [

@@ -13,11 +13,10 @@ import torch
 from exports import exported, prompts, saved, told
 
 from lcc.core.errors import GateError
-from lcc.exporting.eight_bits import EightBitConv1d, EightBitLinear, by_row
-from lcc.exporting.explaining import FACTOR, LEAST, tolerance
-from lcc.exporting.publishing import Trial, publish
+from lcc.export.ctranslate2 import EightBitConv1d, EightBitLinear, by_row
+from lcc.export.publish import FACTOR, LEAST, Trial, publish, tolerance
 from lcc.methods.exporters.ctranslate2 import Ctranslate2
-from lcc.parts.model import open_bundle
+from lcc.models.bundle import open_bundle
 
 
 def test_rows_take_255_numbers_and_zeros_stay() -> None:

@@ -12,20 +12,17 @@ import quantizing
 import torch
 from exports import DECODERS, SIZES, exported, prompts, saved, told
 
-from lcc.core.catalog import card
+from lcc.config.cards import find_card
 from lcc.core.errors import GateError, RecipeError
-from lcc.exporting.ggml_blocks import rounded
-from lcc.exporting.gguf_types import Mixture, fitting
-from lcc.inference.answers import answers, greedy
-from lcc.inference.requests import Request
-from lcc.inference.sessions import Opening
-from lcc.parts.model import open_bundle
-from lcc.parts.tensor_files import StoredTensors
+from lcc.export.gguf_writer import Mixture, fitting, rounded
+from lcc.inference.session import Opening, Request, answers, greedy
+from lcc.models.bundle import open_bundle
+from lcc.models.safetensors_io import StoredTensors
 
 bindings = pytest.importorskip(
     "cyllama.llama.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
 )
-llama_cpp: Any = pytest.importorskip("lcc.inference.llama_cpp")
+llama_cpp: Any = pytest.importorskip("lcc.inference.backends.llama_cpp")
 gguf = pytest.importorskip("gguf")
 
 
@@ -168,7 +165,7 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     source = saved("llama", tmp_path / "model")
     exported(source, tmp_path / "out", "gguf", type="f32")
     asked = prompts(source, 10)
-    session = card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1, slots=3))
+    session = find_card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1, slots=3))
     together = [answer.ids for answer in greedy(session, asked, 6)]
     alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
     drawn = [answers(session, [Request(tuple(asked[0]), 6, temperature=1.0, seed=s)])[0].ids
@@ -182,7 +179,7 @@ def test_sequences_that_run_together_are_given_in_order_and_lie_side_by_side(
     tmp_path: Path,
 ) -> None:
     exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
-    session = card("engines", "llamacpp")().open(
+    session = find_card("engines", "llamacpp")().open(
         tmp_path / "out", Opening(threads=1, slots=6, prefix_mb=1)
     )
     passes, given = session._passes, list[int]()
@@ -217,9 +214,9 @@ def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
         clock[0] += 1 / num if num <= fastest else 2.0
 
     monkeypatch.setattr(llama_cpp.LlamaPasses, "_run", costly)
-    monkeypatch.setattr("lcc.inference.llama_cpp.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("lcc.inference.backends.llama_cpp.time.perf_counter", lambda: clock[0])
     for fastest in (1, 2, 4):
-        session = card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=4))
+        session = find_card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=4))
         context = session._passes._context
         chosen[fastest] = (context.n_threads(), context.n_threads_batch())
         assert len(greedy(session, [[5, 6, 7]], 3)[0].ids) <= 3
@@ -236,7 +233,7 @@ def test_a_conversation_goes_on_from_what_was_read(
     family: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported(saved(family, tmp_path / "model", **changes), tmp_path / "out", "gguf", type="f32")
-    engine = card("engines", "llamacpp")()
+    engine = find_card("engines", "llamacpp")()
     without, keeping = (
         engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept))
         for kept in (0, 1)
@@ -265,7 +262,7 @@ def test_the_engines_own_choice_is_the_likeliest_of_its_logits(tmp_path: Path) -
     source = saved("llama", tmp_path / "model")
     exported(source, tmp_path / "out", "gguf", type="f32")
     asked = [*prompts(source, 5), [7] * 600]  # the last is read in two calls
-    session = card("engines", "llamacpp")().open(
+    session = find_card("engines", "llamacpp")().open(
         tmp_path / "out", Opening(threads=1, slots=6, context=620)
     )
     mixed = [Request(tuple(ids), 6, logprobs=0 if i % 2 else -1) for i, ids in enumerate(asked)]
@@ -280,4 +277,4 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "out" / "model.gguf"
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(GateError, match=r"llama\.cpp does not load it"):
-        card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1))
+        find_card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1))

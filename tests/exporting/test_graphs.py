@@ -12,13 +12,11 @@ import pytest
 import torch
 from exports import exported, prompts, saved, told
 
-from lcc.core.catalog import card
+from lcc.config.cards import find_card
 from lcc.core.errors import DataError, GateError, RecipeError
-from lcc.inference import graph_session
-from lcc.inference.answers import answers, greedy
-from lcc.inference.graph_pasts import Pasts
-from lcc.inference.requests import Request
-from lcc.inference.sessions import Opening
+from lcc.inference.backends import graph as graph_session
+from lcc.inference.backends.graph import Pasts
+from lcc.inference.session import Opening, Request, answers, greedy
 
 # Threads of the runtimes are still ending while torch's warnings about exporters are told.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -53,8 +51,8 @@ def test_answers_written_together_are_what_their_source_writes_alone(
         graph_session, "_asked",
         lambda graph, **inputs: (sizes.append(len(inputs["input_ids"])), run(graph, **inputs))[1],
     )  # fmt: skip
-    mine = card("engines", "transformers")().open(source, Opening(threads=1))
-    session = card("engines", card("exporters", format).engine)().open(
+    mine = find_card("engines", "transformers")().open(source, Opening(threads=1))
+    session = find_card("engines", find_card("exporters", format).engine)().open(
         tmp_path / "out", Opening(threads=1, slots=3)
     )
     limits = [3, 12, 7, 9, 5, 12, 1, 8]  # so that rows come and go
@@ -94,7 +92,7 @@ def test_a_classifier_is_the_same_at_eight_bits(tmp_path: Path) -> None:
     _need("onnxruntime", "onnxscript")
     made = exported(saved("bert", tmp_path / "model"), tmp_path / "out", "onnx", weights="int8")
     assert made.parity.kind == "labels" and made.parity.logit_error < 0.1, told(made.parity)
-    session = card("engines", "onnxruntime")().open(tmp_path / "out", Opening(threads=1))
+    session = find_card("engines", "onnxruntime")().open(tmp_path / "out", Opening(threads=1))
     with pytest.raises(DataError, match="writes no answers"):
         session.start(Request((5, 6), 2))
 
@@ -124,13 +122,13 @@ def test_an_encoder_decoder_is_the_same_in_two_graphs_and_rows_join(
     most = {"float32": 1e-4, "int8": 0.05, "int4": 0.4}[weights]
     assert made.parity.logit_error < most and made.parity.unexplained_share == 0, told(made.parity)
     assert made.parity.num_tokens > made.parity.num_prompts
-    name = card("exporters", format).engine
-    session = card("engines", name)().open(tmp_path / "out", Opening(threads=1, slots=2))
+    name = find_card("exporters", format).engine
+    session = find_card("engines", name)().open(tmp_path / "out", Opening(threads=1, slots=2))
     asked = prompts(source, 4)
     alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
     assert [answer.ids for answer in greedy(session, asked, 6)] == alone
     if weights == "float32":
-        ours = card("engines", "transformers")().open(source, Opening(threads=1))
+        ours = find_card("engines", "transformers")().open(source, Opening(threads=1))
         assert [answer.ids for answer in greedy(ours, asked, 6)] == alone
     session.close()
 
@@ -148,9 +146,9 @@ def test_other_heads_are_refused(tmp_path: Path) -> None:
 SIGNALLED = """
 import gc, os, signal, sys
 from pathlib import Path
-from lcc.core.catalog import card
-from lcc.inference.sessions import Opening
-engine = card("engines", "openvino")()
+from lcc.config.cards import find_card
+from lcc.inference.session import Opening
+engine = find_card("engines", "openvino")()
 first, second = (engine.open(Path(sys.argv[1]), Opening(threads=1)) for _ in range(2))
 first.close(); del first; gc.collect()
 second.close(); del second; gc.collect()

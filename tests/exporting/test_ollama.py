@@ -9,7 +9,7 @@ import pytest
 from exports import exported, saved
 
 from lcc.core.errors import RecipeError
-from lcc.exporting.ollama_templates import TRIALS, frames_of, go_template
+from lcc.export.ollama import TRIALS, frames_of, go_template
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from exports import TEMPLATE, exported, prompts, saved
 
-from lcc.core.catalog import card
+from lcc.config.cards import find_card
 from lcc.core.errors import GateError
-from lcc.exporting.publishing import Trial, publish
-from lcc.inference.sessions import Opening
+from lcc.export.publish import Trial, publish
+from lcc.inference.session import Opening
 from lcc.methods.exporters.gguf import Gguf
 
 llama_cpp: Any = pytest.importorskip(
-    "lcc.inference.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
+    "lcc.inference.backends.llama_cpp",
+    reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'",
 )
 
 
@@ -98,7 +99,7 @@ def test_answers_that_end_where_the_same_file_reads_on_close_it(
 def test_what_the_gate_refused_is_not_run(tmp_path: Path) -> None:
     refusal(Damaging(type="q8_0"), saved("llama", tmp_path / "model"), tmp_path / "out")
     with pytest.raises(GateError, match=r"failed its parity gate .* so it is not run"):
-        card("engines", "llamacpp")().open(tmp_path / "out.failed", Opening(threads=1))
+        find_card("engines", "llamacpp")().open(tmp_path / "out.failed", Opening(threads=1))
 
 
 def test_an_undamaged_export_passes_with_its_numbers_in_the_report(tmp_path: Path) -> None:

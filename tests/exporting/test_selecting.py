@@ -8,11 +8,10 @@ import pytest
 from exports import prompts, saved
 
 from lcc.core.errors import GateError, RecipeError
-from lcc.core.store import Store
-from lcc.exporting import selecting
-from lcc.exporting.selecting import select
-from lcc.inference.answers import greedy
-from lcc.inference.sessions import Opening
+from lcc.export import select_engine
+from lcc.export.select_engine import select
+from lcc.inference.session import Opening, greedy
+from lcc.store.store import Store
 
 pytest.importorskip("cyllama", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'")
 OPENING = Opening(threads=1, slots=2, context=128)
@@ -20,9 +19,9 @@ OPENING = Opening(threads=1, slots=2, context=128)
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(selecting, "names", lambda shelf: ["llamacpp", "transformers", "vllm"])
-    monkeypatch.setattr(selecting, "SECONDS", 0.0)  # one round each
-    monkeypatch.setattr(selecting, "EVERY", 25)
+    monkeypatch.setattr(select_engine, "names", lambda shelf: ["llamacpp", "transformers", "vllm"])
+    monkeypatch.setattr(select_engine, "SECONDS", 0.0)  # one round each
+    monkeypatch.setattr(select_engine, "EVERY", 25)
     return Store(tmp_path / "runs")
 
 

@@ -14,14 +14,15 @@ import torch
 import transformers
 from exports import exported, told
 
-from lcc.core.catalog import card
+from lcc.config.cards import find_card
 from lcc.core.errors import DataError, GateError, RecipeError
-from lcc.exporting.publishing import Trial, publish
-from lcc.exporting.sounds import features, sound
-from lcc.inference.sessions import Opening
+from lcc.export.audio_parity import features, sound
+from lcc.export.publish import Trial, publish
+from lcc.inference.session import Opening
 from lcc.methods.exporters.ctranslate2 import Ctranslate2
-from lcc.parts.checkpoint import Card, read_card, save
-from lcc.parts.model import Bundle
+from lcc.models.bundle import Bundle
+from lcc.models.card import Card, read_card
+from lcc.models.checkpoint import save
 
 pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
 
@@ -100,7 +101,7 @@ def test_a_damaged_export_closes_the_gate_and_is_not_run(
         publish(source, out, exporter, trial=Trial(new_tokens=4))
     assert closed.value.exit_code == 9 and "  source: " in str(closed.value)
     with pytest.raises(GateError, match="failed its parity gate"):
-        card("engines", "ctranslate2")().listen(tmp_path / "out.failed", Opening(threads=1))
+        find_card("engines", "ctranslate2")().listen(tmp_path / "out.failed", Opening(threads=1))
 
 
 def test_other_formats_and_engines_say_that_they_do_not_hear(tmp_path: Path) -> None:
@@ -108,9 +109,11 @@ def test_other_formats_and_engines_say_that_they_do_not_hear(tmp_path: Path) -> 
     for format in ("gguf", "onnx", "openvino"):
         with pytest.raises(RecipeError, match=f"format {format}: .*transcribe|not installed"):
             exported(source, tmp_path / format, format)
-    assert "transcribes sounds; export it" in str(card("engines", "ctranslate2")().refusal(source))
-    session = card("engines", "transformers")().open(source, Opening(threads=1))
-    from lcc.inference.requests import Request
+    assert "transcribes sounds; export it" in str(
+        find_card("engines", "ctranslate2")().refusal(source)
+    )
+    session = find_card("engines", "transformers")().open(source, Opening(threads=1))
+    from lcc.inference.session import Request
 
     with pytest.raises(DataError, match=r"\(transcribe\) writes no answers"):
         session.start(Request((5, 6), 2))

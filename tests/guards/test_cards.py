@@ -7,14 +7,14 @@ import importlib
 
 import pytest
 
-from lcc.core.catalog import SHELVES, STAGES, card, name_of, names
+from lcc.config.cards import SHELVES, STAGES, find_card, name_of, names
 
 CARDS = [(shelf, name) for shelf in SHELVES for name in names(shelf)]
 
 
 @pytest.mark.parametrize("shelf, name", CARDS)
 def test_a_card_is_a_page(shelf: str, name: str) -> None:
-    cls = card(shelf, name)
+    cls = find_card(shelf, name)
     assert dataclasses.is_dataclass(cls)
     assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert importlib.import_module(cls.__module__).__doc__
@@ -25,7 +25,7 @@ def test_a_card_is_a_page(shelf: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", names(STAGES))
 def test_a_stage_keeps_the_contract(name: str) -> None:
-    cls = card(STAGES, name)
+    cls = find_card(STAGES, name)
     assert set(cls.reads) <= {"task", "data", "seed", "device", "dtype"}
     assert set(cls.accepts) <= {"dense", "packed", "adapter", "adapted"}
     assert isinstance(cls.changes_model, bool)
@@ -34,6 +34,6 @@ def test_a_stage_keeps_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("shelf", [s for s in SHELVES if s != STAGES])
 def test_the_cards_of_a_shelf_share_their_working_method(shelf: str) -> None:
-    methods = [{n for n in dir(card(shelf, c)) if callable(getattr(card(shelf, c), n))
+    methods = [{n for n in dir(find_card(shelf, c)) if callable(getattr(find_card(shelf, c), n))
                 and n[0] != "_"} for c in names(shelf)]  # fmt: skip
     assert set.intersection(*methods), f"{shelf}: no method common to {names(shelf)}"

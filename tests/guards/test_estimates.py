@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lcc.core.store import Store
-from lcc.estimates import STATE_BYTES, Estimate, disk_needed, estimate
-from lcc.sweep import pipeline_of
+from lcc.pipeline.estimate import STATE_BYTES, Estimate, disk_needed, estimate
+from lcc.pipeline.planner import pipeline_of
+from lcc.store.store import Store
 
 
 @pytest.fixture

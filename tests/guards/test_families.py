@@ -12,14 +12,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
-from lcc.core.decode import Mistakes, decode
+from lcc.calibration.calibrate import collect
+from lcc.calibration.statistics import write_stats
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import LccError
-from lcc.engine.blocks import as_linear, block_linears, blocks
-from lcc.engine.calibration import collect
-from lcc.engine.statistics import write_stats
-from lcc.parts.checkpoint import save
-from lcc.parts.model import open_bundle
-from lcc.parts.tensor_files import StoredTensors
+from lcc.models.blocks import as_linear, block_linears, blocks
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.safetensors_io import StoredTensors
 from lcc.stages.depth import Depth
 from lcc.stages.quantize import Quantize
 from lcc.stages.sparsify import Sparsify

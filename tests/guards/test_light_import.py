@@ -21,11 +21,10 @@ def _imported_after(code: str) -> set[str]:
 
 def test_every_card_is_known_without_torch() -> None:
     code = """
-from lcc.core.catalog import SHELVES, card, names
-from lcc.core.decode import card_schema
+from lcc.config.cards import SHELVES, card_schema, find_card, names
 for shelf in SHELVES:
     for name in names(shelf):
-        card_schema(card(shelf, name))
+        card_schema(find_card(shelf, name))
 """
     assert _imported_after(code) == set()
 

@@ -10,11 +10,11 @@ import pytest
 
 import lcc
 from lcc.cli import main, verbs
-from lcc.core.arguments import Arguments, parse
-from lcc.core.groups import GROUPS, choices
-from lcc.core.ranges import chosen_words
-from lcc.sweep import pipeline_of
-from lcc.sweeping.opening import asked
+from lcc.cli.arguments import Arguments, parse
+from lcc.config.files import GROUPS, choices
+from lcc.config.search_space import chosen_words
+from lcc.pipeline.planner import pipeline_of
+from lcc.sweeps.spec import asked
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import lcc
+from lcc.config.files import choices
 from lcc.core.errors import RecipeError
-from lcc.core.groups import choices
 from lcc.core.machine import cores
-from lcc.core.store import Artifact
-from lcc.pipeline import Pipeline, Step
-from lcc.sweep import pipeline_of
+from lcc.pipeline.planner import pipeline_of
+from lcc.pipeline.steps import Pipeline, Step
+from lcc.store.artifact import Artifact
 
 ROOT = Path(lcc.__file__).parents[1]
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}

@@ -9,7 +9,7 @@ import pytest
 
 import lcc
 from lcc.cli import main
-from lcc.core.nearest import did_you_mean
+from lcc.core.errors import did_you_mean
 
 HEAD = """# Spoiled on purpose, below.
 defaults:

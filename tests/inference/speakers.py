@@ -9,14 +9,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lcc.core.decode import decode
-from lcc.engine.decoding import Generated, answer
-from lcc.inference.in_process import InProcessSession
-from lcc.inference.requests import Request, Step
-from lcc.inference.sessions import Opening
-from lcc.parts.checkpoint import AUTO_CLASSES, Card
-from lcc.parts.model import Bundle
-from lcc.parts.task import Decode
+from lcc.config.cards import decode
+from lcc.core.types import AUTO_CLASSES
+from lcc.evaluation.generate import Generated, answer
+from lcc.inference.engine import InProcessSession
+from lcc.inference.session import Opening, Request, Step
+from lcc.models.bundle import Bundle
+from lcc.models.card import Card
+from lcc.tasks.task import Decode
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 VOCABULARY = 4 + 256

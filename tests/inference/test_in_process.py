@@ -12,7 +12,7 @@ import torch
 from speakers import answered, expected, ids_of, prompts, session, text_of
 
 from lcc.core.errors import DataError
-from lcc.inference.requests import Request, Step
+from lcc.inference.session import Request, Step
 
 FAMILIES = ["llama", "gemma3", "gpt2", "t5", "marian", "bart"]
 

@@ -14,21 +14,21 @@ from speakers import answered, expected, ids_of, prompts, session
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
-from lcc.core.decode import decode
-from lcc.inference import packed_layers
-from lcc.inference.packed_layers import (
+from lcc.config.cards import decode
+from lcc.inference import quantized_linear
+from lcc.inference.quantized_linear import (
     GridWeights,
     HalfWeights,
     PackedLinear,
     Weights,
+    as_stored,
     num_parameters,
 )
-from lcc.inference.repacking import as_stored
-from lcc.inference.requests import Request
-from lcc.inference.sessions import Opening
+from lcc.inference.session import Opening, Request
 from lcc.methods.engines.transformers import Transformers
-from lcc.parts.checkpoint import Card, save
-from lcc.parts.model import Bundle, open_bundle
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.card import Card
+from lcc.models.checkpoint import save
 from lcc.stages.quantize import Quantize
 
 N, K = 131, 96
@@ -59,13 +59,13 @@ def weights(kind: str) -> tuple[Weights, torch.Tensor]:
 def test_a_product_is_that_of_the_meant_numbers(
     kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_layers, "PARALLEL", 1)
+    monkeypatch.setattr(quantized_linear, "PARALLEL", 1)
     stored, dense = weights(kind)
     layer = PackedLinear(stored, torch.arange(N).float())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for rows in (1, 2, 5, packed_layers.FEW, packed_layers.FEW + 1):
+        for rows in (1, 2, 5, quantized_linear.FEW, quantized_linear.FEW + 1):
             inputs = torch.randn(rows, 1, K)
             wanted = inputs.double() @ dense.T.double() + torch.arange(N)
             assert torch.allclose(layer(inputs).double(), wanted, rtol=1e-4, atol=1e-3)

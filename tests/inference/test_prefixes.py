@@ -9,9 +9,9 @@ import speakers
 import torch
 from speakers import answered, expected, ids_of, session
 
-from lcc.inference.in_process import InProcessSession
-from lcc.inference.prefixes import MOST_KEPT, Prefixes
-from lcc.inference.requests import Request
+from lcc.inference.engine import InProcessSession
+from lcc.inference.kv_cache import MOST_KEPT, Prefixes
+from lcc.inference.session import Request
 
 DECODERS = ["llama", "gemma3", "gpt2"]
 HEAD = [1, *range(10, 34)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcc.inference.reading import by_length
+from lcc.inference.model_runner import by_length
 
 
 def test_batches_of_equal_lengths_are_large_and_others_end_when_they_have_enough() -> None:

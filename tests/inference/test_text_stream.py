@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import speakers
 
-from lcc.inference.streaming import TextStream
+from lcc.inference.sampler import TextStream
 
 
 def pieces(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:

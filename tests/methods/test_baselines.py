@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import decode
+from lcc.config.cards import decode, find_card, names
 from lcc.core.errors import DataError
+from lcc.data.bm25 import Index, words_of
 from lcc.methods.baselines import Baseline
-from lcc.parts.retrieval import Index, words_of
-from lcc.parts.task import Task
+from lcc.tasks.task import Task
 
 TASK = decode(Task, {"fields": ["source", "target"], "template": "Q: {source}\nA:",
                      "answer": " {target}"})  # fmt: skip
@@ -26,13 +25,13 @@ TRAINING = [
 
 def outputs(name: str, *sources: str, **options: Any) -> list[str]:
     rows = [{"id": str(i), "source": text, "target": "?"} for i, text in enumerate(sources)]
-    found: list[str] = decode(card("baselines", name), options).outputs(TASK, TRAINING, rows)
+    found: list[str] = decode(find_card("baselines", name), options).outputs(TASK, TRAINING, rows)
     return found
 
 
 @pytest.mark.parametrize("name", sorted(set(names("baselines")) - set(OF_PASSAGES)))
 def test_every_baseline_answers_every_row_and_says_how(name: str) -> None:
-    one = decode(card("baselines", name), {})
+    one = decode(find_card("baselines", name), {})
     assert isinstance(one, Baseline) and one.said
     assert len(outputs(name, "a", "b c", "")) == 3
 
@@ -94,14 +93,14 @@ def test_the_passage_is_its_part_that_shares_most_with_the_question() -> None:
            "context": "A lamp glows. A key lies here.\nNobody knows."}  # fmt: skip
     for unit, wanted in (("sentence", "A key lies here."),
                          ("paragraph", "A lamp glows. A key lies here.")):  # fmt: skip
-        one = decode(card("baselines", "passage"), {"unit": unit})
+        one = decode(find_card("baselines", "passage"), {"unit": unit})
         assert one.outputs(TASK, [], [row]) == [wanted]
     with pytest.raises(DataError, match="rows have no field 'context'"):
-        decode(card("baselines", "passage"), {}).outputs(TASK, [], TRAINING)
+        decode(find_card("baselines", "passage"), {}).outputs(TASK, [], TRAINING)
 
 
 def test_a_gap_is_filled_with_the_most_frequent_word_that_was_not_asked() -> None:
-    one = decode(card("baselines", "exclusive_frequency"), {})
+    one = decode(find_card("baselines", "exclusive_frequency"), {})
     context = "Editors edit the text. This editor shows text and texts, text over the wire."
     row = {"id": "1", "question": 'What is ____ in "____ editor"?', "context": context}
     empty = {**row, "context": "The editor of the"}
@@ -113,7 +112,7 @@ def test_a_gap_is_filled_with_the_most_frequent_word_that_was_not_asked() -> Non
 
 
 def test_an_entry_needs_a_faq_to_be_taken_from(tmp_path: Path) -> None:
-    one = decode(card("baselines", "entry"), {})
+    one = decode(find_card("baselines", "entry"), {})
     with pytest.raises(DataError, match=r"entry needs task\.grounding"):
         one.outputs(TASK, [], TRAINING)
     (tmp_path / "faq.jsonl").write_text('{"question": "Open a file?", "answer": "Press."}\n')

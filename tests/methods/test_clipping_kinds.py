@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import decode_card
-from lcc.core.packaged import config_roots
-from lcc.core.yaml_source import read_yaml
-from lcc.engine.optimization import ClipResult
+from lcc.config.cards import decode_card, find_card, names
+from lcc.config.files import config_roots, read_yaml
 from lcc.methods.clipping.agc import AGC
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.clipping.per_layer import PerLayer
 from lcc.methods.clipping.quantile import Quantile
 from lcc.methods.clipping.value import Value
+from lcc.training.optim import ClipResult
 
 WEIGHTS = {"a.weight": [[0.0, 1.0], [60.0, 80.0]], "a.bias": [0.0, 0.0], "lm_head.weight": [[1.0]]}
 GRADIENTS = {"a.weight": [[3.0, 0.0], [0.0, -4.0]], "a.bias": [12.0, 0.0]}  # joint norm 13
@@ -99,14 +97,14 @@ def test_the_first_norm_is_its_own_quantile() -> None:
 @pytest.mark.parametrize("name", names("clipping"))
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_norm_that_is_not_finite_is_told(name: str, bad: float) -> None:
-    found, _ = clipped(card("clipping", name)(), (1.0, 2.0), a__bias=[bad, 0.0])
+    found, _ = clipped(find_card("clipping", name)(), (1.0, 2.0), a__bias=[bad, 0.0])
     assert not math.isfinite(found.norm_before)
 
 
 @pytest.mark.parametrize("name", names("clipping"))
 def test_without_any_gradient_nothing_is_clipped(name: str) -> None:
     frozen = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in WEIGHTS.items()}
-    found = card("clipping", name)().apply(frozen, ())
+    found = find_card("clipping", name)().apply(frozen, ())
     assert found.norm_before == 0.0 and found.clipped_share == 0.0
 
 
@@ -115,7 +113,9 @@ def test_half_precision_is_measured_in_single(name: str) -> None:
     given = {"a.weight": torch.nn.Parameter(torch.ones(64, 63, dtype=torch.bfloat16))}
     given["a.weight"].grad = torch.full((64, 63), 0.01, dtype=torch.bfloat16)
     exact = float(given["a.weight"].grad.double().norm())
-    assert card("clipping", name)().apply(given, ()).norm_before == pytest.approx(exact, rel=1e-5)
+    assert find_card("clipping", name)().apply(given, ()).norm_before == pytest.approx(
+        exact, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", names("clipping"))
@@ -123,4 +123,4 @@ def test_every_kind_has_a_card_with_its_defaults(name: str) -> None:
     (root,) = [r for r in config_roots() if (r / "clip").is_dir()]
     node = dict(read_yaml(root / "clip" / f"{name}.yaml").content)
     assert node.pop("name") == name
-    assert decode_card(card("clipping", name), node) == card("clipping", name)()
+    assert decode_card(find_card("clipping", name), node) == find_card("clipping", name)()

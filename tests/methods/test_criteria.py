@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.compression.columns import layer_error
-from lcc.compression.patterns import Pattern
-from lcc.core.catalog import card, names
-from lcc.core.decode import decode
-from lcc.engine.statistics import LayerStats, Sums
+from lcc.calibration.statistics import LayerStats, Sums
+from lcc.compression.obs_solver import layer_error
+from lcc.compression.sparsity import Pattern
+from lcc.config.cards import decode, find_card, names
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.25, 4.0]])
 STATS = LayerStats(
@@ -35,7 +34,7 @@ GRADIENT = torch.tensor([[2.0, -1.0, 0.5]])  # what taylor reads
 
 @pytest.mark.parametrize("name", names("criteria"))
 def test_the_scores_are_those_of_this_revision(name: str) -> None:
-    criterion = decode(card("criteria", name), {})
+    criterion = decode(find_card("criteria", name), {})
     by_gradient = getattr(criterion, "score_by_gradient", None)
     scores = by_gradient(WEIGHT, GRADIENT) if by_gradient else criterion.score(WEIGHT, STATS)
     expected = torch.tensor(GOLDEN[name, criterion.revision])
@@ -44,7 +43,7 @@ def test_the_scores_are_those_of_this_revision(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("criteria"))
 def test_a_criterion_without_needs_reads_no_statistics(name: str) -> None:
-    criterion = decode(card("criteria", name), {})
+    criterion = decode(find_card("criteria", name), {})
     if criterion.needs is None and not hasattr(criterion, "score_by_gradient"):
         assert criterion.score(WEIGHT, None).shape == WEIGHT.shape
 
@@ -66,9 +65,9 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(word: str
     assert stats.gram is not None
     pattern, errors = Pattern(word, 0.5), {}
     for name in ("wanda", "magnitude"):
-        mask = pattern.mask(decode(card("criteria", name), {}).score(weight, stats))
+        mask = pattern.mask(decode(find_card("criteria", name), {}).score(weight, stats))
         errors[name] = layer_error(weight * mask - weight, weight, stats.gram)
-    sparsegpt = decode(card("criteria", "sparsegpt"), {})
+    sparsegpt = decode(find_card("criteria", "sparsegpt"), {})
     pruned = sparsegpt.prune(weight, stats, [pattern], [64])
     errors["sparsegpt"] = layer_error(pruned - weight, weight, stats.gram)
     assert errors["sparsegpt"] <= errors["wanda"] <= errors["magnitude"]
@@ -77,7 +76,7 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(word: str
 @pytest.mark.parametrize("options", [{}, {"scope": "layer"}])
 def test_stacked_layers_each_get_the_share_they_were_asked(options: dict[str, str]) -> None:
     weight, stats = correlated()
-    sparsegpt = decode(card("criteria", "sparsegpt"), options)
+    sparsegpt = decode(find_card("criteria", "sparsegpt"), options)
     patterns = [Pattern("unstructured", 0.3), Pattern("unstructured", 0.6)]
     pruned = sparsegpt.prune(weight, stats, patterns, [24, 40])
     zeros = [int((part == 0).sum()) for part in pruned.split([24, 40])]

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.compression.columns import layer_error
-from lcc.compression.grids import search_scales
-from lcc.core.catalog import card
-from lcc.core.decode import Mistakes, decode
-from lcc.engine.statistics import LayerStats, Sums
-from lcc.methods.quantizers import Grid
+from lcc.calibration.statistics import LayerStats, Sums
+from lcc.compression.grid import Grid, search_scales
+from lcc.compression.obs_solver import layer_error
+from lcc.config.cards import Mistakes, decode, find_card
 from lcc.methods.quantizers.gptq import Gptq
 
 
@@ -31,7 +29,7 @@ def correlated(num_inputs: int = 256) -> tuple[Tensor, LayerStats]:
 def error_of(name: str, grid: Grid, **options: Any) -> float:
     weight, stats = correlated()
     assert stats.gram is not None
-    dense = decode(card("quantizers", name), options).quantize(weight, stats, grid).dense()
+    dense = decode(find_card("quantizers", name), options).quantize(weight, stats, grid).dense()
     return layer_error(dense - weight, weight, stats.gram)
 
 
@@ -94,7 +92,7 @@ def test_mask_and_grid_are_chosen_together(pattern: str, of: int, symmetric: boo
     assert ((dense == 0).view(-1, of).sum(dim=1) >= of // 2).all()
     joint = layer_error(dense - weight, weight, stats.gram)
     # Rounding to the same grid what pruning alone left behind loses more.
-    pruned = decode(card("criteria", "sparsegpt"), {"scope": "row"}).prune(
+    pruned = decode(find_card("criteria", "sparsegpt"), {"scope": "row"}).prune(
         weight, stats, [_asked(pattern)], [64]
     )
     after = grid.round(pruned, found.scale, found.zero)
@@ -102,7 +100,7 @@ def test_mask_and_grid_are_chosen_together(pattern: str, of: int, symmetric: boo
 
 
 def _asked(pattern: str) -> Any:
-    from lcc.compression.patterns import Pattern
+    from lcc.compression.sparsity import Pattern
 
     return Pattern(pattern, 0.5)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import ResourceError
-from lcc.core.launching import Task
+from lcc.methods.launchers import Task
 from lcc.methods.launchers.local import Local, LocalCrew, Place, places
 from lcc.methods.launchers.ray import Ray
 from lcc.methods.launchers.slurm import Slurm, SlurmCrew

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode, find_card, names
 from lcc.methods.optimizers.adafactor import Adafactor
-from lcc.methods.optimizers.adam import Adam
-from lcc.methods.optimizers.adamw import AdamW
+from lcc.methods.optimizers.adam import Adam, AdamW
 from lcc.methods.optimizers.adamw8bit import AdamW8bit
 from lcc.methods.optimizers.muon import Muon
 from lcc.methods.optimizers.sgd import SGD
@@ -137,7 +135,7 @@ def test_a_schedule_reaches_every_parameter(name: str) -> None:
     shapes = {True: (64, 64), False: (8,)}
     parameters = {h: torch.nn.Parameter(torch.ones(shape)) for h, shape in shapes.items()}
     groups = [{"params": [p], "weight_decay": 0.0, "is_hidden": h} for h, p in parameters.items()]
-    optimizer = card("optimizers", name)().build(groups, LR)
+    optimizer = find_card("optimizers", name)().build(groups, LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0))
     for moves in (False, True):
         for hidden, parameter in parameters.items():

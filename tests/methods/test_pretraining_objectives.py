@@ -15,17 +15,22 @@ import torch
 import transformers
 
 from lcc.core.errors import DataError, RecipeError
-from lcc.engine.corpus import STARTS_SENTENCE, STARTS_WORD
-from lcc.engine.encoder_heads import masked_logits, pair_loss
-from lcc.engine.isolation import isolates
-from lcc.engine.masking import Masking
-from lcc.engine.pretraining import Drawing, Drawn, Material, Objective
 from lcc.methods.objectives.causal import Causal
-from lcc.methods.objectives.masked import Masked
+from lcc.methods.objectives.masked import Masked, Masking
 from lcc.methods.objectives.next_sentence import NextSentence
 from lcc.methods.objectives.spans import Spans
-from lcc.parts.encoding import IGNORED
-from lcc.parts.framing import Frame
+from lcc.tasks.encode import IGNORED
+from lcc.tokenization.special_tokens import Frame
+from lcc.training.loss import masked_logits, pair_loss
+from lcc.training.packing import isolates
+from lcc.training.pretraining import (
+    STARTS_SENTENCE,
+    STARTS_WORD,
+    Drawing,
+    Drawn,
+    Material,
+    Objective,
+)
 
 MASK, CLS, SEP, EOS = 1, 2, 3, 4
 FIRST, VOCABULARY = 10, 2000

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import decode
-from lcc.engine.statistics import LayerStats, Sums
-from lcc.methods.quantizers import Grid, Smoother
+from lcc.calibration.statistics import LayerStats, Sums
+from lcc.compression.grid import Grid
+from lcc.config.cards import decode, find_card, names
+from lcc.methods.quantizers import Smoother
 
 WEIGHT = torch.linspace(-1, 1, 128).view(2, 64) ** 3
 GOLDEN = {  # (name, revision): (squared error of the grid × 1e4, first row's first value)
@@ -34,7 +34,7 @@ def stats_of(x: torch.Tensor) -> LayerStats:
 
 
 def grid_of(name: str) -> tuple[int, torch.Tensor]:
-    quantizer = decode(card("quantizers", name), {})
+    quantizer = decode(find_card("quantizers", name), {})
     grid = Grid(bits=4 if 4 in quantizer.bits else 8, group_size=32, dtype="float32")
     return quantizer.revision, quantizer.quantize(WEIGHT, stats_of(X), grid).dense()
 
@@ -48,7 +48,7 @@ def test_the_grid_is_that_of_this_revision(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("quantizers"))
 def test_the_scales_it_moves_are_those_of_this_revision(name: str) -> None:
-    quantizer = decode(card("quantizers", name), {})
+    quantizer = decode(find_card("quantizers", name), {})
     if not isinstance(quantizer, Smoother):
         assert (name, quantizer.revision) not in SCALES
         return

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from data_archives import zip_of
 
-from lcc.core.catalog import Choice
+from lcc.config.cards import Choice
 from lcc.core.errors import DataError
 
 POD = """=head1 Data: Numbers

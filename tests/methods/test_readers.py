@@ -12,14 +12,12 @@ import pyarrow.parquet
 import pytest
 from data_archives import compiled_catalogue, tar_bytes, tar_of, zip_of
 
-from lcc.core.catalog import Choice
-from lcc.core.decode import decode
+from lcc.config.cards import Choice, decode
 from lcc.core.errors import DataError, LccError, RecipeError, ResourceError
 from lcc.core.progress import Progress
-from lcc.parts.archives import contents
-from lcc.parts.data import DatasetSpec
-from lcc.parts.packages import fetch_all
-from lcc.parts.rows import Row
+from lcc.data.dataset import DatasetSpec
+from lcc.data.files import Row
+from lcc.data.packages import contents, fetch_all
 
 ROWS = [{"en": 'He said "yes".', "zh": "他说“好”。"}, {"en": "One, two", "zh": "一，二"}]
 

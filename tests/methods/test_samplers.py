@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from lcc.config.search_space import Direction, Interval, Listed, Search, Trial
 from lcc.core.errors import RecipeError
-from lcc.core.ranges import Interval, Listed
-from lcc.core.searching import Direction, Search, Trial
 from lcc.methods.samplers.grid import Grid
 from lcc.methods.samplers.nsga2 import Nsga2
 from lcc.methods.samplers.random import Random

@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode, find_card, names
+from lcc.config.files import read_yaml
 from lcc.core.errors import ResourceError
-from lcc.core.tracking import Tracker, TrackerCard
-from lcc.core.yaml_source import read_yaml
+from lcc.core.progress import Tracker, TrackerCard
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tracker"
 
 
 def tracker(name: str, **options: Any) -> TrackerCard:
-    made = decode(card("trackers", name), options)
+    made = decode(find_card("trackers", name), options)
     assert isinstance(made, TrackerCard)
     return made
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
+from lcc.config.files import config_roots
 from lcc.core.errors import DataError
-from lcc.core.packaged import config_roots
-from lcc.engine.answering import Answering
-from lcc.parts.chatting import exchanges
-from lcc.parts.encoding import IGNORED
-from lcc.parts.scratch import Scratch, make_module, make_tokenizer
-from lcc.parts.task import Task
+from lcc.evaluation.predict import Answering
+from lcc.models.sources import Scratch, make_module, make_tokenizer
+from lcc.tasks.chat import exchanges
+from lcc.tasks.encode import IGNORED
+from lcc.tasks.task import Task
 
 TURNS = ["Hello.", "Hello, who are you?", "A friend.", "Then come in."]
 ROW = {"id": "1", "turns": TURNS}

@@ -13,9 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lcc.core.errors import GateError, IntegrityError, RecipeError, SafetyError
-from lcc.parts.checkpoint import AUTO_CLASSES, Card, Head, read_card, save
-from lcc.parts.gate import probe_logits, reload_gate
-from lcc.parts.model import Bundle, open_bundle
+from lcc.core.types import AUTO_CLASSES, Head
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.card import Card, read_card
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import probe_logits, reload_gate
 
 SMALL = dict(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
              num_attention_heads=4)  # fmt: skip

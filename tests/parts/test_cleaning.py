@@ -7,9 +7,9 @@ import time
 import pytest
 
 from lcc.core.progress import Progress
-from lcc.parts.cleaning import Cleaning, is_written_in, num_words, placeholders_of
-from lcc.parts.duplicates import jaccard, shingles_of
-from lcc.parts.rows import Row
+from lcc.data.cleaning import Cleaning, is_written_in, num_words, placeholders_of
+from lcc.data.dedup import jaccard, shingles_of
+from lcc.data.files import Row
 
 QUIET = Progress(quiet=True)
 GOOD: Row = {"source": "The train leaves at nine o'clock.", "target": "火车九点钟出发。"}

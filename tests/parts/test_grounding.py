@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import DataError, LccError
-from lcc.parts.chatting import handed_over
-from lcc.parts.grounding import Grounding
-from lcc.parts.task import Task
 from lcc.stages.handover import Case, shares, threshold
+from lcc.tasks.chat import handed_over
+from lcc.tasks.faq import Grounding
+from lcc.tasks.task import Task
 
 FAQ = [("When is the library open?", "From nine to six."), ("May I bring my dog?", "No animals."),
        ("How many books may I borrow?", "Ten, for four weeks, and no more.")]  # fmt: skip
@@ -114,7 +114,7 @@ class Parrot:
         return len(self.asked)
 
     def step(self) -> list[Any]:
-        from lcc.inference.requests import Step
+        from lcc.inference.session import Step
 
         return [Step(len(self.asked), "squawk", (), "stop")]
 
@@ -123,8 +123,8 @@ class Parrot:
 def parrot() -> Parrot:
     import yaml
 
-    from lcc.core.packaged import packaged_file
-    from lcc.parts.scratch import TokenizerRecipe, make_tokenizer
+    from lcc.config.files import packaged_file
+    from lcc.models.sources import TokenizerRecipe, make_tokenizer
 
     path = packaged_file("model/tiny_chat.yaml")
     assert path is not None
@@ -133,9 +133,8 @@ def parrot() -> Parrot:
 
 
 def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> None:
-    from lcc.inference.chatting import Chat
-    from lcc.parts.sampling import Sampling
-    from lcc.parts.task import Decode
+    from lcc.inference.chat import Chat
+    from lcc.tasks.task import Decode, Sampling
 
     grounding = decode(Grounding, {"file": file, "threshold": 0.6, "handover": "A person comes."})
     chat = Chat(parrot, Decode(max_new_tokens=4), Sampling(), grounding=grounding)
@@ -146,8 +145,7 @@ def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> Non
 
 
 def test_rows_that_a_person_takes_over_never_reach_the_model(file: str, parrot: Any) -> None:
-    from lcc.inference.asking import Asking
-    from lcc.inference.lines import Feed, numbered
+    from lcc.inference.batch import Asking, Feed, numbered
 
     task = decode(Task, {
         "fields": ["turns"], "turns": "turns", "chat": True, "decode": {"max_new_tokens": 4},

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from lcc.core.errors import DataError, RecipeError, ResourceError
-from lcc.parts.dist import Dist, Distributed, launch, node_rank
-from lcc.parts.group import GONE, SILENT, lost_sentence
+from lcc.distributed.dist import Dist, Distributed, node_rank
+from lcc.distributed.elastic import GONE, SILENT, lost_sentence
+from lcc.distributed.launch import launch
 
 TWO = Distributed(world_size=2, max_restarts=1)
 

@@ -12,17 +12,16 @@ import pytest
 import sacrebleu
 from sklearn.metrics import f1_score
 
-from lcc.core.catalog import card, names
-from lcc.core.decode import decode
-from lcc.parts.bootstrap import Interval, draws, interval, paired, verdict
-from lcc.parts.metrics import Answer, Metric
+from lcc.config.cards import decode, find_card, names
+from lcc.evaluation.bootstrap import Interval, draws, interval, paired, verdict
+from lcc.evaluation.metrics import Answer, Metric
 
 WORDS = {"en": ["the", "file", "could", "not", "be", "opened", "because", "memory", "is", "full"],
          "zh": list("无法打开文件因为内存已满请重试")}  # fmt: skip
 
 
 def metric(name: str, **options: Any) -> Any:
-    return decode(card("metrics", name), options)
+    return decode(find_card("metrics", name), options)
 
 
 def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:

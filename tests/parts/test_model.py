@@ -9,9 +9,10 @@ import torch
 import transformers
 
 from lcc.core.errors import DataError, RecipeError
-from lcc.parts.checkpoint import Card, save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import Bundle, open_bundle
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.card import Card
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
 
 
 @pytest.fixture

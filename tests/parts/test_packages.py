@@ -12,8 +12,8 @@ from data_archives import tar_of, zip_of
 
 from lcc.core.errors import DataError, IntegrityError, ResourceError, SafetyError
 from lcc.core.progress import Progress
-from lcc.parts import packages
-from lcc.parts.archives import contents, extract, members
+from lcc.data import packages
+from lcc.data.packages import contents, extract, members
 
 HOSTILE = b"""import pathlib
 pathlib.Path(%r).write_text("it ran")

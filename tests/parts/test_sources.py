@@ -16,14 +16,14 @@ import torch
 import transformers
 import yaml
 
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import IntegrityError, ResourceError
 from lcc.core.progress import Progress
-from lcc.parts import hub
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import open_bundle
-from lcc.parts.sources import ModelSpec, build, fingerprint, missing, requirements
+from lcc.models import sources
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
+from lcc.models.sources import ModelSpec, build, fingerprint, missing, requirements
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 QUIET = Progress(quiet=True)
@@ -87,7 +87,7 @@ def test_fingerprints_need_no_torch_and_follow_the_content(tmp_path: Path) -> No
     with (tmp_path / "model" / "config.json").open("a") as file:
         file.write("\n")
     assert fingerprint(local) != before
-    code = ("import sys; from lcc.parts.sources import ModelSpec, Source, fingerprint; "
+    code = ("import sys; from lcc.models.sources import ModelSpec, Source, fingerprint; "
             f"fingerprint(ModelSpec(name='m', source=Source(path={str(tmp_path / 'model')!r}))); "
             "sys.exit('torch' in sys.modules)")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -143,7 +143,7 @@ def test_the_hub_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("socket.getaddrinfo", unreachable)
     with pytest.raises(ResourceError, match="no network here"):
-        hub.download("someone/something", "0" * 40)
+        sources.download("someone/something", "0" * 40)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_the_hub_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name, most", [("smollm2_135m", 30.0), ("gemma3_270m", 40.0)])
 def test_a_converted_gguf_still_knows_its_language(name: str, most: float, tmp_path: Path) -> None:
     """Perplexity of an easy English paragraph; without BOS Gemma's would be in the hundreds."""
-    from lcc.parts.sources import fetch
+    from lcc.models.sources import fetch
 
     fetch(spec_of(name), progress=QUIET)
     bundle = build(spec_of(name), tmp_path, progress=QUIET)

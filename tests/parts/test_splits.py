@@ -7,10 +7,10 @@ import random
 import pytest
 from data_archives import pairs
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import DataError, RecipeError
-from lcc.parts.rows import Row
-from lcc.parts.splits import SPLITS, Splits, check_fence
+from lcc.data.dataset import SPLITS, Splits, check_disjoint
+from lcc.data.files import Row
 
 
 def _rows(num_docs: int = 12, per_doc: int = 5) -> list[Row]:
@@ -69,14 +69,14 @@ def test_held_out_text_leaves_training(field: str) -> None:
     again, left_out = Splits(validation=5, test=5).deal(rows)
     assert copied["id"] not in {row["id"] for row in again["train"]}
     assert left_out["also in a held-out split (train)"] == 1
-    assert check_fence(again, ()) > 0
+    assert check_disjoint(again, ()) > 0
 
 
 def test_a_leak_is_found_and_named() -> None:
     dealt, _ = Splits(validation=5, test=5).deal(_rows())
     dealt["train"].append({**dealt["test"][0], "id": "leak"})
     with pytest.raises(DataError, match="train row 'leak' has a text that also stands in test"):
-        check_fence(dealt, ())
+        check_disjoint(dealt, ())
 
 
 def test_a_field_that_all_rows_share_may_stand_outside_the_fence() -> None:

@@ -12,14 +12,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import compressing as tiny
 
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.parts import streaming
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import Bundle, open_bundle
-from lcc.parts.tensor_files import StoredTensors
-from lcc.stages._calibrated import input_groups, opened
+from lcc.calibration.calibrate import Calibration
+from lcc.models import offload
+from lcc.models.blocks import as_linear, block_linears
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
+from lcc.models.safetensors_io import StoredTensors
+from lcc.stages._calibration import input_groups, opened
 
 FAMILIES = [tiny.llama, tiny.qwen3, tiny.gemma3, tiny.gpt2, tiny.bert, tiny.t5, tiny.marian]
 
@@ -53,7 +53,7 @@ def halved(bundle: Bundle, folder: Path, **calibration: Any) -> dict[str, Any]:
 def test_streamed_and_whole_models_become_the_same(
     build: Any, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "LARGE_BYTES", large)
+    monkeypatch.setattr(offload, "LARGE_BYTES", large)
     source = stored(build(), tmp_path / "source")
     whole, streamed = open_bundle(source), open_bundle(source)
     whole.load()

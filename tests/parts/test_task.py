@@ -8,10 +8,11 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import DataError
-from lcc.parts.filling import fill
-from lcc.parts.task import IGNORED, Decode, Task
+from lcc.tasks.encode import IGNORED
+from lcc.tasks.task import Decode, Task
+from lcc.tasks.template import fill
 
 ROW = {"id": "1", "source": "open the file", "target": "打开 文件"}
 NODE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lcc.core.errors import IntegrityError
-from lcc.parts.tensor_files import TensorFolder, entry, is_sealed, require_sealed, write_file
+from lcc.models.safetensors_io import TensorFolder, entry, is_sealed, require_sealed, write_file
 
 TENSORS = {"weight": torch.arange(12.0).view(3, 4), "mask": torch.tensor([1, 0, 3]),
            "none": torch.empty(0, 2, dtype=torch.bfloat16)}  # fmt: skip

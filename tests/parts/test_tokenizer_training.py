@@ -12,8 +12,8 @@ import pytest
 import transformers
 
 from lcc.core.errors import RecipeError
-from lcc.parts.framing import frame_of
-from lcc.parts.tokenizer_training import Dress, dress_for, train_tokenizer
+from lcc.tokenization.special_tokens import frame_of
+from lcc.tokenization.train import Dress, dress_for, train_tokenizer
 
 TEXTS = [
     "The harbour master counts the boats before the tide turns.",

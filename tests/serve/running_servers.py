@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx2
 
-from lcc.core.decode import decode
-from lcc.serve.options import ServeOptions
-from lcc.serve.running import Server, address, listening
+from lcc.config.cards import decode
+from lcc.serving.model import ServeOptions
+from lcc.serving.server import Server, address, listening
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Running:
 
 @contextmanager
 def run(folder: Path, *, task: Any = None, key: str | None = None, **options: Any) -> Any:
-    from lcc.recipe import Recipe
-    from lcc.serve.opening import opened
+    from lcc.pipeline.recipe import Recipe
+    from lcc.serving.model import opened
 
     chosen = decode(ServeOptions, {"port": 0, **options}, "serve")
     served = opened(folder, Recipe(task=task, device="cpu", threads=1), chosen, "transformers")

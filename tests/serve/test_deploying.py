@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import lcc
-from lcc.verbs.serve import options_of, split
+from lcc.cli.commands.serve import options_of, split
 
 DEPLOY = Path(lcc.__file__).parents[1] / "docs" / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")

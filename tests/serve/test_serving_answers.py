@@ -70,9 +70,9 @@ def test_an_answer_ends_before_its_stop_string(chat: Running) -> None:
 
 
 def test_the_same_words_as_the_model_in_this_process_says(chat: Running, chat_folder: Path) -> None:
-    from lcc.engine.decoding import answer
-    from lcc.parts.model import open_bundle
-    from lcc.parts.task import Decode
+    from lcc.evaluation.generate import answer
+    from lcc.models.bundle import open_bundle
+    from lcc.tasks.task import Decode
 
     bundle = open_bundle(chat_folder)
     ids = list(bundle.tokenizer("once upon a time")["input_ids"])
@@ -159,7 +159,7 @@ def test_a_fault_inside_a_stream_is_told_there_and_in_the_log(
     def spoiled(*args: Any, **more: Any) -> Any:
         raise RuntimeError("a spoiled piece")
 
-    monkeypatch.setattr("lcc.serve.completions.chunk", spoiled)
+    monkeypatch.setattr("lcc.serving.endpoints.chunk", spoiled)
     with chat.client() as client:
         reply = client.post("/v1/completions", json={**LONG, "max_tokens": 3, "stream": True})
     assert "its log says why" in reply.text and "spoiled" not in reply.text

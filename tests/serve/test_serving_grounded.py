@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lcc.core.decode import decode
-from lcc.parts.task import Task
+from lcc.config.cards import decode
+from lcc.tasks.task import Task
 
 
 def service(folder: Path) -> Task:

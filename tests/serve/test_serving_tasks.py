@@ -10,9 +10,9 @@ import pytest
 import serving
 
 from lcc.core.errors import RecipeError
-from lcc.engine.answering import Answering
-from lcc.parts.model import open_bundle
-from lcc.recipe import load_recipe
+from lcc.evaluation.predict import Answering
+from lcc.models.bundle import open_bundle
+from lcc.pipeline.recipe import load_recipe
 
 ROWS = ["open", "the file is lost", "打开"]
 

@@ -84,7 +84,7 @@ class Filling:
 
     def _states(self, run: Path) -> list[str]:
         """What is wrong with the states that the full disk has left."""
-        from lcc.engine.generations import newest_state
+        from lcc.training.checkpoint import newest_state
 
         told: list[str] = []
         folder = next((run / "runs" / "work").glob("*/state"), None)
@@ -101,7 +101,7 @@ class Filling:
             self.losses.append(f"{what}: {'; '.join(wrong)}")
 
     def _full_at_save(self, run: Path, at: int, left: int) -> int:
-        from lcc.engine import generations
+        from lcc.training import checkpoint as generations
 
         write, calls = generations.write_state, []
 
@@ -115,7 +115,7 @@ class Filling:
         return self._run(run)
 
     def _full_at_model(self, run: Path) -> int:
-        from lcc.parts import checkpoint
+        from lcc.models import checkpoint
 
         save = checkpoint.save
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lcc.engine.generations import generations, load_state, step_of
-from lcc.engine.stepping import Stepper
-from lcc.engine.training import Training
+from lcc.training.checkpoint import generations, load_state, step_of
+from lcc.training.step import Stepper
+from lcc.training.trainer import Training
 
 VALUES = (math.nan, math.inf, -math.inf)
 

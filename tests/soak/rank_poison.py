@@ -18,7 +18,7 @@ import torch
 from poison import Watched
 from training_cases import model, training
 
-from lcc.parts.dist import Dist
+from lcc.distributed.dist import Dist
 
 
 def rank_runs(folder: Path, rank: int, number: int) -> int:

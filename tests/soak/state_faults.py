@@ -16,7 +16,7 @@ import nursery
 import torch
 
 from lcc.core.errors import LccError
-from lcc.engine.generations import generations, newest_state, read_state, write_state
+from lcc.training.checkpoint import generations, newest_state, read_state, write_state
 
 OLD, NEW = (2, 4), 6
 ENDS = {"ENOSPC": 6, "EIO": 4, "kill": -9, "power cut": -9}

@@ -15,9 +15,9 @@ import faults
 import nursery
 
 from lcc.core import disk
-from lcc.core.artifact import Artifact, Work
 from lcc.core.errors import LccError
-from lcc.core.store import Store
+from lcc.store.artifact import Artifact, Work
+from lcc.store.store import Store
 
 PARENT, KEY = "ab" * 32, "cd" * 32
 FILES = {"model/tokenizer", "model/weights", "report.json"}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from lcc.core.artifact import Work
-from lcc.core.store import Store
-from lcc.engine.generations import generations, load_state, newest_state, step_of, write_state
+from lcc.store.artifact import Work
+from lcc.store.store import Store
+from lcc.training.checkpoint import generations, load_state, newest_state, step_of, write_state
 
 Amount = Callable[[int, int], int]
 KEYS = ("ab" * 32, "cd" * 32)

@@ -14,7 +14,7 @@ from poison import PLACES, Watched
 from training_cases import model, training
 
 from lcc.core.errors import DivergedError
-from lcc.engine.generations import newest_state, step_of
+from lcc.training.checkpoint import newest_state, step_of
 
 Amount = Callable[[int, int], int]
 

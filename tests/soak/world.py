@@ -33,7 +33,7 @@ def found(folder: Path) -> Path:
 
 def planned(folder: Path) -> Any:
     """The steps of the run: composed once, as that takes longer than the run itself."""
-    from lcc.sweep import pipeline_of
+    from lcc.pipeline.planner import pipeline_of
 
     os.chdir(folder)
     return pipeline_of(WORDS, "finetune")
@@ -42,7 +42,7 @@ def planned(folder: Path) -> Any:
 def run(folder: Path, pipeline: Any) -> int:
     """The whole run in this process, as the command does it; returns the exit code."""
     from lcc.core.errors import LccError
-    from lcc.runner import run_pipeline
+    from lcc.pipeline.runner import run_pipeline
 
     os.chdir(folder)
     try:

@@ -13,10 +13,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from lcc.core.progress import Progress
-from lcc.parts.checkpoint import AUTO_CLASSES, Card
-from lcc.parts.dist import SINGLE
-from lcc.parts.encoding import Example
-from lcc.parts.model import Bundle
+from lcc.core.types import AUTO_CLASSES
+from lcc.distributed.dist import SINGLE
+from lcc.models.bundle import Bundle
+from lcc.models.card import Card
+from lcc.tasks.encode import Example
 
 WORDS = "the file system could not open a new window because memory is full 你好 世界 打开 文件"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import tuning
 
-from lcc.core.decode import decode
-from lcc.parts.dist import Dist
-from lcc.parts.task import Task
+from lcc.config.cards import decode
+from lcc.distributed.dist import Dist
 from lcc.stages.pretrain import Pretrain
+from lcc.tasks.task import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 

@@ -9,8 +9,8 @@ import compressing as tiny
 import torch
 import transformers
 
-from lcc.core.decode import decode
-from lcc.parts.checkpoint import save
+from lcc.config.cards import decode
+from lcc.models.checkpoint import save
 from lcc.stages.calibrate import Calibrate
 from lcc.stages.quantize import Quantize
 

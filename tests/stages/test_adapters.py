@@ -14,14 +14,13 @@ import pytest
 import torch
 import tuning
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
+from lcc.config.files import choices
 from lcc.core.errors import PreemptedError
-from lcc.core.groups import choices
-from lcc.engine.adapter_gate import adapter_gate
-from lcc.engine.answering import Answering
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import probe_inputs, probe_logits, reload_gate
-from lcc.parts.model import open_bundle
+from lcc.evaluation.predict import Answering
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import adapter_gate, probe_inputs, probe_logits, reload_gate
 from lcc.stages.attach import Attach
 from lcc.stages.finetune import Finetune
 from lcc.stages.merge import Merge

@@ -10,19 +10,18 @@ import pytest
 import torch
 from quantizing import WIDE, calibrated, quantized
 
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import RecipeError
-from lcc.engine.adapter_gate import adapter_gate
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import probe_logits, reload_gate
-from lcc.parts.model import open_bundle
-from lcc.parts.tensor_files import StoredTensors
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import adapter_gate, probe_logits, reload_gate
+from lcc.models.safetensors_io import StoredTensors
+from lcc.pipeline.planner import pipeline_of
 from lcc.stages.attach import Attach
 from lcc.stages.finetune import Finetune
 from lcc.stages.merge import Merge
 from lcc.stages.width import Width
-from lcc.sweep import pipeline_of
 
 
 @pytest.fixture(scope="module", autouse=True)

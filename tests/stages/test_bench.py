@@ -13,14 +13,13 @@ import transformers
 from quantizing import quantized
 from test_eval import save, task
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
 from lcc.core.progress import Progress
-from lcc.inference.benching import Worker
-from lcc.inference.racing import Racer, verdicts
+from lcc.distributed.dist import SINGLE
+from lcc.inference.bench import Racer, Worker, verdicts
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.dist import SINGLE
-from lcc.stage import Context, Outcome
+from lcc.pipeline.stage import Context, Outcome
 from lcc.stages.bench import Bench
 
 BENCH = {"rounds": 2, "requests": 2, "new_tokens": 4, "batch_sizes": [1, 3]}

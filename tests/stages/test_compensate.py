@@ -12,17 +12,18 @@ import compressing as tiny
 import pytest
 import torch
 
-from lcc.compression.compensating import Compensation
-from lcc.compression.grids import Grid
-from lcc.compression.rounding import Rounding
-from lcc.core.decode import decode
+from lcc.calibration.calibrate import Calibration, InputGroup
+from lcc.calibration.statistics import Sums
+from lcc.compression.grid import Grid
+from lcc.compression.lowrank import Compensation
+from lcc.compression.quantize import Rounding
+from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
-from lcc.engine.calibration import Calibration, InputGroup
-from lcc.engine.statistics import Sums
 from lcc.methods.quantizers.nearest import Nearest
-from lcc.parts.checkpoint import read_card, save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import open_bundle
+from lcc.models.bundle import open_bundle
+from lcc.models.card import read_card
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
 from lcc.stages.compensate import Compensate
 
 STRANGER = """

@@ -10,14 +10,14 @@ import torch
 import transformers
 import tuning
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
-from lcc.engine.answering import Answering
-from lcc.parts.checkpoint import save
-from lcc.parts.model import Bundle, open_bundle
-from lcc.parts.vocabulary_transfer import transferred
+from lcc.evaluation.predict import Answering
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.checkpoint import save
 from lcc.stages.couple import Couple
 from lcc.stages.finetune import Finetune
+from lcc.tokenization.prune_vocabulary import transferred
 
 OPTIONS: dict[str, Any] = {"tokenizer": {"kind": "bpe", "vocab_size": 300}, "decoder_layers": 1}
 

@@ -11,13 +11,19 @@ import pytest
 import torch
 import transformers
 
-from lcc.compression.layering import layer_stops, removable, remove_blocks
-from lcc.compression.skipping import Part, Skipping, divergence
-from lcc.core.decode import Mistakes, decode
+from lcc.compression.prune_depth import (
+    Part,
+    Skipping,
+    divergence,
+    layer_stops,
+    removable,
+    remove_blocks,
+)
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import GateError, RecipeError
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import open_bundle
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
 from lcc.stages.depth import Depth
 
 IMAGE = {"image_size": 8, "patch_size": 4}

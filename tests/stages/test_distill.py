@@ -12,12 +12,12 @@ import tuning
 from test_depth import one_thread  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import DataError
-from lcc.parts.checkpoint import save
-from lcc.parts.embeddings import keep_rows
+from lcc.models.checkpoint import save
 from lcc.stages.distill import Distill
 from lcc.stages.finetune import Finetune
+from lcc.tokenization.prune_vocabulary import keep_rows
 
 TASKS = {"causal": tuning.COPY, "seq2seq": tuning.PAIRS, "classify": tuning.MOOD}
 

@@ -14,18 +14,18 @@ import yaml
 from sacrebleu import corpus_bleu
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import DataError
 from lcc.core.progress import Progress
+from lcc.data.dataset import PreparedData
+from lcc.distributed.dist import SINGLE
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.checkpoint import save as save_bundle
-from lcc.parts.data import PreparedData
-from lcc.parts.dist import SINGLE
-from lcc.parts.model import open_bundle
-from lcc.parts.task import Task
-from lcc.stage import Context, Outcome
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save as save_bundle
+from lcc.pipeline.stage import Context, Outcome
 from lcc.stages.eval import Eval
 from lcc.stages.quantize import Quantize
+from lcc.tasks.task import Task
 
 ROOT = Path(__file__).parents[2]
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -293,7 +293,7 @@ def test_a_baseline_is_judged_on_the_same_samples(causal: Path, data: Path, tmp_
 def test_a_model_that_knows_the_answers_beats_its_baseline(
     causal: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcc.engine.answering import Answering
+    from lcc.evaluation.predict import Answering
 
     what = task("translation", baseline="majority", metrics=["accuracy"])
     monkeypatch.setattr(

@@ -11,8 +11,8 @@ import pytest
 import lcc
 from lcc.cli import main
 from lcc.core.errors import GateError
-from lcc.exporting.parity import Parity
-from lcc.exporting.provenance import Provenance
+from lcc.export.model_card import Provenance
+from lcc.export.parity import Parity
 
 RECIPE = """# Export, twice.
 defaults:

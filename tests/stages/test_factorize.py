@@ -12,16 +12,16 @@ import transformers
 from test_depth import FAMILIES, TEXT
 from test_depth import logits as everything
 
+from lcc.calibration.calibrate import Calibration
 from lcc.compression.lowrank import decompose, whitening
-from lcc.core.decode import Mistakes, decode
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import IntegrityError, RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.calibration import Calibration
-from lcc.parts.checkpoint import read_card, save
-from lcc.parts.factors import put_factors
-from lcc.parts.folder import read_json
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import open_bundle
+from lcc.models.blocks import as_linear, block_linears
+from lcc.models.bundle import open_bundle
+from lcc.models.card import read_card, read_json
+from lcc.models.checkpoint import save
+from lcc.models.formats import put_factors
+from lcc.models.reload_check import reload_gate
 from lcc.stages.factorize import Factorize
 
 CALIBRATION = Calibration(samples=40)

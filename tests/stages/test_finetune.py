@@ -10,12 +10,12 @@ import torch
 import transformers
 import tuning
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.errors import DataError, RecipeError
-from lcc.parts.checkpoint import save
-from lcc.parts.task import Task
+from lcc.models.checkpoint import save
 from lcc.stages.finetune import Finetune
 from lcc.stages.merge import Merge
+from lcc.tasks.task import Task
 
 
 def finetune(**options: Any) -> Finetune:

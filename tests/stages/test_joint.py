@@ -9,10 +9,10 @@ import compressing as tiny
 import pytest
 import torch
 
-from lcc.core.decode import decode
-from lcc.engine.blocks import block_linears
-from lcc.parts.checkpoint import save
-from lcc.parts.model import open_bundle
+from lcc.config.cards import decode
+from lcc.models.blocks import block_linears
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
 from lcc.stages.quantize import Quantize
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from data_archives import pairs
 
-from lcc.core.decode import decode
+from lcc.config.cards import decode
 from lcc.core.progress import Progress
+from lcc.data.dataset import PreparedData
+from lcc.distributed.dist import SINGLE
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.data import PreparedData
-from lcc.parts.dist import SINGLE
-from lcc.stage import Context
+from lcc.pipeline.stage import Context
 from lcc.stages.prepare import Prepare
 
 

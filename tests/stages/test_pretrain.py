@@ -18,11 +18,12 @@ from pretrain_cases import OBJECTIVES, PARENTS, SHARDED, TEXT, pretrained, pretr
 
 import lcc
 from lcc.core.errors import PreemptedError, RecipeError
+from lcc.distributed.dist import SINGLE, Distributed
+from lcc.distributed.launch import launch
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.checkpoint import save
-from lcc.parts.dist import SINGLE, Distributed, launch
-from lcc.parts.model import Bundle, open_bundle
-from lcc.stages._corpora import Documents, sentences
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.models.checkpoint import save
+from lcc.stages._corpus import Documents, sentences
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from training_cases import Signalling
@@ -130,7 +131,7 @@ def test_a_run_asked_to_stop_says_so_and_goes_on(world: Path, tmp_path: Path) ->
 
 
 def test_a_new_vocabulary_keeps_every_other_weight(world: Path, tmp_path: Path) -> None:
-    from lcc.parts.embeddings import with_new_vocabulary
+    from lcc.tokenization.prune_vocabulary import with_new_vocabulary
 
     model = parent(world, "causal").load()
     before = {k: v.clone() for k, v in model.state_dict().items()}

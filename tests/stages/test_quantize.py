@@ -11,12 +11,12 @@ import pytest
 import torch
 from quantizing import calibrated, logits, quantized
 
-from lcc.compression.packing import GroupGrid
-from lcc.core.decode import decode
+from lcc.compression.grid import Grid
+from lcc.compression.packed_format import GroupGrid
+from lcc.config.cards import decode
 from lcc.core.errors import GateError, RecipeError
-from lcc.methods.quantizers import Grid
 from lcc.methods.quantizers.nearest import Nearest
-from lcc.parts.model import open_bundle
+from lcc.models.bundle import open_bundle
 from lcc.stages.quantize import Quantize
 
 

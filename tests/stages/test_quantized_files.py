@@ -13,14 +13,14 @@ import transformers
 from quantizing import AUTO, EVERY_FAMILY, FAMILIES, WIDE, calibrated, logits, quantized
 from safetensors import safe_open
 
-from lcc.compression.rounding import Rounding
-from lcc.core.decode import decode
+from lcc.compression.quantize import Rounding
+from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
-from lcc.engine.blocks import block_linears
-from lcc.parts.checkpoint import save
-from lcc.parts.gate import reload_gate
-from lcc.parts.model import open_bundle
-from lcc.parts.tensor_files import StoredTensors
+from lcc.models.blocks import block_linears
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.reload_check import reload_gate
+from lcc.models.safetensors_io import StoredTensors
 from lcc.stages.quantize import Quantize
 
 SETTINGS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lcc.core.progress import Progress
-from lcc.parts.sources import build, missing
-from lcc.parts.vocabulary import cut
-from lcc.recipe import load_recipe
+from lcc.models.sources import build, missing
+from lcc.pipeline.recipe import load_recipe
+from lcc.tokenization.prune_vocabulary import cut
 
 TEXTS = [
     "English: Save the file before you close the window.\nChinese: 关闭窗口之前请先保存文件。",

@@ -10,11 +10,9 @@ import compressing as tiny
 import pytest
 import torch
 
-from lcc.compression.probing import Probing
-from lcc.compression.skipping import divergence
-from lcc.core.catalog import STAGES, card
-from lcc.core.decode import decode
-from lcc.engine.blocks import as_linear, block_linears, blocks
+from lcc.compression.prune_depth import Probing, divergence
+from lcc.config.cards import STAGES, decode, find_card
+from lcc.models.blocks import as_linear, block_linears, blocks
 
 FAMILIES = {"llama": tiny.llama, "qwen3": tiny.qwen3, "gemma3": tiny.gemma3, "gpt2": tiny.gpt2,
             "bert": tiny.bert, "t5": tiny.t5, "marian": tiny.marian}  # fmt: skip
@@ -32,12 +30,12 @@ def loud(family: str) -> Any:
 
 def found(model: Any, folder: Path, **options: Any) -> Any:
     """The outcome of the stage on `model`, calibrated first as the pipeline would."""
-    stage = decode(card(STAGES, "sensitivity"), options, "stages.sensitivity")
+    stage = decode(find_card(STAGES, "sensitivity"), options, "stages.sensitivity")
     bundle = tiny.bundle(model)
     task = tiny.TextTask(head=bundle.card.head)
     inputs = {}
     if stage.needs:
-        calibrate = card(STAGES, "calibrate")(calibration=stage.calibration,
+        calibrate = find_card(STAGES, "calibrate")(calibration=stage.calibration,
                                               gram=stage.needs == "gram")  # fmt: skip
         stats = folder / "calibrate"
         calibrate.run(bundle, tiny.context(stats, task=task))
@@ -122,15 +120,15 @@ def test_a_killed_run_goes_on_after_its_last_trial(tmp_path: Path) -> None:
 
 
 def test_a_sequential_look_is_refused() -> None:
-    from lcc.core.decode import Mistakes
+    from lcc.config.cards import Mistakes
 
     with pytest.raises(Mistakes):
-        decode(card(STAGES, "sensitivity"), {"calibration": {"mode": "sequential"}}, "x")
+        decode(find_card(STAGES, "sensitivity"), {"calibration": {"mode": "sequential"}}, "x")
 
 
 def test_only_what_the_actions_read_is_calibrated() -> None:
     def needs(*actions: str) -> Any:
-        return decode(card(STAGES, "sensitivity"), {"actions": list(actions)}, "x").needs
+        return decode(find_card(STAGES, "sensitivity"), {"actions": list(actions)}, "x").needs
 
     assert needs("w8", "w4") is None
     assert needs("w8", "sparse50") == "diagonal"

@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers
 
-from lcc.compression.patterns import groups_mask, rows_mask
-from lcc.core.decode import Mistakes, decode
+from lcc.calibration.statistics import LayerStats
+from lcc.compression.sparsity import groups_mask, rows_mask
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear, block_linears
-from lcc.engine.statistics import LayerStats
 from lcc.methods.criteria.magnitude import Magnitude
 from lcc.methods.criteria.wanda import Wanda
-from lcc.parts.checkpoint import save
+from lcc.models.blocks import as_linear, block_linears
+from lcc.models.checkpoint import save
 from lcc.stages.calibrate import Calibrate
 from lcc.stages.sparsify import Sparsify
 

@@ -13,16 +13,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import compressing as tiny
 
-from lcc.core.catalog import STAGES, card
-from lcc.core.decode import decode
+from lcc.config.cards import STAGES, decode, find_card
 from lcc.core.errors import GateError
-from lcc.parts import gate, streaming
-from lcc.parts.checkpoint import save
-from lcc.parts.dist import SINGLE, Distributed, launch
-from lcc.parts.model import open_bundle
-from lcc.parts.task import Task
-from lcc.parts.tensor_files import StoredTensors
-from lcc.worker import Job, work_step
+from lcc.distributed.dist import SINGLE, Distributed
+from lcc.distributed.launch import launch
+from lcc.models import offload, reload_check
+from lcc.models.bundle import open_bundle
+from lcc.models.checkpoint import save
+from lcc.models.safetensors_io import StoredTensors
+from lcc.pipeline.worker import Job, work_step
+from lcc.tasks.task import Task
 
 STEPS = {
     "sparsegpt": ("sparsify", {"criterion": "sparsegpt"}),
@@ -48,7 +48,7 @@ def parent(tmp_path: Path) -> Path:
 def job(step: str, parent: Path, folder: Path, **options: Any) -> Job:
     kind, chosen = STEPS[step]
     calibration = {"mode": "sequential", "batch_tokens": 64, "max_tokens": 512}
-    stage = decode(card(STAGES, kind), {**chosen, "calibration": calibration, **options}, kind)
+    stage = decode(find_card(STAGES, kind), {**chosen, "calibration": calibration, **options}, kind)
     words = {"name": "generation", "head": "causal", "fields": ["text"], "answer": "{text}"}
     folder.mkdir()
     return Job(kind, stage, folder, {"model": parent, "data": parent}, task=decode(Task, words),
@@ -65,9 +65,9 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_streamed_step_gives_what_one_in_memory_gives(
     step: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "LARGE_BYTES", 1)
+    monkeypatch.setattr(offload, "LARGE_BYTES", 1)
     streamed = work_step(SINGLE, job(step, parent, tmp_path / "streamed"))
-    monkeypatch.setattr("lcc.stages._calibrated.stream", lambda *_, **__: None)
+    monkeypatch.setattr("lcc.stages._calibration.stream", lambda *_, **__: None)
     whole = work_step(SINGLE, job(step, parent, tmp_path / "whole"))
     for name, measure in whole["measures"].items():
         if "difference" not in name:
@@ -82,7 +82,7 @@ def test_a_streamed_step_gives_what_one_in_memory_gives(
 def test_a_large_result_is_reread_without_holding_it(
     step: str, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(reload_check, "WHOLE_BYTES", 0)
     facts = work_step(SINGLE, job(step, parent, tmp_path / "large"))
     assert facts["measures"]["reload_max_logit_difference"]["value"] < 1e-4
     assert facts["measures"]["parameters"]["value"] > 0
@@ -106,13 +106,13 @@ def test_two_processes_share_the_layers_of_a_block(step: str, parent: Path, tmp_
 def test_a_damaged_streamed_result_is_not_published(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = streaming.write_model
+    write = offload.write_model
 
     def damaged(entries: Any, folder: Path) -> None:
         write(entries, folder)
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-64] + b"\x11" * 64)
 
-    monkeypatch.setattr(streaming, "write_model", damaged)
+    monkeypatch.setattr(offload, "write_model", damaged)
     with pytest.raises(GateError, match="differ"):
         work_step(SINGLE, job("wanda", parent, tmp_path / "damaged"))

@@ -11,9 +11,9 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from lcc.core.errors import DataError, RecipeError
-from lcc.parts.vocabulary import cut
+from lcc.pipeline.planner import pipeline_of
 from lcc.stages.vocab import Vocab
-from lcc.sweep import pipeline_of
+from lcc.tokenization.prune_vocabulary import cut
 
 FAMILIES = {
     "tied": tiny.llama,

@@ -8,12 +8,11 @@ import compressing as tiny
 import pytest
 import torch
 
-from lcc.compression.pruning import feed_forwards
-from lcc.compression.streams import streams
-from lcc.core.decode import Mistakes, decode
+from lcc.calibration.calibrate import Calibration
+from lcc.compression.prune_groups import feed_forwards, streams
+from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import RecipeError
-from lcc.engine.blocks import as_linear
-from lcc.engine.calibration import Calibration
+from lcc.models.blocks import as_linear
 from lcc.stages.width import Width
 
 FAMILIES = {

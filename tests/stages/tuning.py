@@ -12,11 +12,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lcc.core.progress import Progress
+from lcc.distributed.dist import SINGLE, Dist
 from lcc.methods.trackers.none import NoneTracker
-from lcc.parts.dist import SINGLE, Dist
-from lcc.parts.model import Bundle, open_bundle
-from lcc.parts.task import Task
-from lcc.stage import Context
+from lcc.models.bundle import Bundle, open_bundle
+from lcc.pipeline.stage import Context
+from lcc.tasks.task import Task
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", ":", "up", "down"]

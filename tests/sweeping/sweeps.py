@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lcc.core.store import Store
-from lcc.core.sweeps import Sweep, find_sweep, read_sweep
-from lcc.sweeping.planned import pipeline_of
+from lcc.pipeline.planner import pipeline_of
+from lcc.store.store import Store
+from lcc.store.sweeps import Sweep, find_sweep, read_sweep
 
 DATA = ["task=generation", "dataset=tiny_text,tiny_en_zh"]  # the cheapest points there are
 SECONDS = 1500.0  # a machine that does much else is no failure

@@ -15,7 +15,7 @@ from slurm_cluster import missing, slurm_cluster
 from sweeps import DATA, Driven, Held, pid_of, statuses
 
 from lcc.cli import main
-from lcc.core.sweeps import Sweep
+from lcc.store.sweeps import Sweep
 
 PLANS = ("w8", "w4", "nf4", "sparse50_wanda", "broken", "lowrank_compensated_w4")
 BROKEN = "quantize: {quantizer: gptq, bits: 4, group_size: 1000}\n"  # found out at run time

@@ -10,7 +10,7 @@ import pytest
 from sweeps import DATA, Driven, Held, pid_of, statuses
 
 from lcc.cli import main
-from lcc.core.sweeps import find_sweep, read_sweep
+from lcc.store.sweeps import find_sweep, read_sweep
 
 
 def test_a_killed_point_fails_alone_and_is_run_alone_by_the_same_command(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from sample_run import write_sample_run
 
 from lcc.core.errors import RecipeError
-from lcc.core.report import read_run
-from lcc.sweeping.objectives import check_steps, measured, values_of
-from lcc.sweeping.planned import pipeline_of
+from lcc.pipeline.planner import pipeline_of
+from lcc.store.runs import read_run
+from lcc.sweeps.spec import check_steps, measured, values_of
 
 
 def test_a_step_s_figure_and_the_last_model_s_are_both_found(tmp_path: Path) -> None:

@@ -9,16 +9,14 @@ from typing import ClassVar
 import pytest
 from sweeps import DATA, Held, statuses
 
-from lcc.core.progress import Progress
-from lcc.core.searching import Search, Trial
-from lcc.core.sweeps import read_sweep
-from lcc.core.tracking import CurveFile
+from lcc.config.search_space import Search, Trial
+from lcc.core.progress import CurveFile, Progress
 from lcc.methods.samplers.grid import Grid
-from lcc.runner import ROOT
-from lcc.sweeping.driving import Driver
-from lcc.sweeping.opening import asked, open_sweep
-from lcc.sweeping.planned import pipeline_of
-from lcc.sweeping.pruning import watched_curve
+from lcc.pipeline.planner import pipeline_of
+from lcc.store.store import ROOT
+from lcc.store.sweeps import read_sweep
+from lcc.sweeps.driver import Driver, watched_curve
+from lcc.sweeps.spec import asked, open_sweep
 
 
 @dataclass(frozen=True)

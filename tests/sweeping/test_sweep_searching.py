@@ -8,7 +8,7 @@ import pytest
 from sweeps import statuses
 
 from lcc.cli import main
-from lcc.core.sweeps import find_sweep, read_sweep
+from lcc.store.sweeps import find_sweep, read_sweep
 
 WORDS = ["-m", "task=generation", "dataset=tiny_text,tiny_en_zh", "sampler.trials=2",
          "sampler.startup=1", "objectives.data.seconds=minimize"]  # fmt: skip

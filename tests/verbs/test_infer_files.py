@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 import speakers
 
 from lcc.cli import main
-from lcc.core import preemption
+from lcc.core import signals
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 
@@ -88,10 +88,10 @@ def test_asked_to_stop_it_keeps_what_is_done_and_ends_with_75(
 
     def asked(what: str) -> None:
         if next(looks) == 12:
-            raise preemption.PreemptedError(f"{what}: asked to stop.")
+            raise signals.PreemptedError(f"{what}: asked to stop.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(preemption, "check", asked)
+        patched.setattr(signals, "check", asked)
         assert main(words()) == 75
     assert 0 < len(lines()) < 30
     assert main(words()) == 0
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 def test_a_growing_file_is_followed_until_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     command = words(num_rows=3, follow="true")
-    check: Callable[[str], None] = preemption.check
+    check: Callable[[str], None] = signals.check
     grown = []
 
     def grow(what: str) -> None:
@@ -148,9 +148,9 @@ def test_a_growing_file_is_followed_until_asked_to_stop(monkeypatch: pytest.Monk
                 file.write(json.dumps({"id": "late", "source": "late"}) + "\n")
             grown.append(done)
         if done == 4:
-            raise preemption.PreemptedError("infer: asked to stop.")
+            raise signals.PreemptedError("infer: asked to stop.")
 
-    monkeypatch.setattr(preemption, "check", grow)
+    monkeypatch.setattr(signals, "check", grow)
     assert main(command) == 75
     assert [line["id"] for line in lines()] == ["r0", "r1", "r2", "late"]
 
@@ -192,7 +192,7 @@ def test_auto_says_what_it_chose_and_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Whichever engines are installed here: their own tests measure and compare them.
-    monkeypatch.setattr("lcc.exporting.selecting.names", lambda shelf: ["transformers", "vllm"])
+    monkeypatch.setattr("lcc.export.select_engine.names", lambda shelf: ["transformers", "vllm"])
     assert main(words(num_rows=3, engine="auto")) == 0
     told = capsys.readouterr().err
     assert "engine=auto: transformers, as no other can: vLLM needs a GPU" in told

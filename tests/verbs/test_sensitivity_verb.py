@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lcc.cli import main
-from lcc.sweep import pipeline_of
-from lcc.verbs.sensitivity import with_texts
+from lcc.cli.commands.sensitivity import with_texts
+from lcc.pipeline.planner import pipeline_of
 
 WORDS = ["model=tiny_llama", "task=generation", "threads=1"]
 

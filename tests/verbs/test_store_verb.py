@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lcc.cli import main
-from lcc.core.artifact import Work
-from lcc.core.store import Store
+from lcc.store.artifact import Work
+from lcc.store.store import Store
 
 KEY = "ab" * 32
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sample_run import write_sample_run
 
-from lcc.core.searching import Direction
-from lcc.core.sweeps import Point, Result, Sweep
+from lcc.config.search_space import Direction
+from lcc.store.sweeps import Point, Result, Sweep
 
 LRS = ("0.0001", "0.0003", "0.001", "0.003", "0.01", "0.02", "0.03", "0.05")
 PLANS = ("w8", "<b>w4</b>", "nf4")

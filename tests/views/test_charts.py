@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lcc.core.report import read_run
-from lcc.views import charts, results
-from lcc.views.svg import Scale, ticks
+from lcc.reports import charts, results
+from lcc.reports.svg import Scale, ticks
+from lcc.store.runs import read_run
 
 
 def curve(num_steps: int, **fields: Any) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sample_run import change_report
 
-from lcc.core.report import read_run
-from lcc.views.headline import headline
+from lcc.reports.run import headline
+from lcc.store.runs import read_run
 
 
 def change_run(folder: Path, **changes: Any) -> None:

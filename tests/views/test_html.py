@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sample_run import change_report, write_sample_run
 
-from lcc import views
+from lcc import reports
 
 VOID = {"meta", "circle", "rect", "polyline", "br"}
 
@@ -45,7 +45,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Path) -> Page:
-    views.write_reports(run)
+    reports.write_reports(run)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
     return page

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sample_run import change_report
 
-from lcc import views
+from lcc import reports
 
 
 def markdown_of(run: Path) -> str:
-    views.write_reports(run)
+    reports.write_reports(run)
     return (run / "report.md").read_text(encoding="utf-8")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lcc.cli.commands._monitor import Monitor, Report, monitored
 from lcc.core.errors import RecipeError
-from lcc.verbs._monitoring import Monitor, Report, monitored
-from lcc.views import html, markdown
-from lcc.views.monitor import Told, alerts, at_least, monitor
+from lcc.reports import render
+from lcc.reports.monitor import Told, alerts, at_least, monitor
 
 
 def stream(*shares: float, num: int = 40) -> list[Told]:
@@ -49,7 +49,7 @@ def test_the_chance_is_the_binomial_tail() -> None:
 def test_the_report_says_what_happened_and_shows_the_sentences() -> None:
     page = monitor(stream(0.2, 0.2, 0.6), watched="negative", window=40, name="told")
     assert page.headline == "Alert: 60 % of the last 40 texts are negative, 33.3 % of all 120."
-    text, shown = markdown.render(page), html.render(page)
+    text, shown = render.to_markdown(page), render.to_html(page)
     assert "Texts 81 to 120 (10:02 to 10:02): 24 of 40 are negative (60 %)" in text
     assert "text 2\\-1" in text or "text 2-1" in text
     assert "<b>" not in shown.replace("<body>", "") and "<svg" in shown
@@ -59,7 +59,7 @@ def test_the_report_says_what_happened_and_shows_the_sentences() -> None:
 
 def test_nothing_read_is_said_so() -> None:
     page = monitor([], watched="negative", window=40, name="told")
-    assert page.headline == "Nothing was read yet." and "None." in markdown.render(page)
+    assert page.headline == "Nothing was read yet." and "None." in render.to_markdown(page)
 
 
 def test_the_report_follows_a_growing_output(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lcc import views
-from lcc.core.report import read_run
-from lcc.views import pareto, results, terminal
-from lcc.views.results import Row, Score, Speed
+from lcc import reports
+from lcc.reports import charts, results, terminal
+from lcc.reports.results import Row, Score, Speed
+from lcc.store.runs import read_run
 
 
 def point(name: str, quality: float, size: float, rate: float | None = None) -> Row:
@@ -21,7 +21,7 @@ def point(name: str, quality: float, size: float, rate: float | None = None) -> 
 
 
 def standing(*found: Row) -> dict[str, str]:
-    return {s.row.checkpoint: s.word for s in pareto.standings(found, "perplexity")}
+    return {s.row.checkpoint: s.word for s in charts.standings(found, "perplexity")}
 
 
 def test_a_point_that_is_worse_and_no_smaller_is_dominated() -> None:
@@ -33,7 +33,7 @@ def test_a_higher_figure_is_better_where_the_metric_says_so() -> None:
     given = (("dense", 0.9, 500.0), ("w4", 0.8, 100.0), ("none", 0.7, 500.0))
     rows = [Row(checkpoint=n, step=n, kind="eval", key=n, bytes=b, scores={"accuracy": Score(v)})
             for n, v, b in given]  # fmt: skip
-    told = {s.row.checkpoint: s.beaten_by for s in pareto.standings(rows, "accuracy")}
+    told = {s.row.checkpoint: s.beaten_by for s in charts.standings(rows, "accuracy")}
     assert told == {"dense": (), "w4": (), "none": ("dense", "w4")}
 
 
@@ -48,7 +48,7 @@ def test_speeds_within_the_noise_decide_nothing() -> None:
 
 
 def test_the_chart_puts_better_figures_higher_and_marks_the_front_with_capitals() -> None:
-    lines = pareto.chart([point("dense", 20, 500), point("w8", 21, 260), point("bad", 30, 300)],
+    lines = charts.chart([point("dense", 20, 500), point("w8", 21, 260), point("bad", 30, 300)],
                          "perplexity")  # fmt: skip
     rows = {mark: next(i for i, line in enumerate(lines) if mark in line and "│" in line)
             for mark in "ABc"}  # fmt: skip
@@ -57,20 +57,20 @@ def test_the_chart_puts_better_figures_higher_and_marks_the_front_with_capitals(
 
 
 def test_a_ruined_point_is_drawn_at_the_edge() -> None:
-    figure = pareto.figure([point("dense", 20, 500), point("dead", 9e5, 100)], "perplexity")
+    figure = charts.figure([point("dense", 20, 500), point("dead", 9e5, 100)], "perplexity")
     assert figure is not None and "stand at the edge" in figure.caption
 
 
 def test_one_point_alone_has_no_chart() -> None:
-    assert pareto.chart([point("dense", 20, 500)], "perplexity") == []
-    assert pareto.figure([point("dense", 20, 500)], "perplexity") is None
+    assert charts.chart([point("dense", 20, 500)], "perplexity") == []
+    assert charts.figure([point("dense", 20, 500)], "perplexity") is None
 
 
 def test_a_sweeps_page_and_table_say_who_stands_where(run_folder: Path) -> None:
     path = run_folder / "run.json"
     facts = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**facts, "verb": "sweep"}), encoding="utf-8")
-    html, _ = (p.read_text(encoding="utf-8") for p in reversed(views.write_reports(run_folder)))
+    html, _ = (p.read_text(encoding="utf-8") for p in reversed(reports.write_reports(run_folder)))
     assert "dominated by" in html and 'class="hollow"' in html
     stream = io.StringIO()
     terminal.print_sweep(run_folder, Console(file=stream, width=100))

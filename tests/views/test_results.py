@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sample_run import change_report, key_of
 
-from lcc.core.report import read_run
-from lcc.views import results
+from lcc.reports import results
+from lcc.store.runs import read_run
 
 
 def test_every_checkpoint_has_a_row_in_the_order_it_was_made(run_folder: Path) -> None:

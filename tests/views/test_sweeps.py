@@ -9,13 +9,23 @@ from pathlib import Path
 from rich.console import Console
 from sample_sweep import GOALS, write_sample_sweep
 
-from lcc import views
-from lcc.core.sweeps import Point, read_sweep
-from lcc.views import terminal
-from lcc.views.parallel import parallel, short
-from lcc.views.points import PointRow, directions, figure_text, front, point_rows
-from lcc.views.searches import front_figure, history_figure
-from lcc.views.sweeps import counted, headline, status_lines
+from lcc import reports
+from lcc.reports import terminal
+from lcc.reports.sweep import (
+    PointRow,
+    counted,
+    directions,
+    figure_text,
+    front,
+    front_figure,
+    headline,
+    history_figure,
+    parallel,
+    point_rows,
+    short,
+    status_lines,
+)
+from lcc.store.sweeps import Point, read_sweep
 
 
 def rows(*figures: tuple[float, float]) -> list[PointRow]:
@@ -34,7 +44,7 @@ def test_every_point_stands_on_the_page_and_failures_say_where_their_log_is(
     tmp_path: Path,
 ) -> None:
     sweep = write_sample_sweep(tmp_path, GOALS)
-    views.write_sweep(sweep.folder)
+    reports.write_sweep(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "8 points: 6 finished, 1 failed, 1 waiting" in page
     assert all(f">#{n}<" in page for n in range(1, 9))
@@ -46,7 +56,7 @@ def test_every_point_stands_on_the_page_and_failures_say_where_their_log_is(
 
 def test_the_page_runs_nothing_loads_nothing_and_escapes_everything(tmp_path: Path) -> None:
     sweep = write_sample_sweep(tmp_path, GOALS)
-    views.write_sweep(sweep.folder)
+    reports.write_sweep(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")
     assert "<b>w4" not in page and "<i>diverged" not in page and "<script" not in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page) and "url(" not in page

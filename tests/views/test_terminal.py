@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from sample_run import change_report
 
-from lcc import views
-from lcc.views import terminal
+from lcc import reports
+from lcc.reports import terminal
 
 
 def printed(folder: Path, width: int = 100) -> str:
@@ -30,7 +30,7 @@ def test_the_table_is_readable_at_100_columns(run_folder: Path) -> None:
 
 def test_warnings_and_the_report_files_follow_the_table(run_folder: Path) -> None:
     change_report(run_folder, "width", warnings=["[red]heads[/red] are not pruned\x1b[2J"])
-    views.write_reports(run_folder)
+    reports.write_reports(run_folder)
     text = printed(run_folder)
     assert "warning: width: [red]heads[/red] are not pruned�[2J" in text
     assert "report.html" in text and "report.md" in text

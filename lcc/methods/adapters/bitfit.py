@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
-from lcc.parts.checkpoint import Form
+from lcc.core.types import Form
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 HEADS = ("classifier.", "score.")  # a fresh classification head is trained whole
 

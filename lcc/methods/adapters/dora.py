@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.engine.adapting import refuse_sparse
-from lcc.methods.adapters._low_rank import LowRank, adapt
-from lcc.parts.checkpoint import Form
+from lcc.config.cards import card
+from lcc.core.types import Form
+from lcc.methods.adapters._peft import LowRank, adapt
+from lcc.models.adapter_io import refuse_sparse
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 
 @card

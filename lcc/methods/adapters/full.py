@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.parts.checkpoint import Form
+from lcc.config.cards import card
+from lcc.core.types import Form
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 
 @card

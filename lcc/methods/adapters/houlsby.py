@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.adapting import attach_bottlenecks
-from lcc.engine.blocks import blocks
-from lcc.methods.adapters._low_rank import note_of
+from lcc.core.types import Form
+from lcc.methods.adapters._peft import note_of
 from lcc.methods.adapters.bitfit import HEADS
 from lcc.methods.adapters.layernorm import norms
-from lcc.parts.bottlenecks import Bottlenecks, put_bottlenecks
-from lcc.parts.checkpoint import Form
+from lcc.models.adapter_io import attach_bottlenecks
+from lcc.models.adapters import Bottlenecks, put_bottlenecks
+from lcc.models.blocks import blocks
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 # The layers that write into the residual stream, as families call them.
 OUTPUTS = ("o_proj", "out_proj", "o", "output.dense", "down_proj", "wo", "fc2", "c_proj")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
-from lcc.engine.adapting import fills_zeros
-from lcc.engine.sparse_training import mask_adapters
-from lcc.engine.starting import initial_factors, subtract_at_writing
-from lcc.methods.adapters._low_rank import LowRank, adapt
-from lcc.parts.checkpoint import Form
+from lcc.core.types import Form
+from lcc.methods.adapters._peft import LowRank, adapt, initial_factors, subtract_at_writing
+from lcc.models.adapter_io import fills_zeros, mask_adapters
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 PISSA = "pissa_niter_16"  # a randomised SVD: exact ones of large layers take a minute each
 

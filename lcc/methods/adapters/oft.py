@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import peft
-from lcc.engine.adapting import hush, refuse_sparse
-from lcc.methods.adapters._low_rank import TASK_TYPES, adapt, named
-from lcc.parts.checkpoint import Form
+from lcc.core.types import Form
+from lcc.methods.adapters._peft import TASK_TYPES, adapt, named
+from lcc.models.adapter_io import refuse_sparse
+from lcc.models.adapters import hush
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from lcc.parts.model import Bundle
+    from lcc.models.bundle import Bundle
 
 
 @card

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from lcc.core.errors import DataError
 
 if TYPE_CHECKING:
-    from lcc.parts.task import Row, Task
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 
 @runtime_checkable

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.data.bm25 import is_stop_word, words_of
+from lcc.data.cleaning import UNIT
 from lcc.methods.baselines import questions, texts
-from lcc.parts.cleaning import UNIT
-from lcc.parts.retrieval import is_stop_word, words_of
 
 if TYPE_CHECKING:
-    from lcc.parts.task import Row, Task
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 
 @card

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.methods.baselines import texts
 
 if TYPE_CHECKING:
-    from lcc.parts.task import Row, Task
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 
 # One Chinese or Japanese character, or what stands between two spaces.

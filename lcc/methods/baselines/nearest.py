@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.parts.retrieval import Index
+from lcc.config.cards import card
+from lcc.data.bm25 import Index
 
 if TYPE_CHECKING:
-    from lcc.parts.task import Row, Task
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 
 @card

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.data.bm25 import Index
 from lcc.methods.baselines import questions, texts
-from lcc.parts.retrieval import Index
 
 if TYPE_CHECKING:
-    from lcc.parts.task import Row, Task
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
 
 ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 PARAGRAPHS = re.compile(r"\n+")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.engine.clipping import gradient_norm
-from lcc.engine.optimization import ClipResult
+from lcc.config.cards import card
+from lcc.training.optim import ClipResult, gradient_norm
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

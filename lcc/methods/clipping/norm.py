@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.engine.clipping import bound_norm, gradient_norm
-from lcc.engine.optimization import ClipResult
+from lcc.config.cards import card
+from lcc.training.optim import ClipResult, bound_norm, gradient_norm
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

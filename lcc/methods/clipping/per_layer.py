@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.clipping import joint_norm, norms
-from lcc.engine.optimization import ClipResult
-from lcc.engine.storing import local
+from lcc.distributed.state import local
+from lcc.training.optim import ClipResult, joint_norm, norms
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

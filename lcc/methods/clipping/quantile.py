@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.clipping import bound_norm, gradient_norm
-from lcc.engine.optimization import ClipResult
+from lcc.training.optim import ClipResult, bound_norm, gradient_norm
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.clipping import gradient_norm, gradients_of, over_shards
-from lcc.engine.optimization import ClipResult
-from lcc.engine.storing import local
+from lcc.distributed.state import local
+from lcc.training.optim import ClipResult, gradient_norm, gradients_of, over_shards
 
 if TYPE_CHECKING:
     from torch import Tensor

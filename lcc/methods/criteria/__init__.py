@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.compression.patterns import Pattern
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
+    from lcc.compression.sparsity import Pattern
 
 Needs = Literal["gram", "diagonal"]
 

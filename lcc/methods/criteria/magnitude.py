@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 
 @card

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.compression.columns import Order, factorize, solve_columns
-from lcc.compression.patterns import Pattern
-from lcc.compression.quotas import Scope, quotas
-from lcc.core.decode import card
+from lcc.compression.obs_solver import Order, Scope, factorize, quotas, solve_columns
+from lcc.compression.sparsity import Pattern
+from lcc.config.cards import card
 from lcc.core.lazy import torch
 from lcc.methods.criteria import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 
 @card

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lcc.inference.sessions import Opening, Session
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
+    from lcc.inference.session import Opening, Session
 
 
 @runtime_checkable

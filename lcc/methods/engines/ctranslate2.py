@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import ResourceError
 
 if TYPE_CHECKING:
-    from lcc.inference.listening import Listener
-    from lcc.inference.sessions import Opening, Session
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
+    from lcc.inference.backends.whisper import Listener
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -27,8 +27,8 @@ class Ctranslate2:
 
     def refusal(self, folder: Path) -> str | None:
         """Families that CTranslate2 does not know."""
-        from lcc.exporting.ct2_writing import refusal
-        from lcc.parts.checkpoint import read_card
+        from lcc.export.ctranslate2 import refusal
+        from lcc.models.card import read_card
 
         found = read_card(folder)
         if found.head == "transcribe":
@@ -37,7 +37,7 @@ class Ctranslate2:
 
     def listen(self, folder: Path, opening: Opening) -> Listener:
         """A folder whose model transcribes, for its gate."""
-        from lcc.inference.ct2_listening import open_ct2_listener
+        from lcc.inference.backends.ctranslate2 import open_ct2_listener
 
         return open_ct2_listener(folder, opening)
 
@@ -45,10 +45,10 @@ class Ctranslate2:
         """The folder's `model.bin`."""
         import importlib.util
 
-        from lcc.exporting.ct2_writing import MISSING
+        from lcc.export.ctranslate2 import MISSING
 
         if importlib.util.find_spec(self.package) is None:
             raise ResourceError(MISSING)
-        from lcc.inference.ct2_session import open_ct2
+        from lcc.inference.backends.ctranslate2 import open_ct2
 
         return open_ct2(folder, opening)

@@ -6,12 +6,12 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import ResourceError
 
 if TYPE_CHECKING:
-    from lcc.inference.sessions import Opening, Session
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -27,7 +27,7 @@ class Llamacpp:
 
     def refusal(self, folder: Path) -> str | None:
         """Why no GGUF of this checkpoint can be made or run."""
-        from lcc.exporting.gguf_families import refusal
+        from lcc.export.gguf_metadata import refusal
 
         if importlib.util.find_spec(self.package) is None:
             return "llama.cpp is not installed; pip install 'lcc[llamacpp]'."
@@ -35,9 +35,9 @@ class Llamacpp:
 
     def rehearse(self, folder: Path) -> str | None:
         """Why llama.cpp cannot run the export in `folder`, found out in a process of its own."""
-        from lcc.exporting.gguf_rehearsal import rehearse
-        from lcc.exporting.gguf_writing import GGUF_FILE
-        from lcc.exporting.prompts import texts
+        from lcc.export.parity import texts
+        from lcc.inference.backends.llama_cpp_probe import rehearse
+        from lcc.inference.sidecar import GGUF_FILE
 
         return rehearse(folder / GGUF_FILE, texts())
 
@@ -45,6 +45,6 @@ class Llamacpp:
         """The folder's `model.gguf`; its chat template is the file's own."""
         if importlib.util.find_spec(self.package) is None:
             raise ResourceError("llama.cpp is not installed; pip install 'lcc[llamacpp]'.")
-        from lcc.exporting.gguf_session import open_gguf
+        from lcc.inference.backends.llama_cpp import open_gguf
 
         return open_gguf(folder, opening)

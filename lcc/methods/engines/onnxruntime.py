@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 if TYPE_CHECKING:
-    from lcc.inference.sessions import Opening, Session
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -25,7 +25,7 @@ class Onnxruntime:
 
     def refusal(self, folder: Path) -> str | None:
         """Heads that no graph is made of."""
-        from lcc.exporting.graph_writing import refusal
+        from lcc.export.graph import refusal
 
         return refusal(folder, "onnx")
 
@@ -33,7 +33,7 @@ class Onnxruntime:
         """The graph in `folder/graph`."""
         import onnxruntime
 
-        from lcc.inference.graph_session import open_graph
+        from lcc.inference.backends.graph import open_graph
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = opening.threads, 1

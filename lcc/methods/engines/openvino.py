@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 if TYPE_CHECKING:
-    from lcc.inference.sessions import Opening, Session
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -25,13 +25,13 @@ class Openvino:
 
     def refusal(self, folder: Path) -> str | None:
         """Heads that no graph is made of."""
-        from lcc.exporting.graph_writing import refusal
+        from lcc.export.graph import refusal
 
         return refusal(folder, "openvino")
 
     def open(self, folder: Path, opening: Opening) -> Session:
         """The graph in `folder/graph`, computed in float32 whatever the processor would prefer."""
-        from lcc.inference.graph_session import open_graph
+        from lcc.inference.backends.graph import open_graph
 
         options = {"INFERENCE_NUM_THREADS": opening.threads, "INFERENCE_PRECISION_HINT": "f32"}
         return open_graph(folder, opening, config=options)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import LccError
 from lcc.core.lazy import torch
-from lcc.parts.checkpoint import Head, read_card
+from lcc.core.types import Head
+from lcc.models.card import read_card
 
 if TYPE_CHECKING:
-    from lcc.inference.listening import Listener
-    from lcc.inference.sessions import Opening, Session
+    from lcc.inference.backends.whisper import Listener
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -35,7 +36,7 @@ class Transformers:
 
     def refusal(self, folder: Path) -> str | None:
         """Why the checkpoint cannot be opened, as its own reader says it; None if it can."""
-        from lcc.parts.folder import examine
+        from lcc.models.card import examine
 
         try:
             examine(folder)
@@ -46,14 +47,14 @@ class Transformers:
 
     def open(self, folder: Path, opening: Opening) -> Session:
         """The checkpoint in memory, packed weights as the numbers they mean."""
-        from lcc.inference.in_process import InProcessSession
-        from lcc.parts.model import open_bundle
+        from lcc.inference.engine import InProcessSession
+        from lcc.models.bundle import open_bundle
 
         torch.set_num_threads(opening.threads)
         bundle = open_bundle(folder)
         module, told, plain = None, "", opening.device == "cpu" and opening.dtype == "float32"
         if self.weights != "dense" and plain and bundle.card.head in ("causal", "seq2seq"):
-            from lcc.inference.repacking import as_stored
+            from lcc.inference.quantized_linear import as_stored
 
             module, told = as_stored(bundle, measure=self.weights == "auto")
         if module is None:
@@ -64,8 +65,8 @@ class Transformers:
 
     def listen(self, folder: Path, opening: Opening) -> Listener:
         """A checkpoint that transcribes, for the gate of an export."""
-        from lcc.inference.listening import InProcessListener
-        from lcc.parts.model import open_bundle
+        from lcc.inference.backends.whisper import InProcessListener
+        from lcc.models.bundle import open_bundle
 
         torch.set_num_threads(opening.threads)
         return InProcessListener(open_bundle(folder).load(device=opening.device))

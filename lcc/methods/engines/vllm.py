@@ -6,13 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import ResourceError
 from lcc.core.machine import accelerators
-from lcc.parts.checkpoint import Head, read_card
+from lcc.core.types import Head
+from lcc.models.card import read_card
 
 if TYPE_CHECKING:
-    from lcc.inference.sessions import Opening, Session
+    from lcc.inference.session import Opening, Session
 
 
 @card
@@ -43,7 +44,7 @@ class Vllm:
         missing = _missing()
         if missing is not None:
             raise ResourceError(f"engine vllm: {missing}")
-        from lcc.inference.vllm_session import VllmSession
+        from lcc.inference.backends.vllm import VllmSession
 
         return VllmSession(folder, opening)
 

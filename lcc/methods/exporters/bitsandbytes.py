@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 
 @card
@@ -26,13 +26,13 @@ class Bitsandbytes:
 
     def refusal(self, folder: Path) -> str | None:
         """Checkpoints packed in another format, and those with an adapter."""
-        from lcc.exporting.repacking import refusal
+        from lcc.export.compressed_tensors import refusal
 
         return refusal(folder, "bitsandbytes")
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """As `from_pretrained` reads it."""
-        from lcc.exporting.repacking import copied, pack_bitsandbytes
+        from lcc.export.compressed_tensors import copied, pack_bitsandbytes
 
         if copied(source, target, "bitsandbytes"):
             return {"copied": True}

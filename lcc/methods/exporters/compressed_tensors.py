@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 
 @card
@@ -30,13 +30,13 @@ class CompressedTensors:
 
     def refusal(self, folder: Path) -> str | None:
         """Checkpoints packed in another format, and those with an adapter."""
-        from lcc.exporting.repacking import refusal
+        from lcc.export.compressed_tensors import refusal
 
         return refusal(folder, "compressed-tensors")
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """As `from_pretrained` reads it."""
-        from lcc.exporting.repacking import copied, pack_integers
+        from lcc.export.compressed_tensors import copied, pack_integers
 
         if copied(source, target, "compressed-tensors"):
             return {"copied": True}

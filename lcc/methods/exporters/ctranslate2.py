@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 # Eight bits round inputs too, which costs a model with rare large ones much and others nothing: it
 # is rehearsed, and what is allowed is never more than formats of four bits are.
@@ -35,20 +35,20 @@ class Ctranslate2:
 
     def rounded(self, module: Any) -> Any:
         """Weights by row and inputs by token, as CTranslate2 multiplies them; in place."""
-        from lcc.exporting.eight_bits import round_to_eight_bits
+        from lcc.export.ctranslate2 import round_to_eight_bits
 
         return round_to_eight_bits(module)
 
     def refusal(self, folder: Path) -> str | None:
         """Families that CTranslate2 does not know."""
-        from lcc.exporting.ct2_writing import refusal
+        from lcc.export.ctranslate2 import refusal
 
         return refusal(folder)
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """`model.bin` with its vocabulary, and the source's tokenizer files beside it."""
-        from lcc.exporting.ct2_writing import window, write_ct2
-        from lcc.inference.companions import write_companions
+        from lcc.export.ctranslate2 import window, write_ct2
+        from lcc.inference.sidecar import write_companions
 
         facts = write_ct2(source, target, quantization=self.quantization)
         longest = None

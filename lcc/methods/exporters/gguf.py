@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import RecipeError
 
 Type = Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k",
@@ -45,15 +45,15 @@ class Gguf:
 
     def refusal(self, folder: Path) -> str | None:
         """Families that llama.cpp does not know, or this writer."""
-        from lcc.exporting.gguf_families import refusal
+        from lcc.export.gguf_metadata import refusal
 
         return refusal(folder)
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """`model.gguf`, and the source's tokenizer files beside it."""
-        from lcc.engine.statistics import StoredStats
-        from lcc.exporting.gguf_writing import GGUF_FILE, write_gguf
-        from lcc.inference.companions import write_companions
+        from lcc.calibration.statistics import StoredStats
+        from lcc.export.gguf_writer import write_gguf
+        from lcc.inference.sidecar import GGUF_FILE, write_companions
 
         stats = None
         if self.importance is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 
 @card

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.methods.exporters.gguf import TOLERANCES, Type
 
 
@@ -27,14 +27,14 @@ class Ollama:
 
     def refusal(self, folder: Path) -> str | None:
         """What no GGUF is written of, and chat templates that are not of the simple form."""
-        from lcc.exporting.gguf_families import refusal
-        from lcc.exporting.ollama_templates import refusal as template_refusal
+        from lcc.export.gguf_metadata import refusal
+        from lcc.export.ollama import refusal as template_refusal
 
         return refusal(folder) or template_refusal(folder)
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """`model.gguf` and `Modelfile`."""
-        from lcc.exporting.ollama_templates import write_modelfile
+        from lcc.export.ollama import write_modelfile
         from lcc.methods.exporters.gguf import Gguf
 
         facts = dict(Gguf(type=self.type).write(source, target))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 
 TOLERANCES = {"float32": 0.005, "int8": 0.15, "int4": 0.5}
 
@@ -28,14 +28,14 @@ class Openvino:
 
     def refusal(self, folder: Path) -> str | None:
         """Heads that no graph is made of."""
-        from lcc.exporting.graph_writing import refusal
+        from lcc.export.graph import refusal
 
         return refusal(folder, "openvino")
 
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """The graph in a folder of its own, and the source's tokenizer files beside it."""
-        from lcc.exporting.graph_writing import write_graph
-        from lcc.inference.companions import write_companions
+        from lcc.export.graph import write_graph
+        from lcc.inference.sidecar import write_companions
 
         facts = write_graph(source, target, "openvino", weights=self.weights)
         write_companions(

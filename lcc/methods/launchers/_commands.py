@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lcc.core.disk import write_json
 from lcc.core.errors import PreemptedError
-from lcc.core.launching import Task
-from lcc.core.writing import write_json
+from lcc.methods.launchers import Task
 
 PREEMPTED = PreemptedError.exit_code
 SECONDS_TO_SAVE = 120.0  # a child that was asked to end may write its state so long

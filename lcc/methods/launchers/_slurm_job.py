@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from lcc.core.launching import Task
+from lcc.methods.launchers import Task
 from lcc.methods.launchers._commands import PREEMPTED, end, run_to_end, start
 
 if TYPE_CHECKING:

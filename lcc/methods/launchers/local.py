@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.launching import RESTARTS, Crew, Task
+from lcc.config.cards import card
 from lcc.core.machine import accelerators, cores
+from lcc.methods.launchers import RESTARTS, Crew, Task
 from lcc.methods.launchers._commands import ask_to_end, end, start, told
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import ResourceError
-from lcc.core.launching import RESTARTS, Crew, Task
+from lcc.methods.launchers import RESTARTS, Crew, Task
 from lcc.methods.launchers._commands import (
     ask_to_end,
     fate_of,

@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.core.disk import write_json
 from lcc.core.errors import ResourceError
-from lcc.core.launching import RESTARTS, Crew, Task
-from lcc.core.writing import write_json
+from lcc.methods.launchers import RESTARTS, Crew, Task
 from lcc.methods.launchers._commands import fate_of, forget_end
 from lcc.methods.launchers._slurm_job import SlurmJob
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.core.decode import card
-from lcc.parts.metrics import Answer, Need
+from lcc.config.cards import card
+from lcc.evaluation.metrics import Answer, Need
 
 if TYPE_CHECKING:
-    from lcc.parts.metrics import Floats
+    from lcc.evaluation.metrics import Floats
 
 
 @card

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.parts.metrics import Answer, Need
+from lcc.config.cards import card
+from lcc.evaluation.metrics import Answer, Need
 
 if TYPE_CHECKING:
-    from lcc.parts.metrics import Floats
+    from lcc.evaluation.metrics import Floats
 
 
 @card

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.methods.metrics._ngrams import ngrams
-from lcc.methods.metrics._overlap import mean_columns, mean_of
-from lcc.parts.metrics import Answer, Need
+from lcc.config.cards import card
+from lcc.evaluation.metrics import Answer, Need
+from lcc.methods.metrics import mean_columns, mean_of
+from lcc.methods.metrics.distinct import ngrams
 
 if TYPE_CHECKING:
-    from lcc.parts.metrics import Floats
+    from lcc.evaluation.metrics import Floats
 
 
 @card

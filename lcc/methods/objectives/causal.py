@@ -7,17 +7,17 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
-from lcc.engine.objectives import Batch, LogitsOf
-from lcc.engine.pretraining import Drawn, Material, Piece, padded_rows
-from lcc.engine.projecting import logits_function
-from lcc.parts.encoding import IGNORED
+from lcc.config.cards import card
+from lcc.tasks.encode import IGNORED
+from lcc.training.batches import Batch, LogitsOf
+from lcc.training.loss import logits_function
+from lcc.training.pretraining import Drawn, Material, Piece, padded_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
 
 
 @card

@@ -8,21 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
-from lcc.engine.corpus import STARTS_SENTENCE
-from lcc.engine.encoder_heads import PairBatch, masked_logits, pair_loss
-from lcc.engine.masking import Masking, masked
-from lcc.engine.objectives import Batch, LogitsOf
-from lcc.engine.pretraining import Drawn, Material, Piece, padded_rows, require_mask
-from lcc.parts.encoding import IGNORED
+from lcc.methods.objectives.masked import Masking, masked
+from lcc.tasks.encode import IGNORED
+from lcc.training.batches import Batch, LogitsOf
+from lcc.training.loss import PairBatch, masked_logits, pair_loss
+from lcc.training.pretraining import (
+    STARTS_SENTENCE,
+    Drawn,
+    Material,
+    Piece,
+    padded_rows,
+    require_mask,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
 
 NUM_TRIES = 1000
 Text = tuple[list[int], list[int]]  # tokens and their flags

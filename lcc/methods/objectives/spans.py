@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import DataError
-from lcc.engine.objectives import Batch, LogitsOf, collate
-from lcc.engine.pretraining import Drawn, Material, Piece, document_pieces
-from lcc.engine.projecting import logits_function
+from lcc.training.batches import Batch, LogitsOf, collate
+from lcc.training.loss import logits_function
+from lcc.training.pretraining import Drawn, Material, Piece, document_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from lcc.parts.checkpoint import Head
+    from lcc.core.types import Head
 
 SHORTEST = 2  # a token to keep and one to take out
 

@@ -1,4 +1,4 @@
-"""Adam, its weight decay a part of the gradient (Kingma and Ba, 2015)."""
+"""Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.optimization import is_fusible
+from lcc.training.optim import is_fusible
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+
+@card
+class AdamW:
+    """torch's AdamW in its fused form where the device has one."""
+
+    word: ClassVar[str] = "adamw"
+    revision: ClassVar[int] = 1
+    default_lr: ClassVar[float | None] = None
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+
+    def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+        return torch.optim.AdamW(
+            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
+            fused=is_fusible(groups),
+        )  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# Adam, its weight decay a part of the gradient (Kingma and Ba, 2015).
 
 
 @card

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.engine.optimization import is_fusible
+from lcc.training.optim import is_fusible
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -34,7 +34,7 @@ class Muon:
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        from lcc.engine.joining import Joined
+        from lcc.methods.optimizers._joined import Joined
 
         parts: list[Optimizer] = []
         hidden = [group for group in groups if group["is_hidden"]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from lcc.compression.grids import Grid as Grid
+from lcc.compression.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 Format = Literal["compressed-tensors", "bitsandbytes"]
 Needs = Literal["gram", "diagonal"]

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.compression.columns import (
+from lcc.compression.grid import Grid, search_scales
+from lcc.compression.obs_solver import (
     BLOCK,
     Levels,
     factorize,
+    quotas,
     row_energies,
     solve_columns,
     spaced_rows,
 )
-from lcc.compression.grids import search_scales
-from lcc.compression.packing import GroupGrid, integer_config
-from lcc.compression.patterns import Pattern
-from lcc.compression.quotas import quotas
-from lcc.core.decode import card
+from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.sparsity import Pattern
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.methods.quantizers import Format, Grid, Needs, Quantized
+from lcc.methods.quantizers import Format, Needs, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 JUDGED_ROWS = 48
 

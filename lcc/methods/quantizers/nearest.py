@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.compression.grids import widest_scales
-from lcc.compression.packing import GroupGrid, integer_config
-from lcc.core.decode import card
-from lcc.methods.quantizers import Format, Grid, Needs, Quantized
+from lcc.compression.grid import Grid, widest_scales
+from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.config.cards import card
+from lcc.methods.quantizers import Format, Needs, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 
 @card

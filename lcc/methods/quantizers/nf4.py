@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.core.decode import card
+from lcc.compression.grid import Grid
+from lcc.config.cards import card
 from lcc.core.lazy import bitsandbytes, torch
-from lcc.methods.quantizers import Format, Grid, Needs, Quantized
+from lcc.methods.quantizers import Format, Needs, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 BLOCK = 64
 

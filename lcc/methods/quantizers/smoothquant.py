@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.grids import widest_scales
-from lcc.compression.packing import GroupGrid, integer_config
-from lcc.core.decode import card
+from lcc.compression.grid import Grid, widest_scales
+from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.config.cards import card
 from lcc.core.lazy import torch
-from lcc.methods.quantizers import Format, Grid, Needs, Quantized
+from lcc.methods.quantizers import Format, Needs, Quantized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.engine.statistics import LayerStats
+    from lcc.calibration.statistics import LayerStats
 
 
 @card

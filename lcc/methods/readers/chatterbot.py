@@ -8,11 +8,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.describe import digest
+from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
-from lcc.parts.packages import Requirement, contents, require
-from lcc.parts.rows import Row, normalised
+from lcc.data.files import Row, normalised
+from lcc.data.packages import Requirement, contents, require
 
 
 @card

@@ -8,11 +8,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, require
-from lcc.parts.retrieval import is_stop_word
-from lcc.parts.rows import Row, normalised, short_digest
+from lcc.config.cards import card, digest
+from lcc.data.bm25 import is_stop_word
+from lcc.data.files import Row, normalised, short_digest
+from lcc.data.packages import Requirement, require
 
 STANZA = re.compile(r"\n\n+")
 WORD = re.compile(r"[A-Za-z][\w+-]*\w")

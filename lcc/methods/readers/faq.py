@@ -11,10 +11,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, contents, require
-from lcc.parts.rows import Row, normalised, short_digest
+from lcc.config.cards import card, digest
+from lcc.data.files import Row, normalised, short_digest
+from lcc.data.packages import Requirement, contents, require
 
 SECTION = re.compile(r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)',
                      re.DOTALL)  # fmt: skip

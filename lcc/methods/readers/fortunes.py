@@ -9,10 +9,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.describe import digest
-from lcc.parts.packages import Requirement, contents, require
-from lcc.parts.rows import Row
+from lcc.config.cards import card, digest
+from lcc.data.files import Row
+from lcc.data.packages import Requirement, contents, require
 
 BETWEEN = re.compile(r"^%\s*$", re.MULTILINE)
 PATTERN = "*/games/fortunes/"

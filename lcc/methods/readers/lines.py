@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lcc.core.decode import card
-from lcc.parts.local_files import TextFiles, read_text
-from lcc.parts.rows import Row
+from lcc.config.cards import card
+from lcc.data.files import Row, TextFiles, read_text
 
 
 @card

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcc.core.decode import card
-from lcc.core.describe import digest
+from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
-from lcc.parts.local_files import LocalFiles
-from lcc.parts.packages import file_digest
-from lcc.parts.rows import Row
+from lcc.data.files import LocalFiles, Row
+from lcc.data.packages import file_digest
 
 
 @card

@@ -7,11 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.catalog import Choice
-from lcc.core.decode import card
-from lcc.core.describe import digest
-from lcc.parts.packages import Requirement
-from lcc.parts.rows import Row
+from lcc.config.cards import Choice, card, digest
+from lcc.data.files import Row
+from lcc.data.packages import Requirement
 
 
 @card

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import DataError
-from lcc.parts.local_files import LocalFiles, read_text
-from lcc.parts.rows import Row
+from lcc.data.files import LocalFiles, Row, read_text
 
 
 @card

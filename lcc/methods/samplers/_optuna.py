@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lcc.core.describe import digest
+from lcc.config.cards import digest
+from lcc.config.search_space import Interval, Range, Search, Trial, typed
 from lcc.core.errors import ResourceError
-from lcc.core.ranges import Interval, Range
-from lcc.core.searching import Search, Trial, typed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

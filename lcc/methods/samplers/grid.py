@@ -6,9 +6,8 @@ import itertools
 import math
 from typing import ClassVar
 
-from lcc.core.decode import card
-from lcc.core.ranges import Listed
-from lcc.core.searching import Search, Trial, require_listed
+from lcc.config.cards import card
+from lcc.config.search_space import Listed, Search, Trial, require_listed
 
 
 @card

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.searching import Search, Trial, require_objectives, require_ranges
+from lcc.config.cards import card
+from lcc.config.search_space import Search, Trial, require_objectives, require_ranges
 from lcc.methods.samplers._optuna import next_trial, optuna_for, seed_of
 
 

@@ -8,9 +8,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lcc.core.decode import card
-from lcc.core.ranges import Interval, Range
-from lcc.core.searching import Search, Trial, require_ranges, typed
+from lcc.config.cards import card
+from lcc.config.search_space import Interval, Range, Search, Trial, require_ranges, typed
 
 
 @card

@@ -6,16 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.core.decode import card
+from lcc.config.cards import card
+from lcc.config.search_space import Search, Trial, require_objectives, require_ranges
 from lcc.core.errors import RecipeError
-from lcc.core.searching import Search, Trial, require_objectives, require_ranges
-from lcc.methods.samplers._optuna import (
-    frozen_trial,
-    next_trial,
-    optuna_for,
-    seed_of,
-    study_of,
-)
+from lcc.methods.samplers._optuna import frozen_trial, next_trial, optuna_for, seed_of, study_of
 
 
 @card

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from lcc.core.decode import card
-from lcc.core.tracking import Tracker, Value
+from lcc.config.cards import card
+from lcc.core.progress import Tracker, Value
 
 
 class NoneTracker:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcc.core.decode import card
+from lcc.config.cards import card
 from lcc.core.errors import ResourceError
-from lcc.core.tracking import Tracker, Value
+from lcc.core.progress import Tracker, Value
 
 
 class WandbRun:

@@ -1,0 +1,1 @@
+"""The commands of `lcc`, one verb a file."""

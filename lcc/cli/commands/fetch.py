@@ -1,0 +1,89 @@
+"""Bring a model's and a dataset's packages, after saying what, how large and which licence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lcc.cli.arguments import Arguments, emit
+from lcc.core.errors import RecipeError
+from lcc.core.progress import Progress
+from lcc.data import dataset
+from lcc.data.packages import Requirement, cache_root, fetch_all
+from lcc.models import sources
+from lcc.pipeline.recipe import Recipe, load_recipe
+from lcc.reports.format import size
+
+USAGE = """usage: lcc fetch [model=NAME] [dataset=NAME] | +recipe=NAME [--dry-run] [--json]
+
+  lcc fetch model=smollm2_135m dataset=packages_en_zh
+  lcc fetch +recipe=mt_en_zh_small --dry-run     say what would be brought, bring nothing
+
+Files go to $LCC_HOME, or ~/.cache/lcc, and are never installed or run. What is there already is
+checked and kept."""
+
+
+def main(arguments: Arguments) -> int:
+    recipe = load_recipe(arguments.overrides)
+    if recipe.model is None and recipe.dataset is None:
+        raise RecipeError("nothing to fetch: give model=NAME, dataset=NAME or +recipe=NAME.")
+    needed = _needed(recipe)
+    told = _told(recipe, needed)
+    # The announcement stands before the download; with --json it must not spoil the output.
+    print(told, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    if not arguments.dry_run:
+        _fetch(recipe, Progress())
+    if arguments.json:
+        emit(_facts(needed), True, "")
+    return 0
+
+
+def _needed(recipe: Recipe) -> list[Requirement]:
+    found = sources.requirements(recipe.model) if recipe.model is not None else []
+    found += dataset.requirements(recipe.dataset) if recipe.dataset is not None else []
+    return list(dict.fromkeys([*found, *_grounding(recipe)]))
+
+
+def _grounding(recipe: Recipe) -> list[Requirement]:
+    """What the task's FAQ is read from."""
+    if recipe.task is None or recipe.task.grounding is None:
+        return []
+    return list(recipe.task.grounding.reader.requirements())
+
+
+def _fetch(recipe: Recipe, progress: Progress) -> None:
+    if recipe.model is not None:
+        sources.fetch(recipe.model, progress=progress)
+    if recipe.dataset is not None:
+        fetch_all(dataset.requirements(recipe.dataset), progress)
+    fetch_all(_grounding(recipe), progress)
+    progress.say(f"everything is in {cache_root()}")
+
+
+def _told(recipe: Recipe, needed: Sequence[Requirement]) -> str:
+    lines = [_line(one) for one in needed]
+    absent = [one for one in needed if one.found is None]
+    if absent:
+        lines.append(f"to download: {size(sum(one.bytes for one in absent))} into {cache_root()}")
+    elif needed:
+        lines.append("nothing to download: all of it is here.")
+    on_hub = sources.missing(recipe.model) if recipe.model is not None else None
+    if on_hub and not any(one.found is None for one in sources.requirements(recipe.model)):  # type: ignore[arg-type]
+        lines.append(on_hub.partition(";")[0])
+    return "\n".join(lines) or "nothing to fetch: all of it is local or made on the spot."
+
+
+def _line(one: Requirement) -> str:
+    state = "here" if one.found is not None else "to fetch"
+    kind = "list of apt" if one.index else "Debian package" if one.debian else "package"
+    parts = [size(one.bytes) if one.bytes else "", one.licence or "licence not stated", state]
+    return f"{kind} {one.requirement}: {', '.join(part for part in parts if part)}"
+
+
+def _facts(needed: Sequence[Requirement]) -> list[dict[str, Any]]:
+    return [
+        {"requirement": one.requirement, "bytes": one.bytes, "licence": one.licence,
+         "path": str(one.found) if one.found else None}
+        for one in needed
+    ]  # fmt: skip

@@ -1,0 +1,408 @@
+"""What the words of `lcc infer` ask for, and rows through a model as they ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from lcc.cli.arguments import Arguments
+from lcc.config.cards import card, decode
+from lcc.core.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lcc.cli.commands._monitor import Report
+    from lcc.export.select_engine import Selected
+    from lcc.inference.batch import Numbered, OrderedFile, Said
+    from lcc.inference.chat import Chat
+    from lcc.inference.session import Opening
+    from lcc.pipeline.recipe import Recipe
+    from lcc.tasks.task import Task
+    from lcc.tasks.template import Row
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@card
+class Asked:
+    """Words of `lcc infer` that are not the recipe's; None leaves it to the task."""
+
+    input: str = "-"
+    output: str | None = None
+    engine: str | dict[str, Any] = "transformers"
+    workers: Count = 1
+    slots: Count = 32
+    batch_tokens: Count = 16384
+    context: Count | None = None
+    prefix_mb: Annotated[int, Field(ge=0)] = 256
+    follow: bool = False
+    report: str | None = None
+    report_watch: str = "negative"
+    report_window: Annotated[int, Field(ge=2)] = 50
+    system: str = ""
+    max_new_tokens: Count | None = None
+    num_beams: Count | None = None
+    stop: tuple[str, ...] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.output is not None and not self.output.endswith(".jsonl"):
+            raise ValueError("output is a file that ends in .jsonl; without it answers are shown")
+        if self.report is not None and self.output is None:
+            raise ValueError("report follows output=FILE.jsonl; name one")
+        if self.follow and self.input == "-":
+            raise ValueError("follow needs input=FILE; a pipe is followed anyway")
+
+    @staticmethod
+    def decoded(own: dict[str, Any]) -> Asked:
+        """Strictly; raises Mistakes with the nearest names."""
+        from lcc.inference.session import named
+
+        asked = decode(Asked, own, "")
+        if asked.engine != "auto":
+            named(asked.engine)
+        return asked
+
+    def replaced(self, card: Any) -> Any:
+        """The task's `decode` or `sampling` with what was asked in its place."""
+        mine = {f.name: getattr(self, f.name, None) for f in dataclasses.fields(card)}
+        return dataclasses.replace(card, **{k: v for k, v in mine.items() if v is not None})
+
+
+def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The verb's own words by name, and those that are the recipe's."""
+    from lcc.config.compose import check_word, parsed
+
+    own: dict[str, Any] = {}
+    rest = []
+    names = {f.name for f in dataclasses.fields(Asked)}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in names:
+            rest.append(word)
+        elif name in ("input", "output", "system", "report", "report_watch"):
+            own[name] = value  # text as it is, whatever characters stand in it
+        else:
+            check_word(word)
+            own[name] = parsed(word).value()
+    return own, rest
+
+
+def opening_of(recipe: Recipe, options: Asked, say: Callable[[str], None]) -> Opening:
+    """Threads that follow the free cores, shared by the workers; the recipe's where it says."""
+    from lcc.core.machine import cores, free_cores
+    from lcc.inference.session import Opening
+
+    device = recipe.device_type
+    threads = recipe.threads
+    if threads is None:
+        free = free_cores()
+        threads = max(1, free // options.workers)
+        if free < cores():
+            say(f"{free} of {cores()} cores are free: {threads} threads each")
+    return Opening(threads=threads, slots=options.slots, context=options.context, device=device,
+                   dtype=recipe.dtype, prefix_mb=options.prefix_mb)  # fmt: skip
+
+
+def say(sentence: str) -> None:
+    """To the reader, and not into the answers."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+class Answers:
+    """A model at a task; `in_order` for the terminal, `to_file` for many rows."""
+
+    def __init__(self, recipe: Recipe, folder: Path, options: Asked) -> None:
+        assert recipe.task is not None
+        self.options, self.folder, self.seed = options, folder, recipe.seed
+        self.task = _fitting(recipe.task, folder, options)
+        self.opening = opening_of(recipe, options, say)
+        self.shown = False
+
+    def in_order(self, text: str | None, *, streams: bool) -> Iterator[tuple[Row, Said]]:
+        """Each row with its answer; a typed line is answered before the next is read.
+
+        With `streams` an answer is printed as it is made, and `shown` says that it was.
+        """
+        from lcc.inference.batch import Feed, numbered
+
+        typed = text is None and self.options.input == "-" and sys.stdin.isatty()
+        if typed:
+            say("one text per line; end with Ctrl-D")
+        alone = typed or text is not None
+        if alone:
+            self.opening = dataclasses.replace(self.opening, slots=1)
+        lines = [text] if text is not None else self._lines()
+        feed = Feed(numbered(lines, self.task), most=1 if alone else 1024)
+        waiting: dict[int, tuple[Row, Said]] = {}
+        next_row = 0
+        with self._answering(self._selected(), self._show if streams else None) as answers:
+            for number, row, said in answers(feed):
+                waiting[number] = row, said
+                while next_row in waiting:
+                    yield waiting.pop(next_row)
+                    next_row += 1
+
+    def to_file(self) -> int:
+        """A line for every row, going on after those that are there."""
+        from lcc.cli.commands._monitor import monitored
+        from lcc.core.machine import version_of
+        from lcc.core.progress import Progress
+        from lcc.export.select_engine import source_digest
+        from lcc.inference.batch import Feed, OrderedFile, begun_with
+
+        assert self.options.output is not None
+        path = Path(self.options.output)
+        chosen = self._selected(begun_with(path, "engine"))
+        output = OrderedFile(path, {
+            "engine": chosen.engine, "options": chosen.options, "seed": self.seed,
+            "model": source_digest(self.folder), "task": _described(self.task),
+            "lcc": version_of("lcc"),
+        })  # fmt: skip
+        try:
+            done, total = output.num_done, self._total()
+            if done:
+                say(f"{path}: goes on after {done:,} rows")
+            feed = Feed(self._remaining(output))
+            with (
+                Progress(stream=sys.stderr).track("infer", total, "row", done=done) as bar,
+                monitored(self._report(), path),
+                self._answering(chosen, None) as answers,
+            ):
+                for number, row, said in answers(feed):
+                    bar.advance(output.put(number, self.line(row, said)))
+        finally:
+            output.close()
+        return 0
+
+    def _report(self) -> Report | None:
+        from lcc.cli.commands._monitor import Report
+
+        asked = self.options
+        if asked.report is None:
+            return None
+        return Report(path=asked.report, field=self.task.asked[0], watch=asked.report_watch,
+                      window=asked.report_window)  # fmt: skip
+
+    def _show(self, piece: str) -> None:
+        piece = piece if self.shown else piece.lstrip()
+        self.shown = self.shown or bool(piece)
+        print(piece, end="", flush=True)
+
+    def line(self, row: Row, said: Said) -> dict[str, Any]:
+        """What is written about a row."""
+        when = {"time": row["time"]} if "time" in row else {}
+        return {"id": str(row["id"]), **when, **self.task.source(row), **said.facts}
+
+    def _selected(self, begun: str | None = None) -> Selected:
+        from lcc.export.select_engine import select
+        from lcc.store.store import ROOT, Store
+
+        word = self.options.engine
+        if word == "auto" and begun is not None:
+            word = begun
+            say(f"engine=auto: goes on with {begun}, which began this output")
+        return select(word, self.folder, self.opening, store=Store(ROOT), say=say,
+                      rows=min(8, self.opening.slots))  # fmt: skip
+
+    def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
+        from lcc.inference.workers import Job, answering
+
+        job = Job(chosen.engine, chosen.options, chosen.folder, self.opening, self.task, self.seed,
+                  self.options.batch_tokens)  # fmt: skip
+        return answering(job, self.options.workers, show, say)
+
+    def _lines(self) -> Iterator[str]:
+        from lcc.inference.batch import lines_of
+
+        if self.options.input == "-":
+            return iter(sys.stdin)
+        return lines_of(Path(self.options.input), follow=self.options.follow)
+
+    def _remaining(self, output: OrderedFile) -> Iterator[Numbered]:
+        """The rows that have no line yet."""
+        from lcc.inference.batch import numbered
+
+        done, seen = output.num_done, 0
+        for number, row in numbered(self._lines(), self.task):
+            seen = number + 1
+            if number == done - 1:
+                output.require_same(number, {"id": str(row["id"]), **self.task.source(row)})
+            if number >= done:
+                yield number, row
+        if seen < done:
+            raise DataError(f"output {output.path} has {done:,} lines and the input {seen:,} rows; "
+                            "choose another output.")  # fmt: skip
+
+    def _total(self) -> int | None:
+        if self.options.input == "-" or self.options.follow:
+            return None
+        try:
+            with Path(self.options.input).open("rb") as file:
+                return sum(1 for line in file if line.strip())
+        except OSError as error:
+            raise DataError(f"input {self.options.input}: {error.strerror}.") from None
+
+
+def _described(task: Task) -> Any:
+    from lcc.config.cards import describe
+
+    return {k: v for k, v in describe(task).items() if k not in ("metrics", "shots")}
+
+
+def _fitting(task: Task, folder: Path, options: Asked) -> Task:
+    """The task with its labels known and what was asked; raises RecipeError for another head."""
+    from lcc.models.card import examine, read_card, read_json
+
+    examine(folder)
+    found = read_card(folder)
+    if found.headless or found.head != task.head:
+        raise RecipeError(f"model {found.name!r} has no trained {task.head} head; choose "
+                          "another model, or fine-tune it on this task.")  # fmt: skip
+    names = read_json(folder / "config.json").get("id2label") or {}
+    labels = task.labels
+    if task.head == "classify":
+        labels = _class_names(task, {int(number): str(name) for number, name in names.items()})
+    elif labels == "from_data":
+        labels = tuple(str(names[number]) for number in sorted(names, key=int))
+    return dataclasses.replace(task, labels=labels, decode=options.replaced(task.decode),
+                               sampling=options.replaced(task.sampling))  # fmt: skip
+
+
+def _class_names(task: Task, named: dict[int, str]) -> tuple[str, ...]:
+    """The model's classes by number; raises DataError when they are not the task's."""
+    if task.labels is None or task.labels == "from_data":
+        return tuple(named[number] for number in sorted(named)) or ("LABEL_0", "LABEL_1")
+    known = task.label_names
+    if named and len(named) != len(known):
+        raise DataError(f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
+                        f"{', '.join(known)}; fine-tune it on this task first.")  # fmt: skip
+    same = set(named.values()) == set(known)
+    return tuple(named[number] for number in sorted(named)) if same else tuple(known)
+
+
+# -----------------------------------------------------------------------------
+# Answer texts with a model: a line, a file of any size, or a conversation.
+
+
+USAGE = """usage: lcc infer [CHECKPOINT] [+recipe=NAME | model=PATH task=NAME]
+                 [--text TEXT | --chat] [input=FILE output=FILE.jsonl]
+                 [engine=NAME] [workers=N] [option=value …]
+
+  lcc infer model=./folder task=translation --text "Open the file."
+  lcc infer +recipe=mt_en_zh < lines.txt     its last finished model; one answer per line
+  lcc infer base --text "Open the file."     the model named base of the last run
+  lcc infer model=./folder task=translation input=en.jsonl output=zh.jsonl workers=4
+  lcc infer model=./folder --chat temperature=0.7 system="You are brief."
+
+Rows are lines: JSON objects, or the one field of the prompt as it is. Without output the answers
+go to the terminal in the order of the rows. OUTPUT.jsonl has a line for each row, with its answer
+and seconds; the same command goes on where a killed one stopped. follow=true waits for new lines.
+report=FILE.html (or .md) shows classes, trend and alerts beside the output, written anew each
+second: report_watch=negative is the class that alerts are about, of report_window=50 texts each.
+engine=auto tries every engine that can run the model, and says which is fastest here.
+slots=N and batch_tokens=N bound what is answered at once; prefix_mb=N what is kept of what was
+read, for prompts that begin so. max_new_tokens, num_beams, stop, temperature, top_k, top_p and
+repetition_penalty replace those of the task; seed makes draws repeat.
+
+Nothing is shown beside the prompt, so a base model that needs examples answers worse here than in
+its evaluation."""
+
+
+def main(arguments: Arguments) -> int:
+    if len(arguments.words) > 1:
+        raise RecipeError(f"one checkpoint at a time, not {' and '.join(arguments.words)}.")
+    own, rest = split(arguments.overrides)
+    options = Asked.decoded(own)
+    from lcc.cli.commands._models import found_model
+    from lcc.core import signals
+
+    chats = "chat" in arguments.options
+    recipe, folder = found_model(dataclasses.replace(arguments, overrides=rest), "infer")
+    if recipe.task is None and not chats:
+        raise RecipeError("infer needs a task; add task=NAME, e.g. task=translation.")
+    with signals.watched(tells=True):
+        if chats:
+            return chat(recipe, folder, options)
+        answers = Answers(recipe, folder, options)
+        text = arguments.options.get("text")
+        if options.output is not None:
+            if text is not None or arguments.json:
+                raise RecipeError("output=FILE takes rows from input=FILE, and is JSON anyway.")
+            return answers.to_file()
+        return _shown(answers, text, as_json=arguments.json)
+
+
+def _shown(answers: Answers, text: str | None, *, as_json: bool) -> int:
+    """Every answer on the terminal, in order."""
+    said = []
+    streams = text is not None and not as_json and sys.stdout.isatty()
+    for row, one in answers.in_order(text, streams=streams):
+        if as_json:
+            said.append(answers.line(row, one))
+        else:
+            print("" if streams and answers.shown else one.output, flush=True)
+    if as_json:
+        print(json.dumps(said, ensure_ascii=False, indent=2))
+    return 0
+
+
+# -----------------------------------------------------------------------------
+# A conversation on the terminal: a line, an answer as it is made, and the next line.
+
+
+TOLD = "write to the model; /new forgets the conversation, Ctrl-D ends it"
+
+
+def chat(recipe: Recipe, folder: Path, options: Asked) -> int:
+    """Lines of stdin are turns; what the model says goes to stdout."""
+    conversation = _opened(recipe, folder, options)
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        say(TOLD)
+    try:
+        while True:
+            if is_typed:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return 0
+            if line.strip() == "/new":
+                conversation.forget()
+            elif line.strip():
+                for piece in conversation.reply(line.strip()):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+    finally:
+        conversation.session.close()
+
+
+def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
+    from lcc.export.select_engine import select
+    from lcc.inference.chat import Chat
+    from lcc.models.card import examine, read_card
+    from lcc.store.store import ROOT, Store
+    from lcc.tasks.task import Decode, Sampling
+
+    if options.output is not None:
+        raise RecipeError("--chat writes to the terminal; leave output out.")
+    examine(folder)
+    found = read_card(folder)
+    if found.head != "causal":
+        raise DataError(f"model {found.name!r} is {found.head}; only causal models chat.")
+    opening = dataclasses.replace(opening_of(recipe, options, say), slots=1)
+    chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
+    task, session = recipe.task, chosen.open(opening)
+    if getattr(session, "told", ""):
+        say(str(session.told))  # type: ignore[attr-defined]
+    return Chat(session, options.replaced(task.decode if task else Decode()),
+                options.replaced(task.sampling if task else Sampling()), recipe.seed,
+                options.system, task.grounding if task else None)  # fmt: skip

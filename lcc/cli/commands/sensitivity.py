@@ -1,0 +1,55 @@
+"""Say which blocks a model can spare least: block × action → lost quality and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lcc.cli.arguments import Arguments, emit
+from lcc.core.errors import RecipeError
+
+USAGE = """usage: lcc sensitivity model=NAME task=NAME [dataset=NAME] [key=value …] [--json]
+
+  lcc sensitivity model=smollm2_135m task=generation dataset=nyt_text
+  lcc sensitivity +recipe=lm_smollm2           the model that the recipe's plan is given
+  lcc sensitivity model=./folder task=generation stages.sensitivity.actions=[w4,sparse24]
+
+Every block is changed alone (stages.sensitivity.per=layer: every layer) by w8, w4, sparse50 and
+width25, and judged by the KL of the model's answers to what it said before. Without a dataset a few
+packaged sentences stand in, which is enough for an order and no more."""
+
+
+def main(arguments: Arguments) -> int:
+    if arguments.words:
+        raise RecipeError(f"'{arguments.words[0]}' is no override; write key=value.")
+    if not arguments.overrides:
+        raise RecipeError("name a model and a task: lcc sensitivity model=NAME task=NAME.")
+    from lcc import reports
+    from lcc.cli.commands._recipe import check_installed
+    from lcc.pipeline.runner import run_words
+
+    words = with_texts(arguments.overrides)
+    check_installed(words)
+    run = run_words(words, verb="sensitivity")
+    reports.write_reports(run.folder)
+    step = next(s for s in reversed(run.facts["steps"]) if s["kind"] == "sensitivity")
+    report = run.artifacts[step["name"]].report
+    rows: list[dict[str, Any]] = report["tables"]["sensitivity"]
+    if arguments.json:
+        emit({"run": run.name, "key": step["key"], "measures": report["measures"],
+              "sensitivity": rows}, True, "")  # fmt: skip
+        return 0
+    reports.print_sensitivity(rows, report["notes"], run.folder)
+    return 0
+
+
+def with_texts(words: list[str]) -> list[str]:
+    """The words, and a packaged dataset for the task where they choose none."""
+    from lcc.config.compose import compose
+    from lcc.pipeline.recipe import scaled
+
+    values = scaled(words).values
+    if values.get("dataset") or not values.get("task"):
+        return words
+    packaged = compose(["scale=smoke"]).values["scale"]["datasets"]
+    name = packaged.get(values["task"]["name"])
+    return [*words, f"dataset={name}"] if name else words

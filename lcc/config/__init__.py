@@ -1,0 +1,1 @@
+"""Configuration: bounded YAML, composition by Hydra, strict decoding into cards."""

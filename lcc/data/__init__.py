@@ -1,0 +1,1 @@
+"""Datasets: reading files and packages, cleaning, deduplication, splits."""

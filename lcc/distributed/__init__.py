@@ -1,0 +1,1 @@
+"""Distributed training: process groups, collectives, FSDP, gradients, sharded state."""

@@ -1,1 +1,0 @@
-"""The loops, each written once: training, calibration, decoding, scoring."""

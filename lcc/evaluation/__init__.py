@@ -1,0 +1,1 @@
+"""Evaluation: generating and scoring predictions, metrics over samples, bootstrap intervals."""

@@ -1,0 +1,1 @@
+"""Export: other tools' formats and the parity gate."""

@@ -1,1 +1,0 @@
-"""Models in other tools' formats: what is written, and what proves it equal."""

@@ -1,0 +1,1 @@
+"""Inference sessions over other engines: llama.cpp, CTranslate2, ONNX Runtime, OpenVINO, vLLM."""

@@ -1,0 +1,285 @@
+"""CTranslate2's engines as a session: requests that wait are answered together, each whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ctranslate2
+import numpy as np
+import torch
+
+from lcc.core.errors import DataError, GateError
+from lcc.inference.backends.whisper import Heard
+from lcc.inference.sampler import TextStream
+from lcc.inference.session import Ability, Finish, Opening, Request, Step, Token
+from lcc.inference.sidecar import Companions, read_companions, require_passed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Matrix = np.ndarray[Any, Any]
+
+WRITES: frozenset[Ability] = frozenset(
+    {"beams", "sampling", "logprobs", "logits", "repetition_penalty"}
+)
+READS: frozenset[Ability] = frozenset({"embed"})
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tokens of one answer as the engine gives them, its end token perhaps among them."""
+
+    ids: list[int]
+    logits: list[np.ndarray[Any, Any]]
+
+
+class Ct2Session:
+    """See `inference.sessions.Session` for the contract."""
+
+    def __init__(self, engine: Any, folder: Path, beside: Companions, opening: Opening) -> None:
+        self.card, self.tokenizer = beside.card, beside.tokenizer
+        self.context = min(beside.context, opening.context or beside.context)
+        self.abilities = READS if self.card.head == "embed" else WRITES
+        self._engine, self._beside, self._slots = engine, beside, opening.slots
+        self._handles, self._waiting = count(), dict[int, Request]()
+        self._pieces, self._numbers = list[str](), dict[str, int]()
+        if self.card.head != "embed":
+            self._pieces = _vocabulary(folder)
+            self._numbers = {piece: i for i, piece in enumerate(self._pieces)}
+        self._ends = [self._piece(i) for i in sorted(beside.ends)]
+
+    @property
+    def free_slots(self) -> int:
+        """How many more requests may be started now."""
+        return self._slots - len(self._waiting)
+
+    def start(self, request: Request) -> int:
+        """Admit a request; raises DataError for one that cannot be taken."""
+        if self.card.head == "embed":
+            raise DataError(f"model {self.card.name!r} (embed) writes no answers.")
+        if self.free_slots <= 0:
+            raise DataError(f"all {self._slots} slots are taken; step until one is free.")
+        if not 0 < len(request.ids) < self.context or request.max_new_tokens < 1:
+            raise DataError(f"a prompt of {len(request.ids)} tokens and {request.max_new_tokens} "
+                            f"new ones; this session takes 1 to {self.context - 1}.")  # fmt: skip
+        if request.num_beams > 1 and (request.temperature > 0 or request.logprobs >= 0):
+            raise DataError("beams cannot be combined with temperature or logprobs.")
+        if request.temperature > 0 and request.seed is not None:
+            raise DataError("CTranslate2 cannot draw the same answer twice; leave seed out, or use "
+                            "engine=transformers.")  # fmt: skip
+        handle = next(self._handles)
+        self._waiting[handle] = request
+        return handle
+
+    def step(self) -> list[Step]:
+        """Answer all that wait; requests that ask for the same go in one batch."""
+        groups: dict[Any, dict[int, Request]] = {}
+        for handle, request in self._waiting.items():
+            groups.setdefault(_kind(handle, request), {})[handle] = request
+        self._waiting = {}
+        return [step for group in groups.values() for step in self._answered(group)]
+
+    def drop(self, handle: int) -> None:
+        """Forget a request that was not answered yet."""
+        self._waiting.pop(handle, None)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+        """Per row (num_tokens, vocabulary); of an encoder–decoder (1, vocabulary)."""
+        if self.card.head == "seq2seq":
+            asked = [Request(tuple(row), 1) for row in rows]
+            return [found.logits[0][None] for found in self._translated(asked, logits=True)]
+        found = []
+        for row in rows:
+            ids = np.asarray([row], np.int32)
+            lengths = ctranslate2.StorageView.from_array(np.asarray([len(row)], np.int32))
+            out = self._engine.forward_batch(ctranslate2.StorageView.from_array(ids), lengths)
+            found.append(np.array(out, np.float32)[0])
+        return found
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+        """Per row the mean of its last hidden states."""
+        if self.card.head != "embed":
+            raise DataError("CTranslate2 gives vectors of encoders only; use engine=transformers.")
+        found = []
+        for row in rows:
+            out = self._engine.forward_batch([list(row)])
+            found.append(np.array(out.last_hidden_state, np.float32)[0].mean(0))
+        return found
+
+    def close(self) -> None:
+        """Give memory back."""
+        self._engine.unload_model()
+        self._waiting = {}
+
+    def _answered(self, group: dict[int, Request]) -> list[Step]:
+        requests = list(group.values())
+        wanted = requests[0].logprobs >= 0
+        answer = self._translated if self.card.head == "seq2seq" else self._continued
+        found = answer(requests, logits=wanted)
+        return [self._told(handle, request, each)
+                for (handle, request), each in zip(group.items(), found, strict=True)]  # fmt: skip
+
+    def _told(self, handle: int, request: Request, found: _Found) -> Step:
+        text, finish, tokens = TextStream(self.tokenizer, request.stop), "length", list[Token]()
+        shown, forced = "", self._beside.settings.forced_eos_token_id is not None
+        for i, token in enumerate(found.ids):
+            if token in self._beside.ends:
+                finish = "stop"
+                break
+            if self._is_cut(len(tokens), request):
+                # Where an end is forced at the limit, it takes the place of the last token.
+                finish = "stop" if forced else "length"
+                break
+            tokens.append(_token(token, found.logits[i] if found.logits else None, request))
+            shown += text.push(token)
+            if text.stopped:
+                break
+        shown += text.finish()
+        ended: Finish = "stop" if text.stopped or finish == "stop" else "length"
+        return Step(handle, shown, tuple(tokens), ended)
+
+    def _is_cut(self, num: int, request: Request) -> bool:
+        forced = self._beside.settings.forced_eos_token_id is not None
+        return num >= self._limit(request) - forced
+
+    def _limit(self, request: Request) -> int:
+        before = 0 if self.card.head == "seq2seq" else len(request.ids)
+        return min(request.max_new_tokens, self.context - before)
+
+    def _continued(self, requests: list[Request], *, logits: bool) -> list[_Found]:
+        prompts = [[self._piece(i) for i in request.ids] for request in requests]
+        longest = max(map(self._limit, requests))
+        results = self._engine.generate_batch(
+            prompts, max_length=longest, min_length=longest * requests[0].ignore_ends,
+            include_prompt_in_result=False, end_token=self._ends, return_end_token=True,
+            **self._options(requests[0], logits),
+        )  # fmt: skip
+        return [_Found(list(r.sequences_ids[0]), _vectors(r)) for r in results]
+
+    def _translated(self, requests: list[Request], *, logits: bool) -> list[_Found]:
+        sources = [[self._piece(i) for i in request.ids] for request in requests]
+        forced = self._beside.settings.forced_bos_token_id
+        prefix = None if forced is None else [[self._piece(forced)]] * len(sources)
+        longest = max(map(self._limit, requests))
+        results = self._engine.translate_batch(
+            sources, target_prefix=prefix, max_decoding_length=longest,
+            min_decoding_length=longest * requests[0].ignore_ends, max_input_length=0,
+            end_token=self._ends, return_end_token=True,
+            **self._options(requests[0], logits),
+        )  # fmt: skip
+        return [_Found(self._ids(r.hypotheses[0]), _vectors(r)) for r in results]
+
+    def _options(self, request: Request, logits: bool) -> dict[str, Any]:
+        options = {"beam_size": request.num_beams, "return_logits_vocab": logits,
+                   "repetition_penalty": request.repetition_penalty}  # fmt: skip
+        if request.temperature > 0:
+            options |= {"sampling_temperature": request.temperature,
+                        "sampling_topk": request.top_k, "sampling_topp": request.top_p}  # fmt: skip
+        return options
+
+    def _piece(self, token: int) -> str:
+        return self._pieces[token]
+
+    def _ids(self, pieces: list[str]) -> list[int]:
+        return [self._numbers[piece] for piece in pieces]
+
+
+def _kind(handle: int, request: Request) -> Any:
+    """What requests must share to be one batch; who draws does so alone."""
+    if request.temperature > 0:
+        return handle
+    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0,
+            request.ignore_ends)  # fmt: skip
+
+
+def _vectors(result: Any) -> list[np.ndarray[Any, Any]]:
+    steps = result.logits[0] if getattr(result, "logits", None) else []
+    return [np.array(step, np.float32).reshape(-1) for step in steps]
+
+
+def _token(token: int, logits: np.ndarray[Any, Any] | None, request: Request) -> Token:
+    if logits is None or request.logprobs < 0:
+        return Token(token)
+    logs = torch.from_numpy(logits).log_softmax(-1)
+    values, ids = logs.topk(min(request.logprobs, len(logs)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Token(token, float(logs[token]), top)
+
+
+def open_ct2(folder: Path, opening: Opening) -> Ct2Session:
+    """The session of a CTranslate2 folder; raises GateError where the engine refuses it."""
+    beside = read_companions(folder)
+    kinds = {"causal": ctranslate2.Generator, "seq2seq": ctranslate2.Translator,
+             "embed": ctranslate2.Encoder}  # fmt: skip
+    try:
+        engine = kinds[beside.card.head](str(folder), device="cpu", inter_threads=1,
+                                         intra_threads=opening.threads)  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise GateError(f"{folder}: CTranslate2 does not load it ({error}).") from None
+    return Ct2Session(engine, folder, beside, opening)
+
+
+def _vocabulary(folder: Path) -> list[str]:
+    """The engine's own names of tokens, by number."""
+    names = ("shared_vocabulary.json", "vocabulary.json", "source_vocabulary.json")
+    file = next(folder / name for name in names if (folder / name).is_file())
+    found: list[str] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+# -----------------------------------------------------------------------------
+# CTranslate2's Whisper as a listener.
+
+
+FORBIDDEN = -1e30  # what the engine sets to less may not be said
+
+
+class Ct2Listener:
+    """See `inference.listening.Listener`."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def states(self, features: Matrix) -> Matrix:
+        """One sound at a time."""
+        output = self._engine.encode(_stored(features), to_cpu=True)
+        found: Matrix = np.array(output, np.float32)[0]
+        return found
+
+    def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
+        """One sound at a time."""
+        # The engine gives half of `max_length` to what is new.
+        most = max(2 * new_tokens, new_tokens + len(prompt))
+        result = self._engine.generate(
+            _stored(features), [list(prompt)], beam_size=1, max_length=most,
+            return_logits_vocab=True,
+        )[0]  # fmt: skip
+        scores = [np.array(step, np.float32).reshape(-1) for step in result.logits[0]]
+        for step in scores:
+            step[step < FORBIDDEN] = -np.inf
+        ids = list(result.sequences_ids[0])[:new_tokens]
+        return Heard(ids, scores[:new_tokens])
+
+    def close(self) -> None:
+        """Give memory back."""
+        self._engine.unload_model()
+
+
+def _stored(features: Matrix) -> Any:
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(features[None], np.float32))
+
+
+def open_ct2_listener(folder: Path, opening: Opening) -> Ct2Listener:
+    """The listener of a CTranslate2 folder; raises GateError where the engine refuses it."""
+    require_passed(folder)
+    try:
+        engine = ctranslate2.models.Whisper(str(folder), device="cpu", inter_threads=1,
+                                            intra_threads=opening.threads)  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise GateError(f"{folder}: CTranslate2 does not load it ({error}).") from None
+    return Ct2Listener(engine)

@@ -1,0 +1,1 @@
+"""Models: bundles, cards, checkpoints, formats, adapters, sources, the reload gate."""

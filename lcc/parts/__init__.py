@@ -1,1 +1,0 @@
-"""What a run is made of: model, checkpoint, data, task, metrics, distribution."""

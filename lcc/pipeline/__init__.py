@@ -1,0 +1,1 @@
+"""The pipeline: a recipe becomes steps with keys, which a runner executes, reuses and publishes."""

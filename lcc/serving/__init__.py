@@ -1,0 +1,1 @@
+"""The HTTP server: endpoints of the OpenAI API over an inference session."""

@@ -1,0 +1,412 @@
+"""/v1/classify and /v1/translate: the endpoints of tasks that are no conversation."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from lcc.inference.session import Request
+from lcc.serving.chat_template import elsewhere, text_ids
+from lcc.serving.engine_thread import computed
+from lcc.serving.generate import (
+    Handed,
+    Spelling,
+    Told,
+    Writing,
+    begin,
+    chunk,
+    grounded,
+    new_id,
+    request_of,
+    respond,
+    room,
+)
+from lcc.serving.http import unless_gone
+from lcc.serving.model import Served
+from lcc.serving.openapi import caps_of
+from lcc.serving.protocol import (
+    ChatBody,
+    ChatChoice,
+    ChatLogprobs,
+    ChatReply,
+    Class,
+    ClassifyBody,
+    ClassifyReply,
+    CompletionBody,
+    EmbeddingsBody,
+    EmbeddingsReply,
+    Refusal,
+    TextChoice,
+    TextLogprobs,
+    TextReply,
+    TranslateBody,
+    TranslateReply,
+    Translation,
+    Vector,
+    read,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# -----------------------------------------------------------------------------
+# /v1/chat/completions: conversations, by the model's own template.
+
+
+CHAT_CHUNK = "chat.completion.chunk"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The endpoint over what is served."""
+
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, ChatBody, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    async def _answer(self, http: HttpRequest, body: ChatBody) -> Response:
+        messages = [_plain(message.role, message.text, message.name) for message in body.messages]
+        messages, handover = await grounded(self.served, messages)
+        if handover is not None:
+            num = body.n or 1
+            return await self._told(Writing(self.served, http, 0, Handed(handover, num), num), body)
+        ids = await self.served.prompter.ids(messages)
+        self.served.check_prompt(len(ids), "messages")
+        limit = body.max_completion_tokens or body.max_tokens or self.served.options.max_tokens
+        logprobs = (body.top_logprobs or 0) if body.logprobs else -1
+        requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
+                    for i in range(body.n or 1)]  # fmt: skip
+        return await self._told(begin(self.served, http, requests, len(ids)), body)
+
+    async def _told(self, writing: Writing, body: ChatBody) -> Response:
+        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
+                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
+
+    def _reply(self, writing: Writing, told: list[Told], body: ChatBody) -> ChatReply:
+        choices: list[ChatChoice] = [
+            {"index": i, "message": {"role": "assistant", "content": one.text},
+             "logprobs": self._logprobs(one.tokens, body), "finish_reason": one.finish}
+            for i, one in enumerate(told)
+        ]  # fmt: skip
+        return {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time()),
+                "model": self.served.name, "choices": choices, "usage": writing.usage}  # fmt: skip
+
+    async def _events(self, writing: Writing, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
+        head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self.served.name}
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        usage = {"usage": None} if wants_usage else {}
+        for index in range(writing.num_answers):
+            yield chunk(
+                CHAT_CHUNK, head, [_delta(index, {"role": "assistant", "content": ""})], **usage
+            )
+        async for index, step in steps:
+            logprobs = self._logprobs(step.tokens, body)
+            if step.text or (logprobs and logprobs["content"]):
+                delta = _delta(index, {"content": step.text}, logprobs=logprobs)
+                yield chunk(CHAT_CHUNK, head, [delta], **usage)
+            if step.finish is not None:
+                yield chunk(CHAT_CHUNK, head, [_delta(index, {}, finish=step.finish)], **usage)
+        if wants_usage:
+            yield chunk(CHAT_CHUNK, head, [], usage=writing.usage)
+
+    def _logprobs(self, tokens: Any, body: ChatBody) -> ChatLogprobs | None:
+        if not body.logprobs:
+            return None
+        spelling = Spelling(self.served.session.tokenizer)
+        return {"content": [spelling.chosen(token) for token in tokens]}
+
+
+def _plain(role: str, text: str, name: str | None) -> dict[str, str]:
+    """A message as templates know them: OpenAI's `developer` is what they call `system`."""
+    named = {} if name is None else {"name": name}
+    return {"role": "system" if role == "developer" else role, "content": text, **named}
+
+
+def _delta(
+    index: int, delta: dict[str, Any], *, logprobs: Any = None, finish: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+# -----------------------------------------------------------------------------
+# /v1/completions: texts gone on with as they are.
+
+
+COMPLETION_CHUNK = "text_completion"
+USUAL_TOKENS = 16  # OpenAI's, where a request names no limit
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The endpoint over what is served."""
+
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, CompletionBody, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    async def _answer(self, http: HttpRequest, body: CompletionBody) -> Response:
+        prompts = await prompts_of(body.prompt, self.served, "prompt")
+        limit, logprobs = body.max_tokens or USUAL_TOKENS, -1
+        if body.logprobs is not None:
+            logprobs = body.logprobs
+        requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
+                    for ids in prompts for i in range(body.n or 1)]  # fmt: skip
+        writing = begin(self.served, http, requests, sum(map(len, prompts)))
+        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
+                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
+
+    def _reply(self, writing: Writing, told: list[Told], body: CompletionBody) -> TextReply:
+        choices: list[TextChoice] = [
+            {"index": i, "text": one.text, "logprobs": self._logprobs(one.tokens, 0, body),
+             "finish_reason": one.finish}
+            for i, one in enumerate(told)
+        ]  # fmt: skip
+        return {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()),
+                "model": self.served.name, "choices": choices, "usage": writing.usage}  # fmt: skip
+
+    async def _events(
+        self, writing: Writing, steps: Any, body: CompletionBody
+    ) -> AsyncIterator[Any]:
+        head = {"id": new_id("cmpl"), "created": int(time.time()), "model": self.served.name}
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        usage = {"usage": None} if wants_usage else {}
+        offsets = [0] * writing.num_answers
+        async for index, step in steps:
+            logprobs = self._logprobs(step.tokens, offsets[index], body)
+            offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
+            if step.text or step.finish or (logprobs and logprobs["tokens"]):
+                choice = {"index": index, "text": step.text, "logprobs": logprobs,
+                          "finish_reason": step.finish}  # fmt: skip
+                yield chunk(COMPLETION_CHUNK, head, [choice], **usage)
+        if wants_usage:
+            yield chunk(COMPLETION_CHUNK, head, [], usage=writing.usage)
+
+    def _logprobs(self, tokens: Any, offset: int, body: CompletionBody) -> TextLogprobs | None:
+        if body.logprobs is None:
+            return None
+        spelling = Spelling(self.served.session.tokenizer)
+        return spelling.completion(tokens, offset, body.logprobs)
+
+
+async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
+    """Texts or tokens, one or several, as tokens; raises Refusal for any that is none."""
+    several = given if isinstance(given, tuple) and not isinstance(given[0], int) else (given,)
+    found = []
+    for one in several:
+        if isinstance(one, str):
+            ids = await text_ids(one, served.session.tokenizer)
+        else:
+            served.check_ids(one, param)
+            ids = list(one)
+        served.check_prompt(len(ids), param)
+        found.append(ids)
+    return found
+
+
+# -----------------------------------------------------------------------------
+# /v1/embeddings: one vector per text.
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The endpoint over what is served."""
+
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, EmbeddingsBody, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    async def _answer(self, http: HttpRequest, body: EmbeddingsBody) -> Response:
+        rows = await self._rows(body)
+        vectors = await computed(self.served.turner, "embed", rows)
+        data: list[Vector] = [
+            {"object": "embedding", "index": i, "embedding": _told(vector, body.encoding_format)}
+            for i, vector in enumerate(vectors)
+        ]
+        return JSONResponse(self._reply(http, data, sum(map(len, rows))))
+
+    async def _rows(self, body: EmbeddingsBody) -> list[list[int]]:
+        """Tokens with the specials that an encoder was trained with."""
+        given: Any = body.input
+        if self.served.session.card.head in ("causal", "seq2seq"):
+            return await prompts_of(given, self.served, "input")
+        texts = (given,) if isinstance(given, str) else given
+        if not isinstance(texts[0], str):
+            return await prompts_of(given, self.served, "input")
+        rows = []
+        for text in texts:
+            rows.append(await encoder_ids(text, self.served))
+            self.served.check_prompt(len(rows[-1]), "input")
+        return rows
+
+    def _reply(self, http: HttpRequest, data: list[Vector], num_read: int) -> EmbeddingsReply:
+        self.served.meters.prompt_tokens.inc(num_read)
+        http.scope["usage"].update(prompt_tokens=num_read)
+        return {"object": "list", "data": data, "model": self.served.name,
+                "usage": {"prompt_tokens": num_read, "total_tokens": num_read}}  # fmt: skip
+
+
+async def encoder_ids(text: str, served: Served) -> list[int]:
+    """A text's tokens between the tokenizer's own special ones."""
+    return list((await elsewhere(len(text), served.session.tokenizer, text))["input_ids"])
+
+
+def _told(vector: np.ndarray[Any, Any], form: str | None) -> list[float] | str:
+    if form == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(value) for value in vector]
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A class per text: the classifier's, or the likeliest of a task's label words."""
+
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, ClassifyBody, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    async def _answer(self, http: HttpRequest, body: ClassifyBody) -> Response:
+        rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
+        if self.served.session.card.head == "classify":
+            scores = await computed(self.served.turner, "logits", rows)
+        else:
+            scores = await self._ranked(rows)
+        num_read = sum(map(len, rows))
+        self.served.meters.prompt_tokens.inc(num_read)
+        http.scope["usage"].update(prompt_tokens=num_read)
+        names = self.served.labels
+        data = [_class(i, row, names) for i, row in enumerate(scores)]
+        reply: ClassifyReply = {
+            "object": "list", "data": data, "model": self.served.name,
+            "usage": {"prompt_tokens": num_read, "total_tokens": num_read},
+        }  # fmt: skip
+        return JSONResponse(reply)
+
+    async def _ranked(self, rows: Sequence[list[int]]) -> list[np.ndarray[Any, Any]]:
+        """Per row the log-probability of every label word after it."""
+        import numpy as np
+
+        task, tokenizer = self.served.task, self.served.session.tokenizer
+        assert task is not None
+        labels = [task.label_ids(name, tokenizer) for name in task.label_names]
+        whole = [[*row, *label] for row in rows for label in labels]
+        for one in whole:
+            self.served.check_prompt(len(one), "input")
+        found = await computed(self.served.turner, "logits", whole)
+        said = [_likelihood(logits, label)
+                for logits, label in zip(found, labels * len(rows), strict=True)]  # fmt: skip
+        return list(np.array(said).reshape(len(rows), len(labels)))
+
+
+def _likelihood(logits: np.ndarray[Any, Any], label: Sequence[int]) -> float:
+    """Log-probability of the last tokens of a text; logits (num_tokens, vocabulary)."""
+    import numpy as np
+
+    before = logits[-len(label) - 1 : -1].astype("float64")
+    before = before - before.max(axis=-1, keepdims=True)
+    logs = before - np.log(np.exp(before).sum(axis=-1, keepdims=True))
+    return float(logs[np.arange(len(label)), list(label)].sum())
+
+
+def _class(index: int, scores: np.ndarray[Any, Any], names: Sequence[str]) -> Class:
+    import numpy as np
+
+    shares = np.exp(scores.astype("float64") - scores.max())
+    shares = shares / shares.sum()
+    told = {name: float(share) for name, share in zip(names, shares, strict=True)}
+    return {"index": index, "label": max(told, key=told.__getitem__), "probabilities": told}
+
+
+@dataclass(frozen=True)
+class Translate:
+    """An answer per text, decoded as the task's card says."""
+
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, TranslateBody, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    async def _answer(self, http: HttpRequest, body: TranslateBody) -> Response:
+        rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
+        requests = [self._request(ids, body) for ids in rows]
+        writing = begin(self.served, http, requests, sum(map(len, rows)))
+        return await respond(
+            writing, body, events=lambda steps: self._events(writing, steps),
+            reply=lambda told: self._reply(writing, told),
+        )  # fmt: skip
+
+    def _reply(self, writing: Writing, told: Sequence[Told]) -> TranslateReply:
+        data: list[Translation] = [
+            {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
+            for i, one in enumerate(told)
+        ]
+        return {"object": "list", "data": data, "model": self.served.name, "usage": writing.usage}
+
+    def _request(self, ids: list[int], body: TranslateBody) -> Request:
+        task, abilities = self.served.task, self.served.session.abilities
+        most = body.max_tokens or self.served.options.max_tokens
+        if task is None:
+            return Request(tuple(ids), room(self.served, len(ids), most))
+        limit = min(most, task.decode.limit(len(ids)))
+        beams = task.decode.num_beams if "beams" in abilities else 1
+        draw = task.sampling
+        return Request(tuple(ids), room(self.served, len(ids), limit), num_beams=beams,
+                       stop=task.decode.stop, temperature=draw.temperature, top_k=draw.top_k,
+                       top_p=draw.top_p, repetition_penalty=draw.repetition_penalty)  # fmt: skip
+
+    async def _events(self, writing: Writing, steps: Any) -> AsyncIterator[Any]:
+        async for index, step in steps:
+            if step.text or step.finish:
+                yield {"index": index, "text": step.text, "finish_reason": step.finish}
+        yield {"usage": writing.usage}
+
+
+def rows_of(body: ClassifyBody, served: Served) -> list[dict[str, str]]:
+    """The inputs as rows of the task; raises Refusal where its fields are not those."""
+    given = body.input if isinstance(body.input, tuple) else (body.input,)
+    wanted = served.fields
+    rows = []
+    for one in given:
+        if isinstance(one, str) and len(wanted) == 1:
+            rows.append({wanted[0]: one})
+        elif isinstance(one, dict) and set(one) == set(wanted):
+            rows.append(dict(one))
+        else:
+            fields = ", ".join(wanted)
+            raise Refusal(422, f"input: expected a mapping with {fields}.", param="input")
+    return rows
+
+
+async def task_ids(row: dict[str, str], served: Served) -> list[int]:
+    """A row's prompt by the task, or the bare text where there is none."""
+    size = sum(map(len, row.values()))
+    if served.task is None:
+        ids = await encoder_ids(row["text"], served)
+    elif served.task.chat and "chat" in served.offers:
+        turn = {"role": "user", "content": served.task.prompt(row)}
+        ids = await served.prompter.ids([turn])
+    else:
+        blank = dict.fromkeys(served.task.fields, "")
+        prompt = served.task.prompt_ids
+        ids = await elsewhere(size, prompt, {"id": "0", **blank, **row}, served.session.tokenizer)
+    served.check_prompt(len(ids), "input")
+    return ids

@@ -1,0 +1,1 @@
+"""The store: published artifacts by key, locks, run reports, garbage collection."""

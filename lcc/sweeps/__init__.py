@@ -1,0 +1,1 @@
+"""Sweeps: many points of one recipe, driven, launched and raced."""

@@ -1,0 +1,1 @@
+"""Tokenizers: training, pruning the vocabulary, special tokens."""

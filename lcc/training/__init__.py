@@ -1,0 +1,1 @@
+"""Training: one loop for pretraining, fine-tuning, healing and distillation."""

@@ -1,1 +1,0 @@
-"""One command-line verb per file."""
