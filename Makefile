@@ -25,11 +25,11 @@ soak: install
 
 # A real Slurm from Debian, started in a temporary folder; says why where it cannot be had.
 test-cluster: install
-	$(BIN)/python -m pytest -m "network and not slow" tests/sweeping
+	$(BIN)/python -m pytest -m "network and not slow" tests/sweeps
 
 # The page of `lcc serve` in Debian's Chromium, which it installs; says why where it cannot be had.
 test-browser: install
-	$(BIN)/python -m pytest -m "network and not slow" tests/serve
+	$(BIN)/python -m pytest -m "network and not slow" tests/serving
 
 check: install
 	$(BIN)/ruff format --check lcc tests benchmarks

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import compressing as tiny
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
-import compressing as tiny
 
 from lcc.calibration.calibrate import collect
 from lcc.calibration.statistics import write_stats

@@ -13,7 +13,6 @@ import pytest
 from lengths_of_soak import IS_LONG
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "engine"))  # its tiny training
 _done: list[str] = []
 
 

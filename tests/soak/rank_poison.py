@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))  # its tiny training
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # its tiny training
 
 import nursery
 import torch

@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import malforming
-import serving
+import served_models as serving
 from crowds import Slow, honest, hung_up
 from processes_served import ServerProcess
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import finetune_cases as tuning
 import pytest
 import torch
 import transformers
-import tuning
 from test_depth import one_thread  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import finetune_cases as tuning
 import pytest
 import torch
 import transformers
-import tuning
 from pretrain_cases import OBJECTIVES, PARENTS, SHARDED, TEXT, pretrained, pretrained_each, stage
+from training_cases import Signalling
 
 import lcc
 from lcc.core.errors import PreemptedError, RecipeError
@@ -24,9 +25,6 @@ from lcc.methods.trackers.none import NoneTracker
 from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.checkpoint import save
 from lcc.stages._corpus import Documents, sentences
-
-sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from training_cases import Signalling
 
 AUTO = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM,
         "next_sentence": transformers.AutoModelForPreTraining,

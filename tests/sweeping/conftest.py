@@ -1,8 +1,0 @@
-"""Runs as the views' tests write them serve here too."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "views"))
