@@ -40,8 +40,7 @@ def llamacpp_loop(folder: Path, threads: int, slots: int, context: int) -> Asked
     import cyllama.llama.llama_cpp as bindings
 
     bindings.disable_logging()
-    model = bindings.LlamaModel(str(folder / "model.gguf"), bindings.LlamaModelParams(),
-                                verbose=False)  # fmt: skip
+    model = bindings.LlamaModel(str(folder / "model.gguf"), bindings.LlamaModelParams(), verbose=False)
     options = bindings.LlamaContextParams()
     options.n_seq_max, options.n_ctx = slots, slots * context
     options.n_threads = options.n_threads_batch = threads
@@ -79,19 +78,21 @@ def ctranslate2_loop(folder: Path, threads: int, slots: int, context: int) -> As
     """CTranslate2's `generate_batch`, which tells whole answers."""
     import ctranslate2
 
-    engine = ctranslate2.Generator(str(folder), device="cpu", inter_threads=1,
-                                   intra_threads=threads)  # fmt: skip
+    engine = ctranslate2.Generator(str(folder), device="cpu", inter_threads=1, intra_threads=threads)
     pieces = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
 
     def asked(prompt: Sequence[int], new: int, rows: int) -> tuple[float, list[float], int]:
         begun = time.perf_counter()
-        found = engine.generate_batch([[pieces[i] for i in prompt]] * rows, max_length=new,
-                                      min_length=new, include_prompt_in_result=False)  # fmt: skip
+        found = engine.generate_batch(
+            [[pieces[i] for i in prompt]] * rows,
+            max_length=new,
+            min_length=new,
+            include_prompt_in_result=False,
+        )
         took = time.perf_counter() - begun
         return took, [], sum(len(one.sequences_ids[0]) for one in found)
 
     return asked
 
 
-LOOPS = {"transformers": transformers_loop, "llamacpp": llamacpp_loop,
-         "ctranslate2": ctranslate2_loop}  # fmt: skip
+LOOPS = {"transformers": transformers_loop, "llamacpp": llamacpp_loop, "ctranslate2": ctranslate2_loop}

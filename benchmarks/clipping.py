@@ -66,8 +66,9 @@ class Corpus:
 
 def corpus(text: material.Text) -> Corpus:
     rows = [row["text"] for row in text.rows()]
-    recipe = TokenizerRecipe(texts=tuple(rows), vocab_size=2048,
-                             specials={"pad_token": "<pad>", "eos_token": "</s>"})  # fmt: skip
+    recipe = TokenizerRecipe(
+        texts=tuple(rows), vocab_size=2048, specials={"pad_token": "<pad>", "eos_token": "</s>"}
+    )
     tokenizer = make_tokenizer(recipe)
     train, held_out = (blocks(tokenizer, t) for t in ("".join(rows), text.scored[:200_000]))
     return Corpus(Examples(train, "causal"), Examples(held_out[:HELD_OUT], "causal"), tokenizer)
@@ -81,21 +82,37 @@ def blocks(tokenizer: Any, text: str) -> list[Block]:
 def train(found: Corpus, clip: str, options: argparse.Namespace, *, rate: float, seed: int) -> Any:
     """What one training came to: its loss at the end, its norms, and what was clipped of them."""
     torch.set_num_threads(options.threads)
-    model = make_module(Scratch(config=LLAMA, tokenizer=TokenizerRecipe(texts=()), seed=seed),
-                        "causal", found.tokenizer)  # fmt: skip
+    model = make_module(
+        Scratch(config=LLAMA, tokenizer=TokenizerRecipe(texts=()), seed=seed), "causal", found.tokenizer
+    )
     with tempfile.TemporaryDirectory(prefix="lcc-clipping-") as folder:
         curves = CurveFile(Path(folder) / "curves.jsonl")
         training = Training(
-            options=TrainingOptions(max_steps=options.steps, epochs=100, batch_tokens=BATCH_TOKENS,
-                                    keep_best=False),
-            stepper=Stepper(model=model, head="causal", student=logits_function(model, "causal"),
-                            micro_tokens=BATCH_TOKENS, pad=0, seed=seed, device="cpu",
-                            dtype="float32", dist=SINGLE, progress=Progress(quiet=True)),
-            train=found.train, validation=found.held_out, clip=find_card("clipping", clip)(),
-            optimizer_card=find_card("optimizers", options.optimizer)(), lr=rate,
+            options=TrainingOptions(
+                max_steps=options.steps, epochs=100, batch_tokens=BATCH_TOKENS, keep_best=False
+            ),
+            stepper=Stepper(
+                model=model,
+                head="causal",
+                student=logits_function(model, "causal"),
+                micro_tokens=BATCH_TOKENS,
+                pad=0,
+                seed=seed,
+                device="cpu",
+                dtype="float32",
+                dist=SINGLE,
+                progress=Progress(quiet=True),
+            ),
+            train=found.train,
+            validation=found.held_out,
+            clip=find_card("clipping", clip)(),
+            optimizer_card=find_card("optimizers", options.optimizer)(),
+            lr=rate,
             state=Path(folder),
-            curves=curves, tracker=NoneTracker(), progress=Progress(quiet=True),
-        )  # fmt: skip
+            curves=curves,
+            tracker=NoneTracker(),
+            progress=Progress(quiet=True),
+        )
         with suppress(DivergedError):  # what is in memory after the last good step is judged
             training.run()
         rows = list(curves.rows())
@@ -107,9 +124,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     norms = [row["grad_norm"] for row in rows if row["grad_norm"] is not None]
     bounds = [row["clip_threshold"] for row in rows if "clip_threshold" in row]
     skipped = sum(row["loss"] is None or row["grad_norm"] is None for row in rows)
-    return {"median": statistics.median(norms), "largest": max(norms), "skipped": skipped,
-            "threshold": bounds[-1] if bounds else None,
-            "share": sum(row["clipped_share"] for row in rows) / len(rows)}  # fmt: skip
+    return {
+        "median": statistics.median(norms),
+        "largest": max(norms),
+        "skipped": skipped,
+        "threshold": bounds[-1] if bounds else None,
+        "share": sum(row["clipped_share"] for row in rows) / len(rows),
+    }
 
 
 def table(found: Corpus, options: argparse.Namespace) -> Iterator[str]:
@@ -126,18 +147,19 @@ def line(clip: str, runs: list[dict[str, Any]], *, rate: float, steps: int) -> s
     """Means over the seeds; the largest norm of all, and the threshold of the last."""
     losses = [run["loss"] for run in runs]
     spread = f" ± {statistics.stdev(losses):.2f}" if len(losses) > 1 else ""
-    loss, median, share, skipped = (statistics.mean(run[key] for run in runs)
-                                    for key in ("loss", "median", "share", "skipped"))  # fmt: skip
+    loss, median, share, skipped = (
+        statistics.mean(run[key] for run in runs) for key in ("loss", "median", "share", "skipped")
+    )
     bound = runs[-1]["threshold"]
     threshold = "–" if bound is None else f"{bound:.3g}"
-    clipped = (
-        "–" if clip == "none" else f"{100 * share:.3g} % of {find_card('clipping', clip).clips}"
-    )
+    clipped = "–" if clip == "none" else f"{100 * share:.3g} % of {find_card('clipping', clip).clips}"
     ended = min(run["steps"] for run in runs)
     stopped = f" (stopped at {ended})" if ended < steps else ""
-    return (f"| {rate:g} | {clip} | {loss:.2f}{spread} | {median:.3g} | "
-            f"{max(run['largest'] for run in runs):.3g} | {threshold} | {clipped} | "
-            f"{skipped:g}{stopped} |")  # fmt: skip
+    return (
+        f"| {rate:g} | {clip} | {loss:.2f}{spread} | {median:.3g} | "
+        f"{max(run['largest'] for run in runs):.3g} | {threshold} | {clipped} | "
+        f"{skipped:g}{stopped} |"
+    )
 
 
 def main() -> None:
@@ -150,13 +172,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    options.rates = options.rates or RATES.get(options.optimizer) or parser.error(
-        f"say with --rates which learning rates {options.optimizer} is to have"
-    )  # fmt: skip
+    options.rates = (
+        options.rates
+        or RATES.get(options.optimizer)
+        or parser.error(f"say with --rates which learning rates {options.optimizer} is to have")
+    )
     transformers.logging.set_verbosity_error()
     found = corpus(material.text_of(options.text))
-    sizes = {"steps": options.steps, "batch_tokens": BATCH_TOKENS, "seeds": options.seeds,
-             "train_tokens": sum(found.train.lengths), "optimizer": options.optimizer}  # fmt: skip
+    sizes = {
+        "steps": options.steps,
+        "batch_tokens": BATCH_TOKENS,
+        "seeds": options.seeds,
+        "train_tokens": sum(found.train.lengths),
+        "optimizer": options.optimizer,
+    }
     print(json.dumps(sizes), flush=True)
     for line in table(found, options):
         print(line, flush=True)

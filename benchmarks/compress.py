@@ -64,23 +64,32 @@ class Setting:
         """The calibration tokens that lcc would take, written for the peer."""
         path = self.work / f"ids-{self.options.tokens}-{self.options.seed}.json"
         if not path.is_file():
-            rows = running.ours({**self.job({}), "out": str(self.work / "ids"), "only": "ids"},
-                                self.work)  # fmt: skip
+            rows = running.ours({**self.job({}), "out": str(self.work / "ids"), "only": "ids"}, self.work)
             path.write_text(json.dumps(rows), encoding="utf-8")
         return path
 
     def job(self, steps: dict[str, Any]) -> dict[str, Any]:
         options = self.options
-        return {"model": str(self.model), "data": str(self.data), "steps": steps,
-                "tokens": options.tokens, "seed": options.seed,
-                "threads": options.threads}  # fmt: skip
+        return {
+            "model": str(self.model),
+            "data": str(self.data),
+            "steps": steps,
+            "tokens": options.tokens,
+            "seed": options.seed,
+            "threads": options.threads,
+        }
 
     def perplexity(self, folder: Path) -> float:
         scored = self.work / "scored.txt"
         scored.write_text(self.text.scored, encoding="utf-8")
-        found = running.score(folder, parent=self.model, text=scored,
-                              tokens=self.options.score_tokens, threads=self.options.threads,
-                              work=self.work)  # fmt: skip
+        found = running.score(
+            folder,
+            parent=self.model,
+            text=scored,
+            tokens=self.options.score_tokens,
+            threads=self.options.threads,
+            work=self.work,
+        )
         return float(found["perplexity"])
 
 
@@ -93,12 +102,22 @@ def compare(setting: Setting, method: str, mode: str) -> dict[str, Any]:
     ids = setting.ids()
     for _ in range(setting.options.rounds):
         mine = {**setting.job(steps), "mode": mode, "out": str(out["lcc"])}
-        theirs = {"model": str(setting.model), "ids": str(ids), "method": words, "mode": mode,
-                  "threads": setting.options.threads, "out": str(out["peer"])}  # fmt: skip
+        theirs = {
+            "model": str(setting.model),
+            "ids": str(ids),
+            "method": words,
+            "mode": mode,
+            "threads": setting.options.threads,
+            "out": str(out["peer"]),
+        }
         times["lcc"].append(running.ours(mine, setting.work))
         times["peer"].append(running.run(python, "peers/llm_compressor.py", theirs, setting.work))
-    best = {tool: {key: min(one[key] for one in found) for key in found[0] if "seconds" in key
-                   and key in found[0]} for tool, found in times.items()}  # fmt: skip
+    best = {
+        tool: {
+            key: min(one[key] for one in found) for key in found[0] if "seconds" in key and key in found[0]
+        }
+        for tool, found in times.items()
+    }
     good = {tool: setting.perplexity(folder / "model") for tool, folder in out.items()}
     for folder in out.values():
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,14 +130,22 @@ def row(found: dict[str, Any], floor: Floors) -> list[str]:
     is_good = good["lcc"] <= good["peer"] * (1 + WITHIN)
     whole, solver = (theirs[k] / max(mine[k], 1e-9) for k in ("cpu_seconds", "solver_cpu_seconds"))
     return [
-        found["method"], found["mode"], f"{good['lcc']:.2f}", f"{good['peer']:.2f}",
+        found["method"],
+        found["mode"],
+        f"{good['lcc']:.2f}",
+        f"{good['peer']:.2f}",
         "yes" if is_good else "**no**",
-        f"{mine['seconds']:.1f}", f"{theirs['seconds']:.1f}",
-        f"{mine['cpu_seconds']:.1f}", f"{theirs['cpu_seconds']:.1f}", f"{whole:.2f}×",
+        f"{mine['seconds']:.1f}",
+        f"{theirs['seconds']:.1f}",
+        f"{mine['cpu_seconds']:.1f}",
+        f"{theirs['cpu_seconds']:.1f}",
+        f"{whole:.2f}×",
         f"{floor.whole(found['method'], found['mode']):.1f}",
-        f"{mine['solver_cpu_seconds']:.2f}", f"{theirs['solver_cpu_seconds']:.2f}",
-        f"{solver:.1f}×", f"{floor.solver(found['method']):.2f}",
-    ]  # fmt: skip
+        f"{mine['solver_cpu_seconds']:.2f}",
+        f"{theirs['solver_cpu_seconds']:.2f}",
+        f"{solver:.1f}×",
+        f"{floor.solver(found['method']):.2f}",
+    ]
 
 
 TITLES = ["method", "mode", "perplexity lcc", "peer", "as good", "wall s lcc", "peer", "CPU s lcc",
@@ -132,14 +159,21 @@ def sweep(setting: Setting) -> str:
     lines = (json.dumps(row, ensure_ascii=False) for row in setting.text.rows())
     rows.write_text("\n".join(lines), encoding="utf-8")
     base = [
-        f"model={setting.model}", "task=generation", f"threads={options.threads}", "dataset=local",
-        f"dataset.source.path={rows}", "dataset.cleaning.max_words=2000", "stages.compress={}",
-    ]  # fmt: skip
+        f"model={setting.model}",
+        "task=generation",
+        f"threads={options.threads}",
+        "dataset=local",
+        f"dataset.source.path={rows}",
+        "dataset.cleaning.max_words=2000",
+        "stages.compress={}",
+    ]
     plans = options.plans.split(",")
     together = _command(setting, ["run", "-m", *base, f"plan={','.join(plans)}"], "sweep")
     alone = sum(_command(setting, ["run", *base, f"plan={plan}"], plan) for plan in plans)
-    return (f"sweep of {len(plans)} plans: {together:.0f} s; as single runs: {alone:.0f} s; "
-            f"ratio {alone / together:.2f}×")  # fmt: skip
+    return (
+        f"sweep of {len(plans)} plans: {together:.0f} s; as single runs: {alone:.0f} s; "
+        f"ratio {alone / together:.2f}×"
+    )
 
 
 def _command(setting: Setting, words: list[str], name: str) -> float:
@@ -147,8 +181,13 @@ def _command(setting: Setting, words: list[str], name: str) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lcc", *words], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "lcc", *words],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     seconds = time.perf_counter() - started
     shutil.rmtree(folder, ignore_errors=True)
     return seconds
@@ -230,8 +269,7 @@ def main() -> None:
         for mode in options.modes.split(","):
             cell = compare(setting, method, mode)
             cell["machine"] = running.machine(options.threads, work)
-            kept.add({**cell, "tokens": options.tokens, "threads": options.threads,
-                      "rounds": options.rounds})  # fmt: skip
+            kept.add({**cell, "tokens": options.tokens, "threads": options.threads, "rounds": options.rounds})
             print(json.dumps(cell), file=sys.stderr, flush=True)
             write_section(options.out, "speed of compression", told(options, kept.tables(model)))
     print(told(options, kept.tables(model)))

@@ -49,9 +49,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=None, help="docs/results.md, to write it")
     options = parser.parse_args()
     name, _, folder = options.model.rpartition("=")
-    opened = {kept: find_card("engines", "transformers")().open(
-                  Path(folder), Opening(threads=options.threads, slots=1, prefix_mb=kept))
-              for kept in (WITHOUT, WITH)}  # fmt: skip
+    opened = {
+        kept: find_card("engines", "transformers")().open(
+            Path(folder), Opening(threads=options.threads, slots=1, prefix_mb=kept)
+        )
+        for kept in (WITHOUT, WITH)
+    }
     ids = opened[WITH].tokenizer(SAID)["input_ids"]
     said = [ids[i % len(ids)] for i in range(options.said)]
     best: dict[tuple[int, int], float] = {}
@@ -70,12 +73,15 @@ def main() -> None:
     rows = []
     for each in range(1, options.turns + 1):
         slow, fast = (1000 * best[each, kept] for kept in (WITHOUT, WITH))
-        rows.append([str(each), str(lengths[each]), f"{slow:.0f}", f"{fast:.0f}",
-                     f"{slow / fast:.1f} ×"])  # fmt: skip
-    text = "\n".join([f"## Waiting for the next turn of a conversation ({name})\n",
-                      f"`python benchmarks/conversation.py --said {options.said} --answer "
-                      f"{options.answer}`, {options.threads} threads, processor time.\n",
-                      table(COLUMNS, rows)])  # fmt: skip
+        rows.append([str(each), str(lengths[each]), f"{slow:.0f}", f"{fast:.0f}", f"{slow / fast:.1f} ×"])
+    text = "\n".join(
+        [
+            f"## Waiting for the next turn of a conversation ({name})\n",
+            f"`python benchmarks/conversation.py --said {options.said} --answer "
+            f"{options.answer}`, {options.threads} threads, processor time.\n",
+            table(COLUMNS, rows),
+        ]
+    )
     print(text)
     if options.results is not None:
         write_section(options.results, "conversation", text)

@@ -38,10 +38,19 @@ def job_of(case: str, rows: Path, options: argparse.Namespace, model: Path) -> d
     method, head, _ = CASES[case]
     lines = json.loads(rows.read_text(encoding="utf-8"))
     own = [len(r["input_ids"]) + (len(r["labels"]) if head == "seq2seq" else 0) for r in lines]
-    return {"model": str(model), "rows": str(rows), "method": method, "head": head, "seed": 0,
-            "batch_tokens": options.batch_tokens, "epochs": 1, "lr": 1e-4,
-            "batch_rows": max(1, round(options.batch_tokens / statistics.mean(own))),
-            "threads": options.threads, "options": OURS[head]}  # fmt: skip
+    return {
+        "model": str(model),
+        "rows": str(rows),
+        "method": method,
+        "head": head,
+        "seed": 0,
+        "batch_tokens": options.batch_tokens,
+        "epochs": 1,
+        "lr": 1e-4,
+        "batch_rows": max(1, round(options.batch_tokens / statistics.mean(own))),
+        "threads": options.threads,
+        "options": OURS[head],
+    }
 
 
 def run(system: str, job: dict[str, Any], options: argparse.Namespace, work: Path) -> Any:
@@ -65,9 +74,7 @@ def check_losses(case: str, options: argparse.Namespace, model: Path, work: Path
     return [[case, s, *(f"{x:.4f}" for x in v)] for s, v in found.items()]
 
 
-def rows_of(
-    case: str, options: argparse.Namespace, model: Path, work: Path, *, tokens: int
-) -> Path:
+def rows_of(case: str, options: argparse.Namespace, model: Path, work: Path, *, tokens: int) -> Path:
     if CASES[case][1] == "seq2seq":
         rows = lengths.pair_rows(tokens=tokens, seed=0)
     else:
@@ -95,12 +102,20 @@ def measure(case: str, options: argparse.Namespace, model: Path, work: Path) -> 
     flops = max(limit["flops"] for limit in limits)
     limit = seconds_of(model, rows, CASES[case][0], flops=flops)
     print(case, f"{flops / 1e9:.0f} GFLOP/s, {max(x['bandwidth'] for x in limits) / 1e9:.1f} GB/s")
-    best = {s: min(r, key=lambda facts: facts["cpu_seconds"] / facts["tokens"])
-            for s, r in found.items()}  # fmt: skip
+    best = {s: min(r, key=lambda facts: facts["cpu_seconds"] / facts["tokens"]) for s, r in found.items()}
     speeds = {s: facts["tokens"] / facts["cpu_seconds"] for s, facts in best.items()}
-    return [[case, s, f"{speeds[s]:.0f}", f"{speeds['lcc'] / speeds[s]:.2f}×",
-             f"{best[s]['seconds']:.1f}", f"{best[s]['peak_bytes'] / 1e9:.1f}",
-             f"{limit * speeds[s]:.2f}"] for s in chosen]  # fmt: skip
+    return [
+        [
+            case,
+            s,
+            f"{speeds[s]:.0f}",
+            f"{speeds['lcc'] / speeds[s]:.2f}×",
+            f"{best[s]['seconds']:.1f}",
+            f"{best[s]['peak_bytes'] / 1e9:.1f}",
+            f"{limit * speeds[s]:.2f}",
+        ]
+        for s in chosen
+    ]
 
 
 def arguments() -> argparse.Namespace:
@@ -127,9 +142,7 @@ def main() -> None:
     for case in options.cases.split(","):
         pairs = CASES[case][1] == "seq2seq"
         folder = options.work / "pairs"
-        model = lengths.pair_model(folder) if pairs else material.model_folder(
-            options.model, options.work
-        )  # fmt: skip
+        model = lengths.pair_model(folder) if pairs else material.model_folder(options.model, options.work)
         if not options.without_losses:
             losses += check_losses(case, options, model, options.work)
         if not options.only_losses:

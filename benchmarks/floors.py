@@ -47,5 +47,7 @@ def floors(model: Path, tokens: int, machine: dict[str, float]) -> Floors:
         columns=num * sum(o * i * i for o, i in layers),
         squares=num * sum(i**2 for _, i in layers),
         cubes=num * sum(i**3 for _, i in layers),
-        tokens=tokens, flops=machine["flops"], bandwidth=machine["bandwidth"],
-    )  # fmt: skip
+        tokens=tokens,
+        flops=machine["flops"],
+        bandwidth=machine["bandwidth"],
+    )

@@ -46,9 +46,13 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
         pin = getattr(os, "sched_setaffinity", None)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
             preexec_fn=(lambda: pin(0, cpus)) if pin else None,
-        )  # fmt: skip
+        )
         self.opened = self.reply()
 
     def reply(self) -> dict[str, Any]:
@@ -114,11 +118,19 @@ def a_round(asked: Asked, job: dict[str, Any]) -> dict[str, Any]:
     begin, _, _ = asked(text, 1, 1)
     whole, gaps, told = asked(text, new, 1)
     together, _, all_told = asked(text, new, SLOTS)
-    found = {"prefill": length / first, "first_ms": 1000 * first, "rss": peak_bytes(),
-             "decode": (told - 1) / (whole - begin), "together": all_told / together}  # fmt: skip
+    found = {
+        "prefill": length / first,
+        "first_ms": 1000 * first,
+        "rss": peak_bytes(),
+        "decode": (told - 1) / (whole - begin),
+        "together": all_told / together,
+    }
     if gaps:
-        found |= {"decode": len(gaps) / sum(gaps), "p50": 1000 * statistics.median(gaps),
-                  "p99": 1000 * statistics.quantiles(gaps, n=100)[-1]}  # fmt: skip
+        found |= {
+            "decode": len(gaps) / sum(gaps),
+            "p50": 1000 * statistics.median(gaps),
+            "p99": 1000 * statistics.quantiles(gaps, n=100)[-1],
+        }
     return found
 
 
@@ -140,8 +152,13 @@ def chosen(job: dict[str, Any], opening: Opening) -> Any:
     from lcc.export.select_engine import select
     from lcc.store.store import Store
 
-    return select(job["engine"], Path(job["folder"]), opening, store=Store(Path(job["store"])),
-                  say=lambda sentence: print(sentence, file=sys.stderr))  # fmt: skip
+    return select(
+        job["engine"],
+        Path(job["folder"]),
+        opening,
+        store=Store(Path(job["store"])),
+        say=lambda sentence: print(sentence, file=sys.stderr),
+    )
 
 
 def _session(job: dict[str, Any]) -> Asked:
@@ -184,9 +201,13 @@ def bandwidth(threads: int, cpus: list[int], folder: Path) -> float:
     file = folder / "gauge.json"
     file.write_text(json.dumps({"threads": threads}), encoding="utf-8")
     pin = getattr(os, "sched_setaffinity", None)
-    done = subprocess.run([sys.executable, str(HERE / "gauge.py"), str(file)], text=True,
-                          capture_output=True, check=True,
-                          preexec_fn=(lambda: pin(0, cpus)) if pin else None)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(HERE / "gauge.py"), str(file)],
+        text=True,
+        capture_output=True,
+        check=True,
+        preexec_fn=(lambda: pin(0, cpus)) if pin else None,
+    )
     return float(json.loads(done.stdout.splitlines()[-1])["bandwidth"])
 
 
@@ -210,8 +231,9 @@ def refused(worker: Worker, columns: list[str]) -> list[str]:
     return [*worker.cells(), short, *[""] * (len(columns) - 4)]
 
 
-def row_of(worker: Worker, hand: Worker | None, parent: Worker | None, bytes_read: dict[str, int],
-           speed: float) -> list[str]:  # fmt: skip
+def row_of(
+    worker: Worker, hand: Worker | None, parent: Worker | None, bytes_read: dict[str, int], speed: float
+) -> list[str]:
     """`hand` is the same model in the library's own loop, `parent` the parent's in this engine."""
     if not worker.rounds:
         return refused(worker, COLUMNS)
@@ -219,12 +241,19 @@ def row_of(worker: Worker, hand: Worker | None, parent: Worker | None, bytes_rea
     others = [None if one is worker or not (one and one.rounds) else one for one in (hand, parent)]
     against = [f"{decode / one.best('decode'):.2f} ×" if one else "" for one in others]
     theory = f"{bytes_read[parent.job['name']] / mine:.2f} ×" if parent and against[1] else ""
-    gaps = [f"{worker.best(name, min):.1f}" if name in worker.rounds[0] else "–"
-            for name in ("p50", "p99")]  # fmt: skip
-    return [*worker.cells(), f"{worker.best('prefill'):.0f}", f"{worker.best('first_ms', min):.0f}",
-            f"{decode:.1f}", *gaps, f"{worker.best('together'):.0f}",
-            f"{decode * mine / speed:.2f}", *against, theory,
-            f"{worker.best('rss', min) / 1e6:.0f}"]  # fmt: skip
+    gaps = [f"{worker.best(name, min):.1f}" if name in worker.rounds[0] else "–" for name in ("p50", "p99")]
+    return [
+        *worker.cells(),
+        f"{worker.best('prefill'):.0f}",
+        f"{worker.best('first_ms', min):.0f}",
+        f"{decode:.1f}",
+        *gaps,
+        f"{worker.best('together'):.0f}",
+        f"{decode * mine / speed:.2f}",
+        *against,
+        theory,
+        f"{worker.best('rss', min) / 1e6:.0f}",
+    ]
 
 
 def table(models: dict[str, str], engine: str, threads: int, options: Any) -> tuple[Any, float]:
@@ -234,12 +263,21 @@ def table(models: dict[str, str], engine: str, threads: int, options: Any) -> tu
     bytes_read = {name: read_bytes(Path(folder)) for name, folder in models.items()}
     ways = [engine, engine + BY_HAND] if engine in LOOPS else [engine]
     jobs = [
-        {"name": name, "folder": folder, "engine": way, "threads": threads,
-         "prompt": options.prompt, "new": options.new, "clock": options.clock,
-         "text": options.text, "store": str(options.work / "store")}
-        for name, folder in models.items() for way in ways
+        {
+            "name": name,
+            "folder": folder,
+            "engine": way,
+            "threads": threads,
+            "prompt": options.prompt,
+            "new": options.new,
+            "clock": options.clock,
+            "text": options.text,
+            "store": str(options.work / "store"),
+        }
+        for name, folder in models.items()
+        for way in ways
         if name == next(iter(models)) or way != OURS_BY_HAND
-    ]  # fmt: skip
+    ]
     for job in jobs:
         if job["engine"] == engine:
             Worker({**job, "prepare": True}, cpus).close()
@@ -268,8 +306,12 @@ def parser_of(told: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("runs/inference"))
     parser.add_argument("--results", type=Path, default=HERE.parent / "docs" / "results.md")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
-                        help="cpu: of the processor, for one thread beside other jobs")  # fmt: skip
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: of the processor, for one thread beside other jobs",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
@@ -302,13 +344,16 @@ def main() -> None:
             lines += ["| " + " | ".join(row) + " |" for row in rows]
             print("\n".join(lines[-len(rows) :]), flush=True)
         told.append(f"{threads} threads: {min(speeds) / 1e9:.1f} to {max(speeds) / 1e9:.1f} GB/s")
-    command = (f"python benchmarks/inference.py --prompt {options.prompt} --new {options.new} "
-               f"--rounds {options.rounds} --threads {options.threads} "
-               f"--clock {options.clock}")  # fmt: skip
-    text = (f"## Inference\n\n`{command}`, one request unless it says 8; best of the interleaved "
-            f"rounds. Bandwidth (triad), {'; '.join(told)}. `of ceiling` counts the stored bytes, "
-            "so that a dense float32 load of a bfloat16 model can reach one half.\n\n"
-            + "\n".join(lines))  # fmt: skip
+    command = (
+        f"python benchmarks/inference.py --prompt {options.prompt} --new {options.new} "
+        f"--rounds {options.rounds} --threads {options.threads} "
+        f"--clock {options.clock}"
+    )
+    text = (
+        f"## Inference\n\n`{command}`, one request unless it says 8; best of the interleaved "
+        f"rounds. Bandwidth (triad), {'; '.join(told)}. `of ceiling` counts the stored bytes, "
+        "so that a dense float32 load of a bfloat16 model can reach one half.\n\n" + "\n".join(lines)
+    )
     write_section(options.results, "inference", text)
     print(text)
 

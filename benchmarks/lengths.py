@@ -35,8 +35,7 @@ def pair_rows(*, tokens: int, seed: int) -> list[dict[str, Any]]:
     while total < tokens:
         source = length(dice)
         target = min(LONGEST, max(2, round(source * dice.uniform(0.6, 1.4))))
-        source_ids, labels = ([dice.randrange(10, WORDS) for _ in range(n)]
-                              for n in (source, target))  # fmt: skip
+        source_ids, labels = ([dice.randrange(10, WORDS) for _ in range(n)] for n in (source, target))
         rows.append({"input_ids": source_ids, "labels": labels})
         total += source + target
     return rows
@@ -64,9 +63,17 @@ def pair_model(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     config = transformers.T5Config(
-        vocab_size=WORDS, d_model=384, d_kv=64, d_ff=1536, num_layers=4, num_heads=6,
-        dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        d_model=384,
+        d_kv=64,
+        d_ff=1536,
+        num_layers=4,
+        num_heads=6,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -62,8 +62,7 @@ def write_data(text: Text, folder: Path) -> Path:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         (target / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     numbers = {name: len(found) for name, found in splits.items()}
-    counts = {"read": len(rows), "removed": {}, "left_out": {}, "rows": numbers,
-              "documents": numbers}  # fmt: skip
+    counts = {"read": len(rows), "removed": {}, "left_out": {}, "rows": numbers, "documents": numbers}
     (target / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     return folder
 

@@ -59,9 +59,12 @@ def report(method: str, folder: Path, tokens: int) -> bool:
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
     facts = json.loads(done.stdout.splitlines()[-1])
     bound = SHARE_ALLOWED * model_bytes(folder / "parent" / "model")
-    print(f"{method:10} {tokens:7} tokens  peak {facts['peak'] / 1e6:6.0f} MB"
-          f"  allowed {bound / 1e6:6.0f} MB  ({facts['peak'] / bound:.2f} of it)"
-          f"  {facts['seconds']:5.0f} s  gate {facts['gate']:.1g}", flush=True)  # fmt: skip
+    print(
+        f"{method:10} {tokens:7} tokens  peak {facts['peak'] / 1e6:6.0f} MB"
+        f"  allowed {bound / 1e6:6.0f} MB  ({facts['peak'] / bound:.2f} of it)"
+        f"  {facts['seconds']:5.0f} s  gate {facts['gate']:.1g}",
+        flush=True,
+    )
     return bool(facts["peak"] <= bound)
 
 
@@ -82,14 +85,26 @@ def measure(method: str, folder: Path, tokens: int) -> dict[str, Any]:
     kind, options = METHODS[method]
     calibration = {"mode": "sequential", "max_tokens": tokens, "samples": tokens, "max_length": 512}
     stage = decode(find_card(STAGES, kind), {**options, "calibration": calibration}, kind)
-    task = decode(Task, {"name": "generation", "head": "causal", "fields": ["text"],
-                         "answer": "{text}"}, "task")  # fmt: skip
+    task = decode(
+        Task, {"name": "generation", "head": "causal", "fields": ["text"], "answer": "{text}"}, "task"
+    )
     parent = folder / "parent"
     before, started = memory("VmRSS"), time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        job = Job(kind, stage, Path(work), {"model": parent, "data": parent}, task=task, seed=0,
-                  device="cpu", dtype="float32", threads=None, tracker=None, run="memory",
-                  checkpoint=kind)  # fmt: skip
+        job = Job(
+            kind,
+            stage,
+            Path(work),
+            {"model": parent, "data": parent},
+            task=task,
+            seed=0,
+            device="cpu",
+            dtype="float32",
+            threads=None,
+            tracker=None,
+            run="memory",
+            checkpoint=kind,
+        )
         facts = work_step(SINGLE, job)
     gate = facts["measures"]["reload_max_logit_difference"]["value"]
     seconds = time.monotonic() - started
@@ -132,8 +147,10 @@ def build(parent: Path) -> None:
             return torch.ones(shape, dtype=torch.bfloat16)
         return (torch.randn(shape, generator=draws) * 0.02).bfloat16()
 
-    entries = [Entry(name, "bfloat16", tuple(p.shape), lambda p=p: drawn(tuple(p.shape)))
-               for name, p in model.named_parameters()]  # fmt: skip
+    entries = [
+        Entry(name, "bfloat16", tuple(p.shape), lambda p=p: drawn(tuple(p.shape)))
+        for name, p in model.named_parameters()
+    ]
     folder = parent / "model"
     folder.mkdir(parents=True)
     write_model(entries, folder)
@@ -158,8 +175,10 @@ def tokenizer() -> Any:
 def write_text(folder: Path, num_rows: int = 400) -> None:
     folder.mkdir(parents=True)
     draw = random.Random(0)
-    rows = [{"id": str(i), "doc": str(i), "text": " ".join(draw.choices(WORDS.split(), k=512))}
-            for i in range(num_rows)]  # fmt: skip
+    rows = [
+        {"id": str(i), "doc": str(i), "text": " ".join(draw.choices(WORDS.split(), k=512))}
+        for i in range(num_rows)
+    ]
     for split in ("train", "validation", "test"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")

@@ -36,9 +36,13 @@ class Clocked:
     def facts(self) -> dict[str, Any]:
         (wall, cpu), (wall_end, cpu_end) = self.ends[WARM - 1], self.ends[-1]
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"losses": self.losses, "tokens": self.tokens[-1] - self.tokens[WARM - 1],
-                "seconds": wall_end - wall, "cpu_seconds": cpu_end - cpu,
-                "peak_bytes": peak}  # fmt: skip
+        return {
+            "losses": self.losses,
+            "tokens": self.tokens[-1] - self.tokens[WARM - 1],
+            "seconds": wall_end - wall,
+            "cpu_seconds": cpu_end - cpu,
+            "peak_bytes": peak,
+        }
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,33 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lcc.tasks.task import Task
     from lcc.training.batches import Examples
 
-    options = {"method": job["method"], "lr": job["lr"], "schedule": "constant",
-               "warmup_ratio": 0, "batch_tokens": job["batch_tokens"], "epochs": job["epochs"],
-               "micro_tokens": job["batch_tokens"], "keep_best": False,
-               "save_seconds": 1e9, **job.get("options", {})}  # fmt: skip
+    options = {
+        "method": job["method"],
+        "lr": job["lr"],
+        "schedule": "constant",
+        "warmup_ratio": 0,
+        "batch_tokens": job["batch_tokens"],
+        "epochs": job["epochs"],
+        "micro_tokens": job["batch_tokens"],
+        "keep_best": False,
+        "save_seconds": 1e9,
+        **job.get("options", {}),
+    }
     stage = decode(Finetune, options)
     bundle, clock = open_bundle(Path(job["model"])), Clocked()
-    task = Task(name="rows", head=job["head"], fields=("source", "target"), template="{source}",
-                answer="{target}")  # fmt: skip
-    around = Context(folder=folder, seed=job["seed"], device="cpu", dtype="float32", dist=SINGLE,
-                     progress=Progress(quiet=True), tracker=clock, task=task)  # fmt: skip
+    task = Task(
+        name="rows", head=job["head"], fields=("source", "target"), template="{source}", answer="{target}"
+    )
+    around = Context(
+        folder=folder,
+        seed=job["seed"],
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=clock,
+        task=task,
+    )
     model = stage.method.apply(bundle, device="cpu", dtype="float32", seed=job["seed"])
     rows = [Encoded(**row) for row in json.loads(Path(job["rows"]).read_text(encoding="utf-8"))]
     train, none = (Examples(some, job["head"]) for some in (rows, []))

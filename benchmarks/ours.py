@@ -92,9 +92,17 @@ def context(folder: Path, job: dict[str, Any], inputs: dict[str, Path]) -> Any:
 
     folder.mkdir(parents=True, exist_ok=True)
     task = task_named(job.get("task", "generation"))
-    return Context(folder=folder, seed=job["seed"], device="cpu", dtype="float32", dist=SINGLE,
-                   progress=Progress(quiet=True), tracker=NoneTracker(), task=task,
-                   inputs={"data": Path(job["data"]), **inputs})  # fmt: skip
+    return Context(
+        folder=folder,
+        seed=job["seed"],
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=NoneTracker(),
+        task=task,
+        inputs={"data": Path(job["data"]), **inputs},
+    )
 
 
 def statistics(bundle: Any, job: dict[str, Any], stage: Any, folder: Path) -> Path:
@@ -193,9 +201,14 @@ def compress(job: dict[str, Any]) -> dict[str, Any]:
     checkpoint.save(bundle, out / "model")
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     shutil.rmtree(out / "work", ignore_errors=True)
-    return {"seconds": seconds, "cpu_seconds": cpu, "solver_seconds": clock.seconds,
-            "solver_cpu_seconds": clock.cpu_seconds, "calibration_seconds": calibrating,
-            "notes": notes}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "solver_seconds": clock.seconds,
+        "solver_cpu_seconds": clock.cpu_seconds,
+        "calibration_seconds": calibrating,
+        "notes": notes,
+    }
 
 
 def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
@@ -208,8 +221,9 @@ def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
     bundle = open_bundle(Path(job["model"]))
     looks = decode(Calibration, {"samples": 100_000, "max_tokens": job["tokens"]}, "calibration")
     batches = text_batches(context(Path(job["out"]), job, {}), bundle, bundle.load(), looks)
-    pairs = (pair for batch in batches
-             for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True))  # fmt: skip
+    pairs = (
+        pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )
     return [ids[mask.bool()].tolist() for ids, mask in pairs]
 
 

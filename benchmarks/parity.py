@@ -39,10 +39,18 @@ def row(name: str, folder: Path) -> str:
     tokens = {"vectors": "–", "bytes": "every byte"}.get(parity["kind"], tokens)
     template = {None: "–", True: "equal", False: "OTHER"}[parity["same_template"]]
     written = parity.get("contradicted_share")  # exports of before have none
-    cells = [name, report["format"], told, f"{size / 1e6:.1f} MB",
-             tokens, f"{parity['unexplained_share']:.2%}",
-             "–" if written is None else f"{written:.2%}",
-             f"{parity['logit_error']:.2%}", f"{parity['tolerance']:.0%}", template]  # fmt: skip
+    cells = [
+        name,
+        report["format"],
+        told,
+        f"{size / 1e6:.1f} MB",
+        tokens,
+        f"{parity['unexplained_share']:.2%}",
+        "–" if written is None else f"{written:.2%}",
+        f"{parity['logit_error']:.2%}",
+        f"{parity['tolerance']:.0%}",
+        template,
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -23,13 +23,19 @@ def seconds_of(model: Path, rows: Path, method: str, *, flops: float) -> float:
 
 
 def _causal(config: dict[str, Any], rows: list[Any], method: str) -> tuple[float, int]:
-    width, inner, blocks = (config[n] for n in ("hidden_size", "intermediate_size",
-                                                "num_hidden_layers"))  # fmt: skip
+    width, inner, blocks = (config[n] for n in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or width // heads
     keys = size * config.get("num_key_value_heads", heads)
-    shapes = [(size * heads, width), (keys, width), (keys, width), (width, size * heads),
-              (inner, width), (inner, width), (width, inner)]  # fmt: skip
+    shapes = [
+        (size * heads, width),
+        (keys, width),
+        (keys, width),
+        (width, size * heads),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ]
     tokens = sum(len(r["input_ids"]) for r in rows)
     targets = sum(label != -100 for r in rows for label in r["labels"][1:])
     seen = sum(len(r["input_ids"]) * (len(r["input_ids"]) + 1) / 2 for r in rows)
@@ -55,7 +61,11 @@ def _pairs(config: dict[str, Any], rows: list[Any], method: str) -> tuple[float,
     crossing = source * 2 * all_heads * width
     linear = 2.0 * blocks * (encoder + decoder + crossing)
     head = 2.0 * target * config["vocab_size"] * width
-    seen = sum(len(r["input_ids"]) ** 2 + len(r["labels"]) * len(r["input_ids"])
-               + len(r["labels"]) * (len(r["labels"]) + 1) / 2 for r in rows)  # fmt: skip
+    seen = sum(
+        len(r["input_ids"]) ** 2
+        + len(r["labels"]) * len(r["input_ids"])
+        + len(r["labels"]) * (len(r["labels"]) + 1) / 2
+        for r in rows
+    )
     assert method == "full", method
     return 3 * (linear + head + 4.0 * seen * blocks * all_heads), source + target

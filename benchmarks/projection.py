@@ -137,10 +137,14 @@ def rows(utilisation: float) -> list[list[str]]:
                 if num is None:
                     continue
                 share = talking_share(model, method, gpu, utilisation) if num > 1 else 0.0
-                found.append([
-                    model.name, method.name, f"{num} × {gpu.name}",
-                    f"{bytes_on_each(model, method, num) / GB:.0f} GB",
-                    f"{hours(model, method, gpu, num, utilisation):,.0f} h",
-                    f"{share:.0%}" if num > 1 else "–",
-                ])  # fmt: skip
+                found.append(
+                    [
+                        model.name,
+                        method.name,
+                        f"{num} × {gpu.name}",
+                        f"{bytes_on_each(model, method, num) / GB:.0f} GB",
+                        f"{hours(model, method, gpu, num, utilisation):,.0f} h",
+                        f"{share:.0%}" if num > 1 else "–",
+                    ]
+                )
     return found

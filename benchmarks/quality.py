@@ -80,12 +80,14 @@ OURS: dict[str, dict[str, Any]] = {
     "kv33": narrow("wanda", dims="kv_groups", ratio=0.33),
     "hidden10": narrow("activation", dims="hidden", ratio=0.1),
     "depth20": {"depth": {"ratio": 0.2}},
-    "lowrank_compensated_w4": {"compensate": {"quantizer": "scale_search", "bits": 4,
-                                              "group_size": 64, "rank": 32}},
-    "loftq_w4": {"compensate": {"quantizer": "nearest", "bits": 4, "group_size": 64, "rank": 32,
-                                "num_turns": 5}},
+    "lowrank_compensated_w4": {
+        "compensate": {"quantizer": "scale_search", "bits": 4, "group_size": 64, "rank": 32}
+    },
+    "loftq_w4": {
+        "compensate": {"quantizer": "nearest", "bits": 4, "group_size": 64, "rank": 32, "num_turns": 5}
+    },
     "factorize20": {"factorize": {"ratio": 0.2, "allow_lcc_loader": True}},
-}  # fmt: skip
+}
 LLMC = "llm_compressor"
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "peer_nearest_g64": (LLMC, {"name": "nearest", "bits": 4, "group_size": 64}),
@@ -101,8 +103,7 @@ HEALED = {"dense_tuned": {}, "width25_healed": narrow("wanda"),
 CACHED = {"kind": "distill", "samples": 120, "distill": {"mode": "cached", "num_samples": 64}}
 # Healing and auto-round learn from text; no config of BERT says that heads are gone; the others'
 # pages say that they want a decoder.
-NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant", "heads33",
-                       "kv33")  # fmt: skip
+NOT_FOR_CLASSIFIERS = (*HEALED, "peer_auto_round_g64", "factorize20", "w8a8_smoothquant", "heads33", "kv33")
 NOT_FOR_DECODERS = ("width25_bias",)  # Llama has no biases to repair.
 NAMES = {LLMC: "llm-compressor 0.14.0.1", "auto_round": "auto-round 0.16.1",
          "torch_pruning": "torch-pruning", "lcc": "lcc"}  # fmt: skip
@@ -122,9 +123,17 @@ class Bench:
 
     def job(self, out: Path, seed: int) -> dict[str, Any]:
         o, data = self.options, self.subject.data
-        return {"model": str(self.model), "data": str(data), "out": str(out), "seed": seed,
-                "tokens": o.tokens, "threads": o.threads, "mode": o.mode,
-                "task": self.subject.task, "auto_class": self.subject.auto_class}  # fmt: skip
+        return {
+            "model": str(self.model),
+            "data": str(data),
+            "out": str(out),
+            "seed": seed,
+            "tokens": o.tokens,
+            "threads": o.threads,
+            "mode": o.mode,
+            "task": self.subject.task,
+            "auto_class": self.subject.auto_class,
+        }
 
     def ids(self, seed: int) -> Path:
         path = self.work / f"ids-{self.options.tokens}-{seed}.json"
@@ -174,8 +183,13 @@ class Bench:
         else:
             took = self.make(name, out, seed)
             model = out / "model" if (out / "model" / "config.json").is_file() else out / "dense"
-        job = {"model": str(model), "parent": str(self.model), "threads": self.options.threads,
-               "kept": str(self.work / "parent"), **self.subject.scoring}  # fmt: skip
+        job = {
+            "model": str(model),
+            "parent": str(self.model),
+            "threads": self.options.threads,
+            "kept": str(self.work / "parent"),
+            **self.subject.scoring,
+        }
         found = running.run(sys.executable, "scorer.py", job, self.work)
         # An adapter lies in a folder of its own, below a packed base.
         size = sum(f.stat().st_size for f in model.rglob("*.safetensors"))
@@ -220,9 +234,14 @@ def text_of_rows(kept: Kept, options: argparse.Namespace) -> str:
         rows = [r for r in kept.rows if r["name"] == name]
         tool = PEERS[name][0] if name in PEERS else "lcc"
         before = "before" if is_classifier else "dequantized Q4_1 (before)"
-        lines.append([before if name == "parent" else name, NAMES[tool],
-                      f"{rows[0]['bytes'] / 1e6:.0f} MB",
-                      *(_figure(rows, key, form) for key, form in figures)])  # fmt: skip
+        lines.append(
+            [
+                before if name == "parent" else name,
+                NAMES[tool],
+                f"{rows[0]['bytes'] / 1e6:.0f} MB",
+                *(_figure(rows, key, form) for key, form in figures),
+            ]
+        )
     titles = ["setting", "by", "on disk", *(key.replace("_", " ") for key, _ in figures)]
     told = _about_classifier(options) if is_classifier else _about_language(options)
     return f"## {options.model}\n\n{told}\n\n{running.table(titles, lines)}"
@@ -251,8 +270,7 @@ def _about_classifier(options: argparse.Namespace) -> str:
     )
 
 
-FIGURES = (("perplexity", "{:.2f}"), ("kld_mean", "{:.4f}"), ("kld_p99", "{:.3f}"),
-           ("flips", "{:.1%}"))  # fmt: skip
+FIGURES = (("perplexity", "{:.2f}"), ("kld_mean", "{:.4f}"), ("kld_p99", "{:.3f}"), ("flips", "{:.1%}"))
 
 
 def _figure(rows: list[dict[str, Any]], key: str, form: str) -> str:
@@ -304,8 +322,7 @@ def main() -> None:
                 found = kept.rows[-1]
                 told = [f"{k}={v:.4g}" for k, v in found.items() if isinstance(v, float)]
                 print(name, seed, *told, flush=True)
-                write_section(options.out, f"quality of {options.model}",
-                              text_of_rows(kept, options))  # fmt: skip
+                write_section(options.out, f"quality of {options.model}", text_of_rows(kept, options))
     write_section(options.out, f"quality of {options.model}", text_of_rows(kept, options))
 
 

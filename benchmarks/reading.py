@@ -23,8 +23,7 @@ from results import write_section
 from running import table
 
 BY_HAND = "forward (by hand)"
-COLUMNS = ["model", "engine", "threads", "one row ms", "rows/s", "against by hand",
-           "against parent", "MB"]  # fmt: skip
+COLUMNS = ["model", "engine", "threads", "one row ms", "rows/s", "against by hand", "against parent", "MB"]
 ROWS, LENGTHS = 32, 8
 Rows = Sequence[Sequence[int]]
 
@@ -52,8 +51,12 @@ def measure(job: dict[str, Any]) -> None:
         first = time.perf_counter()
         read(rows)
         done = time.perf_counter()
-        print(json.dumps({"one_ms": 1000 * (first - begun), "rows": ROWS / (done - first),
-                          "rss": peak_bytes()}), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {"one_ms": 1000 * (first - begun), "rows": ROWS / (done - first), "rss": peak_bytes()}
+            ),
+            flush=True,
+        )
 
 
 def _session(job: dict[str, Any]) -> Callable[[Rows], Any]:
@@ -83,10 +86,17 @@ def row_of(worker: Worker, hand: Worker | None, parent: Worker | None) -> list[s
     if not worker.rounds:
         return refused(worker, COLUMNS)
     speed = worker.best("rows")
-    against = ["" if other is None or other is worker or not other.rounds
-               else f"{speed / other.best('rows'):.2f} ×" for other in (hand, parent)]  # fmt: skip
-    return [*worker.cells(), f"{worker.best('one_ms', min):.1f}", f"{speed:.0f}", *against,
-            f"{worker.best('rss', min) / 1e6:.0f}"]  # fmt: skip
+    against = [
+        "" if other is None or other is worker or not other.rounds else f"{speed / other.best('rows'):.2f} ×"
+        for other in (hand, parent)
+    ]
+    return [
+        *worker.cells(),
+        f"{worker.best('one_ms', min):.1f}",
+        f"{speed:.0f}",
+        *against,
+        f"{worker.best('rss', min) / 1e6:.0f}",
+    ]
 
 
 def main() -> None:
@@ -106,13 +116,23 @@ def main() -> None:
     engines = [*(options.engines.split(",") if options.engines else names("engines")), BY_HAND]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     workers = [
-        Worker({"name": name, "folder": folder, "engine": engine, "threads": options.threads,
-                "length": options.length, "clock": options.clock,
-                "store": str(options.work / "store")},
-               cores[-options.threads :], script=__file__)
-        for name, folder in models.items() for engine in engines
+        Worker(
+            {
+                "name": name,
+                "folder": folder,
+                "engine": engine,
+                "threads": options.threads,
+                "length": options.length,
+                "clock": options.clock,
+                "store": str(options.work / "store"),
+            },
+            cores[-options.threads :],
+            script=__file__,
+        )
+        for name, folder in models.items()
+        for engine in engines
         if engine != BY_HAND or name == next(iter(models))
-    ]  # fmt: skip
+    ]
     for _ in range(options.rounds):
         for worker in workers:
             if "opened" in worker.opened:
@@ -123,10 +143,12 @@ def main() -> None:
     for worker in workers:
         rows.append(row_of(worker, parents.get(BY_HAND), parents.get(worker.job["engine"])))
         worker.close()
-    text = (f"## Reading\n\n`python benchmarks/reading.py --length {options.length} --rounds "
-            f"{options.rounds} --threads {options.threads} --clock {options.clock}`, 32 "
-            f"rows of {options.length // LENGTHS} to {options.length} tokens; best of the "
-            "interleaved rounds.\n\n" + table(COLUMNS, rows))  # fmt: skip
+    text = (
+        f"## Reading\n\n`python benchmarks/reading.py --length {options.length} --rounds "
+        f"{options.rounds} --threads {options.threads} --clock {options.clock}`, 32 "
+        f"rows of {options.length // LENGTHS} to {options.length} tokens; best of the "
+        "interleaved rounds.\n\n" + table(COLUMNS, rows)
+    )
     write_section(options.results, "reading", text)
     print(text)
 

@@ -17,9 +17,6 @@ def write_section(path: Path, name: str, text: str) -> None:
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     section = f"{first}\n{text.strip()}\n{last}"
     known = re.compile(re.escape(first) + ".*?" + re.escape(last), re.DOTALL)
-    if known.search(whole):
-        whole = known.sub(lambda _: section, whole)
-    else:
-        whole = f"{whole.rstrip()}\n\n{section}\n"
+    whole = known.sub(lambda _: section, whole) if known.search(whole) else f"{whole.rstrip()}\n\n{section}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(whole, encoding="utf-8")

@@ -40,14 +40,23 @@ def run(python: Path | str, script: str, job: dict[str, Any], work: Path) -> Any
     path = work / f"{Path(script).stem}-{os.getpid()}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     threads = str(job.get("threads", 1))
-    surroundings = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
-                    "NUMBA_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false",
-                    "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    surroundings = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "NUMBA_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
     cores = sorted(os.sched_getaffinity(0))[: int(threads)]
     done = subprocess.run(
-        [str(python), str(HERE / script), str(path)], capture_output=True, text=True,
-        env=surroundings, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
+        [str(python), str(HERE / script), str(path)],
+        capture_output=True,
+        text=True,
+        env=surroundings,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
     path.unlink(missing_ok=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
@@ -63,8 +72,14 @@ def score(model: Path, *, parent: Path, text: Path, tokens: int, threads: int, w
     """What the one scorer says of a model folder; remembered, for it never changes."""
     kept = model.parent / f"score-{tokens}.json"
     if not kept.is_file():
-        job = {"model": str(model), "parent": str(parent), "text": str(text), "tokens": tokens,
-               "threads": threads, "kept": str(work / "parent")}  # fmt: skip
+        job = {
+            "model": str(model),
+            "parent": str(parent),
+            "text": str(text),
+            "tokens": tokens,
+            "threads": threads,
+            "kept": str(work / "parent"),
+        }
         kept.write_text(json.dumps(run(sys.executable, "scorer.py", job, work)), encoding="utf-8")
     return json.loads(kept.read_text(encoding="utf-8"))
 

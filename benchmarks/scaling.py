@@ -21,8 +21,7 @@ from typing import Any
 import projection
 from running import run, table
 
-BASE = {"width": 256, "depth": 4, "tokens": 1024, "length": 128, "vocabulary": 512, "steps": 5,
-        "threads": 1}  # fmt: skip
+BASE = {"width": 256, "depth": 4, "tokens": 1024, "length": 128, "vocabulary": 512, "steps": 5, "threads": 1}
 WIDTHS, DEPTHS, TOKENS = (128, 192, 256, 384, 512), (2, 4, 8, 16), (512, 1024, 2048, 4096)
 SWEEPS = {"width": WIDTHS, "depth": DEPTHS, "tokens": TOKENS}
 # The work of two processes: large enough that a step is not all start-up.
@@ -56,19 +55,25 @@ def efficiency(rounds: int, work: Path) -> str:
     expected = losses["1 process × 1 thread"]
     spread = max(abs(loss - expected) for loss in losses.values())
     assert spread < 1e-5, losses
-    speeds = {name: PAIR["tokens"] / min(f["seconds"] for f in facts)
-              for name, facts in taken.items()}  # fmt: skip
+    speeds = {name: PAIR["tokens"] / min(f["seconds"] for f in facts) for name, facts in taken.items()}
     alone = speeds["1 process × 1 thread"]
     work_of = {name: min(f["cpu_of_all"] for f in facts) for name, facts in taken.items()}
     lines = []
     for name, speed in speeds.items():
         places = 1 if name == "1 process × 1 thread" else 2
         fact = taken[name][0]
-        lines.append([
-            name, f"{speed:,.0f}", f"{speed / alone:.2f}×", f"{speed / alone / places:.0%}",
-            f"{work_of[name]:.2f} s", f"{work_of['1 process × 1 thread'] / work_of[name]:.0%}",
-            f"{fact['memory'] / 1e6:,.0f} MB", f"{fact['bytes_sent'] / 1e6:,.1f} MB",
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{speed:,.0f}",
+                f"{speed / alone:.2f}×",
+                f"{speed / alone / places:.0%}",
+                f"{work_of[name]:.2f} s",
+                f"{work_of['1 process × 1 thread'] / work_of[name]:.0%}",
+                f"{fact['memory'] / 1e6:,.0f} MB",
+                f"{fact['bytes_sent'] / 1e6:,.1f} MB",
+            ]
+        )
     titles = [
         "setting",
         "tokens/s",
@@ -81,8 +86,10 @@ def efficiency(rounds: int, work: Path) -> str:
     ]
     body = table(titles, lines)
     size = taken["2 processes, ddp"][0]["parameters"] / 1e6
-    return (f"{size:.1f} M parameters, {PAIR['tokens']} tokens a step, best of {rounds} rounds in "
-            f"turns; losses after the same steps differ by {spread:.1e}.\n\n{body}")  # fmt: skip
+    return (
+        f"{size:.1f} M parameters, {PAIR['tokens']} tokens a step, best of {rounds} rounds in "
+        f"turns; losses after the same steps differ by {spread:.1e}.\n\n{body}"
+    )
 
 
 def fits(rounds: int, work: Path) -> tuple[str, float]:
@@ -101,8 +108,10 @@ def fits(rounds: int, work: Path) -> tuple[str, float]:
     for name, values in SWEEPS.items():
         facts = [best[name, value] for value in values]
         lines.append(_fitted(name, list(values), facts))
-        shares += [flops_of(f, {**BASE, name: v}) / f["cpu_seconds"] / flops
-                   for v, f in zip(values, facts, strict=True)]  # fmt: skip
+        shares += [
+            flops_of(f, {**BASE, name: v}) / f["cpu_seconds"] / flops
+            for v, f in zip(values, facts, strict=True)
+        ]
     grown = sorted((best[k] for k in best if k[0] != "tokens"), key=lambda f: int(f["body"]))
     lines.append(_fitted("parameters", [f["body"] for f in grown], grown))
     per_parameter = _slope([f["parameters"] for f in grown], [f["memory"] for f in grown])
@@ -110,12 +119,14 @@ def fits(rounds: int, work: Path) -> tuple[str, float]:
     titles = ["against", "range", "seconds ∝ xᵃ, a", "R²", "memory ∝ xᵇ, b", "R²"]
     text = table(titles, lines)
     turns = "one round" if rounds == 1 else f"best of {rounds} rounds"
-    said = (f"One thread, float32, full fine-tuning with AdamW, {BASE['tokens']} tokens a step "
-            f"unless varied, processor time, {turns}.\n\n{text}\n\nMemory grows by "
-            f"{per_parameter:.1f} bytes a parameter beyond the weights (gradient 4, moments 8, the "
-            f"rest activations and the allocator). Steps reach {share:.0%} (median; "
-            f"{min(shares):.0%} to {max(shares):.0%}) of the {flops / 1e9:.0f} GFLOP/s of a matrix "
-            "product here.")  # fmt: skip
+    said = (
+        f"One thread, float32, full fine-tuning with AdamW, {BASE['tokens']} tokens a step "
+        f"unless varied, processor time, {turns}.\n\n{text}\n\nMemory grows by "
+        f"{per_parameter:.1f} bytes a parameter beyond the weights (gradient 4, moments 8, the "
+        f"rest activations and the allocator). Steps reach {share:.0%} (median; "
+        f"{min(shares):.0%} to {max(shares):.0%}) of the {flops / 1e9:.0f} GFLOP/s of a matrix "
+        "product here."
+    )
     return said, share
 
 
@@ -143,13 +154,15 @@ def projected(share: float) -> str:
     product = 0.75  # of the data sheet, what a large bfloat16 product reaches on these GPUs
     utilisation = share * product
     titles = ["model", "method", "least GPUs", "on each", "1 B tokens", "talking / computing"]
-    return (f"Assumed: steps reach {share:.0%} of a matrix product (as measured here) and that "
-            f"{product:.0%} of the data sheet's dense bfloat16 FLOP/s, so {utilisation:.0%} in "
-            f"all; {projection.MICRO_TOKENS} tokens at once on each GPU, activations checkpointed; "
-            "float32 weights, gradients and moments in pieces (FSDP), bfloat16 weights gathered; "
-            "talking not overlapped and only reckoned where there are several GPUs. A paper "
-            "figure, not a measurement.\n\n"
-            f"{table(titles, projection.rows(utilisation))}")  # fmt: skip
+    return (
+        f"Assumed: steps reach {share:.0%} of a matrix product (as measured here) and that "
+        f"{product:.0%} of the data sheet's dense bfloat16 FLOP/s, so {utilisation:.0%} in "
+        f"all; {projection.MICRO_TOKENS} tokens at once on each GPU, activations checkpointed; "
+        "float32 weights, gradients and moments in pieces (FSDP), bfloat16 weights gathered; "
+        "talking not overlapped and only reckoned where there are several GPUs. A paper "
+        "figure, not a measurement.\n\n"
+        f"{table(titles, projection.rows(utilisation))}"
+    )
 
 
 def main() -> None:

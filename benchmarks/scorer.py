@@ -50,9 +50,7 @@ def parents_words(folder: Path, ids: list[int], kept: Path) -> list[Any]:
     from safetensors.torch import load_file, save_file
 
     if not kept.is_file():
-        found = {
-            str(i): p.half() for i, (p, _) in enumerate(log_probabilities(module(folder), ids))
-        }
+        found = {str(i): p.half() for i, (p, _) in enumerate(log_probabilities(module(folder), ids))}
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(found, kept)
     loaded = load_file(kept)
@@ -66,9 +64,7 @@ def scores(folder: Path, parent: Path, ids: list[int], kept: Path) -> dict[str, 
 
     teachers = parents_words(parent, ids, kept)
     nats, divergences, flips = [], [], []
-    for teacher, (words, targets) in zip(
-        teachers, log_probabilities(module(folder), ids), strict=True
-    ):
+    for teacher, (words, targets) in zip(teachers, log_probabilities(module(folder), ids), strict=True):
         nats.append(-words.gather(1, targets[:, None])[:, 0].double())
         theirs = teacher.float().log_softmax(-1)  # rounding to half lost the norm
         divergences.append((theirs.exp() * (theirs - words)).sum(-1).clamp(min=0))
@@ -105,8 +101,7 @@ def class_scores(folder: Path, parent: Path, data: Path, num_rows: int) -> dict[
     task = load_recipe(["task=sentiment"]).task
     assert task is not None
     task = task.for_data(prepared)
-    encoded = [task.encode(row, tokenizer, max_length=256)
-               for row in prepared.rows("test")[:num_rows]]  # fmt: skip
+    encoded = [task.encode(row, tokenizer, max_length=256) for row in prepared.rows("test")[:num_rows]]
     examples = [(one.input_ids, int(one.labels)) for one in encoded]  # type: ignore[arg-type]
     theirs, words = class_words(parent, examples), class_words(folder, examples)
     labels = torch.tensor([label for _, label in examples])

@@ -32,12 +32,12 @@ class Reply(NamedTuple):
 
 
 def ask(url: str, question: str, max_tokens: int) -> Reply:
-    body = {"messages": [{"role": "user", "content": question}], "temperature": 0,
-            "max_tokens": max_tokens}  # fmt: skip
+    body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": max_tokens}
     request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(),
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
         {"Content-Type": "application/json"},
-    )  # fmt: skip
+    )
     begun = time.perf_counter()
     with urllib.request.urlopen(request, timeout=600) as reply:
         said = json.load(reply)
@@ -57,10 +57,15 @@ def measured(url: str, rows: Sequence[dict[str, Any]], clients: int, max_tokens:
     asked = [(row, one) for row, one in zip(rows, replies, strict=True) if one.tokens]
     scores = [f1(one.text, row["answer"]) for row, one in asked if row.get("answer")]
     times = sorted(one.seconds for _, one in asked) or [0.0]
-    return [str(clients), str(len(rows)), f"{100 * (1 - len(asked) / len(rows)):.0f} %",
-            f"{statistics.mean(scores):.3f}" if scores else "–",
-            f"{statistics.median(times):.2f}", f"{times[int(0.95 * (len(times) - 1))]:.2f}",
-            f"{sum(one.tokens for one in replies) / took:.1f}"]  # fmt: skip
+    return [
+        str(clients),
+        str(len(rows)),
+        f"{100 * (1 - len(asked) / len(rows)):.0f} %",
+        f"{statistics.mean(scores):.3f}" if scores else "–",
+        f"{statistics.median(times):.2f}",
+        f"{times[int(0.95 * (len(times) - 1))]:.2f}",
+        f"{sum(one.tokens for one in replies) / took:.1f}",
+    ]
 
 
 def prepared(num: int) -> list[dict[str, Any]]:
@@ -91,10 +96,8 @@ def main() -> None:
     else:
         lines = options.questions.read_text(encoding="utf-8").splitlines()[: options.num]
         rows = [json.loads(line) for line in lines]
-    titles = ["clients", "questions", "handed over", "token F1 of the rest", "p50 s", "p95 s",
-              "tokens/s"]  # fmt: skip
-    table = [measured(options.url, rows, int(n), options.max_tokens)
-             for n in options.clients.split(",")]  # fmt: skip
+    titles = ["clients", "questions", "handed over", "token F1 of the rest", "p50 s", "p95 s", "tokens/s"]
+    table = [measured(options.url, rows, int(n), options.max_tokens) for n in options.clients.split(",")]
     lines = [titles, ["---"] * len(titles), *table]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(text)

@@ -45,15 +45,17 @@ def layers_of(options: argparse.Namespace, work: Path) -> Path:
     [(_, stage)] = ours.stages(METHODS["gptq"][0], tokens=options.tokens, mode="dense")
     stats = StoredStats(ours.statistics(bundle, job, stage, work / "stats-0") / "stats")
     chosen = list(blocks(bundle.module))[: options.blocks]
-    layers = {n: m for n, m in block_linears(bundle.module).items()
-              if any(n.startswith(f"{block}.") for block in chosen)}  # fmt: skip
+    layers = {
+        n: m
+        for n, m in block_linears(bundle.module).items()
+        if any(n.startswith(f"{block}.") for block in chosen)
+    }
     tensors = {}
     for number, group in enumerate(stored_groups(stats, layers)):
         assert group.stats is not None and group.stats.gram is not None
         tensors[f"{number}.gram"] = group.stats.gram
         tensors[f"{number}.diagonal"] = group.stats.diagonal
-        tensors |= {f"{number}.weight.{n}": m.weight.detach().contiguous()
-                    for n, m in group.layers.items()}  # fmt: skip
+        tensors |= {f"{number}.weight.{n}": m.weight.detach().contiguous() for n, m in group.layers.items()}
     save_file(tensors, path, {"tokens": str(stats[next(iter(layers))].num_tokens)})
     return path
 

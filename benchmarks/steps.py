@@ -80,10 +80,17 @@ def measured(dist: Any, job: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         worked.append(time.process_time() - begun)
     memory, cpu = _status("VmHWM") - before, statistics.median(worked[WARM_UP:])
-    return {**shape, "seconds": statistics.median(seconds[WARM_UP:]), "loss": losses[-1],
-            "cpu_seconds": cpu, "cpu_of_all": dist.sum([cpu])[0], "flops": _product(),
-            "memory": memory, "tokens": job["tokens"],
-            "bytes_sent": made.reduction.bytes_sent // len(seconds)}  # fmt: skip
+    return {
+        **shape,
+        "seconds": statistics.median(seconds[WARM_UP:]),
+        "loss": losses[-1],
+        "cpu_seconds": cpu,
+        "cpu_of_all": dist.sum([cpu])[0],
+        "flops": _product(),
+        "memory": memory,
+        "tokens": job["tokens"],
+        "bytes_sent": made.reduction.bytes_sent // len(seconds),
+    }
 
 
 def _stepper(dist: Any, job: dict[str, Any]) -> Any:
@@ -97,10 +104,13 @@ def _stepper(dist: Any, job: dict[str, Any]) -> Any:
 
     width = job["width"]
     config = transformers.LlamaConfig(
-        vocab_size=job["vocabulary"], hidden_size=width, intermediate_size=3 * width,
-        num_hidden_layers=job["depth"], num_attention_heads=width // HEAD,
+        vocab_size=job["vocabulary"],
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=job["depth"],
+        num_attention_heads=width // HEAD,
         max_position_embeddings=job["length"],
-    )  # fmt: skip
+    )
     model: Any = transformers.LlamaForCausalLM(config)
 
     def made() -> Any:
@@ -112,11 +122,21 @@ def _stepper(dist: Any, job: dict[str, Any]) -> Any:
             sharded = Sharded(model, chosen, dist, "cpu")
         working = sharded.working if sharded else model
         found = Stepper(
-            model=working, head="causal", student=logits_function(working, "causal"),
-            micro_tokens=job["tokens"] // dist.world_size, pad=0, seed=0, device="cpu",
-            dtype="float32", dist=dist, progress=Progress(quiet=True), sharded=sharded,
-            distributed=chosen, projection=projection_of(working, "causal"), loss_chunk=CHUNK,
-        )  # fmt: skip
+            model=working,
+            head="causal",
+            student=logits_function(working, "causal"),
+            micro_tokens=job["tokens"] // dist.world_size,
+            pad=0,
+            seed=0,
+            device="cpu",
+            dtype="float32",
+            dist=dist,
+            progress=Progress(quiet=True),
+            sharded=sharded,
+            distributed=chosen,
+            projection=projection_of(working, "causal"),
+            loss_chunk=CHUNK,
+        )
         if sharded is not None:
             sharded.shard()
         return found

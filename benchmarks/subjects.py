@@ -37,22 +37,37 @@ def subject(options: argparse.Namespace, work: Path) -> Subject:
     scored = work / "scored.txt"
     scored.write_text(text.scored, encoding="utf-8")
     data = material.write_data(text, work / "data")
-    return Subject(model, data, "generation", "AutoModelForCausalLM",
-                   {"text": str(scored), "tokens": options.score_tokens})  # fmt: skip
+    return Subject(
+        model,
+        data,
+        "generation",
+        "AutoModelForCausalLM",
+        {"text": str(scored), "tokens": options.score_tokens},
+    )
 
 
 def _classifier(options: argparse.Namespace, work: Path) -> Subject:
     """The encoder, trained on movie reviews by lcc's own recipe; its test split judges."""
     from lcc.pipeline.runner import run_words
 
-    words = ["+recipe=sentiment_en", f"model={options.model}", f"threads={options.threads}",
-             f"stages.finetune.samples={TRAINED_ON}", "method=full",
-             "stages.finetune.lr=1e-4"]  # fmt: skip
+    words = [
+        "+recipe=sentiment_en",
+        f"model={options.model}",
+        f"threads={options.threads}",
+        f"stages.finetune.samples={TRAINED_ON}",
+        "method=full",
+        "stages.finetune.lr=1e-4",
+    ]
     with material.inside(work):
         run = run_words(words, verb="finetune", quiet=True)
         made = next(s for s in reversed(run.facts["steps"]) if s.get("checkpoint"))
         model = (run.artifacts[made["name"]].path / "model").resolve()
         data = run.artifacts["data"].path.resolve()
-    return Subject(model, data, "sentiment", "AutoModelForSequenceClassification",
-                   {"data": str(data), "rows": options.score_rows},
-                   ignore=("re:.*classifier", "re:.*pooler.*"))  # fmt: skip
+    return Subject(
+        model,
+        data,
+        "sentiment",
+        "AutoModelForSequenceClassification",
+        {"data": str(data), "rows": options.score_rows},
+        ignore=("re:.*classifier", "re:.*pooler.*"),
+    )

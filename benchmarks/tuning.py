@@ -49,10 +49,15 @@ def main() -> None:
     print(text)
     if options.write:
         note = NOTE.format(
-            rows=options.rows, epochs=options.epochs, batch=options.batch_tokens, head=HEAD,
-            samples=options.samples, seeds=len(seeds), threads=options.threads,
+            rows=options.rows,
+            epochs=options.epochs,
+            batch=options.batch_tokens,
+            head=HEAD,
+            samples=options.samples,
+            seeds=len(seeds),
+            threads=options.threads,
             majority=100 * measured[methods[0]][0]["majority"],
-        )  # fmt: skip
+        )
         title = "## Fine-tuning methods (minilm_l6, sentiment)\n\n    python benchmarks/tuning.py"
         write_section(options.write, "peft", f"{title}\n\n{note}\n\n{text}")
 
@@ -73,12 +78,21 @@ def _options() -> argparse.Namespace:
 
 
 def _words(method: str, seed: int, options: argparse.Namespace) -> list[str]:
-    words = ["+recipe=sentiment_en", "~plan", "~stages.compress", "~stages.bench", f"seed={seed}",
-             f"method={method}", f"threads={options.threads}", "stages.finetune.lr=null",
-             f"stages.finetune.samples={options.rows}", f"stages.finetune.epochs={options.epochs}",
-             f"stages.finetune.batch_tokens={options.batch_tokens}",
-             "stages.finetune.eval_samples=50",
-             f"stages.eval.samples={options.samples}"]  # fmt: skip
+    words = [
+        "+recipe=sentiment_en",
+        "~plan",
+        "~stages.compress",
+        "~stages.bench",
+        f"seed={seed}",
+        f"method={method}",
+        f"threads={options.threads}",
+        "stages.finetune.lr=null",
+        f"stages.finetune.samples={options.rows}",
+        f"stages.finetune.epochs={options.epochs}",
+        f"stages.finetune.batch_tokens={options.batch_tokens}",
+        "stages.finetune.eval_samples=50",
+        f"stages.eval.samples={options.samples}",
+    ]
     if method == "houlsby":
         words.append("method.allow_lcc_loader=true")
     if options.lr is not None:
@@ -115,12 +129,20 @@ def _run(pipe: Any, words: list[str], work: str) -> None:
         base = made["base"].report["measures"]["parameters"]["value"]
         measures = {key: m["value"] for key, m in trained["measures"].items()}
         scores, before = (made[f"eval.{n}"].report["measures"] for n in ("finetune", "base"))
-    pipe.send(json.dumps({
-        "accuracy": scores["accuracy"]["value"], "trained": measures["trainable_parameters"],
-        "base": base, "memory": trained["peak_memory_bytes"], "lr": measures["lr"],
-        "speed": measures["tokens_per_second"], "loss": measures["validation_loss_after"],
-        "majority": before["accuracy"]["value"],
-    }))  # fmt: skip
+    pipe.send(
+        json.dumps(
+            {
+                "accuracy": scores["accuracy"]["value"],
+                "trained": measures["trainable_parameters"],
+                "base": base,
+                "memory": trained["peak_memory_bytes"],
+                "lr": measures["lr"],
+                "speed": measures["tokens_per_second"],
+                "loss": measures["validation_loss_after"],
+                "majority": before["accuracy"]["value"],
+            }
+        )
+    )
 
 
 def _row(name: str, found: list[dict[str, Any]]) -> list[str]:
@@ -130,8 +152,15 @@ def _row(name: str, found: list[dict[str, Any]]) -> list[str]:
     share = 100 * first["trained"] / first["base"]
     memory = statistics.median(one["memory"] for one in found) / 1e6
     speed = statistics.median(one["speed"] for one in found)
-    return [f"`{name}`", f"{statistics.mean(scores):.1f} %{spread}", f"{first['trained']:,}",
-            f"{share:.2f} %", f"{memory:.0f} MB", f"{speed:.0f}", f"{first['lr']:g}"]  # fmt: skip
+    return [
+        f"`{name}`",
+        f"{statistics.mean(scores):.1f} %{spread}",
+        f"{first['trained']:,}",
+        f"{share:.2f} %",
+        f"{memory:.0f} MB",
+        f"{speed:.0f}",
+        f"{first['lr']:g}",
+    ]
 
 
 if __name__ == "__main__":

@@ -21,11 +21,19 @@ def rounded(model: Any, tokenizer: Any, rows: list[list[int]], job: dict[str, An
     length = min(len(row) for row in rows)
     seen = torch.ones(1, length, dtype=torch.long)
     texts = [{"input_ids": torch.tensor([row[:length]]), "attention_mask": seen} for row in rows]
-    scheme = {"bits": job["bits"], "group_size": job["group_size"], "sym": True,
-              "data_type": "int"}  # fmt: skip
-    made = AutoRound(model, tokenizer, scheme=scheme, iters=job["iters"], seqlen=length,
-                     nsamples=len(rows), batch_size=4, dataset=texts, device_map="cpu",
-                     enable_torch_compile=False)  # fmt: skip
+    scheme = {"bits": job["bits"], "group_size": job["group_size"], "sym": True, "data_type": "int"}
+    made = AutoRound(
+        model,
+        tokenizer,
+        scheme=scheme,
+        iters=job["iters"],
+        seqlen=length,
+        nsamples=len(rows),
+        batch_size=4,
+        dataset=texts,
+        device_map="cpu",
+        enable_torch_compile=False,
+    )
     quantized, _ = made.quantize()
     return quantized
 

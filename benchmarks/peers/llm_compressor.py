@@ -56,16 +56,20 @@ def modifier(method: dict[str, Any]) -> Any:
     name, ignore = method["name"], method.get("ignore", ["re:.*lm_head"])
     if name in ("gptq", "nearest"):
         group = method.get("group_size")
-        weights = {"num_bits": method["bits"], "type": "int", "symmetric": True,
-                   "strategy": "group" if group else "channel", "group_size": group,
-                   "observer": method.get("observer", "memoryless_minmax")}  # fmt: skip
+        weights = {
+            "num_bits": method["bits"],
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group" if group else "channel",
+            "group_size": group,
+            "observer": method.get("observer", "memoryless_minmax"),
+        }
         groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
         kind = GPTQModifier if name == "gptq" else QuantizationModifier
         return kind(config_groups=groups, ignore=ignore)
     kinds = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}
     mask = method.get("pattern", "0:0")
-    return kinds[name](sparsity=method["sparsity"], mask_structure=mask, targets=["Linear"],
-                       ignore=ignore)  # fmt: skip
+    return kinds[name](sparsity=method["sparsity"], mask_structure=mask, targets=["Linear"], ignore=ignore)
 
 
 def dataset(path: str) -> Any:
@@ -93,14 +97,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     model = kind.from_pretrained(job["model"], dtype="float32")
     options: dict[str, Any] = {}
     if job["method"]["name"] != "nearest":
-        options = {"dataset": rows, "num_calibration_samples": len(rows), "max_seq_length": 4096,
-                   "shuffle_calibration_samples": False}  # fmt: skip
-    oneshot(model=model, recipe=modifier(job["method"]), pipeline=PIPELINES[job["mode"]],
-            **options)  # fmt: skip
+        options = {
+            "dataset": rows,
+            "num_calibration_samples": len(rows),
+            "max_seq_length": 4096,
+            "shuffle_calibration_samples": False,
+        }
+    oneshot(model=model, recipe=modifier(job["method"]), pipeline=PIPELINES[job["mode"]], **options)
     model.save_pretrained(out / "model", save_compressed=True)
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
-    return {"seconds": seconds, "cpu_seconds": cpu, "solver_seconds": spent["solver"],
-            "solver_cpu_seconds": spent["solver_cpu"]}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "solver_seconds": spent["solver"],
+        "solver_cpu_seconds": spent["solver_cpu"],
+    }
 
 
 def main() -> None:

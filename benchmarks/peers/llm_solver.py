@@ -20,14 +20,21 @@ def gptq(weight: Any, gram: Any, method: dict[str, Any]) -> Any:
     from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 
     group = method["group_size"]
-    args = QuantizationArgs(num_bits=method["bits"], type="int", symmetric=True, strategy="group",
-                            group_size=group, actorder="static")  # fmt: skip
+    args = QuantizationArgs(
+        num_bits=method["bits"],
+        type="int",
+        symmetric=True,
+        strategy="group",
+        group_size=group,
+        actorder="static",
+    )
     groups = weight.view(len(weight), -1, group)
     span = groups.amax(-1).abs().maximum(groups.amin(-1).abs())
     scale = (2 * span / (2 ** method["bits"] - 1)).to(torch.bfloat16).float()
     zero = torch.zeros_like(scale)
-    found, _, _ = quantize_weight(weight[None].clone(), gram[None].clone(), scale[None],
-                                  zero[None], None, args)  # fmt: skip
+    found, _, _ = quantize_weight(
+        weight[None].clone(), gram[None].clone(), scale[None], zero[None], None, args
+    )
     return found[0]
 
 
@@ -40,13 +47,15 @@ def pruned(weight: Any, gram: Any, method: dict[str, Any]) -> Any:
     if method["name"] == "wanda":
         from llmcompressor.modifiers.pruning.wanda.wanda_sparsify import sparsify_weight
 
-        return sparsify_weight(layer, {layer: gram.diagonal().clone()}, method["sparsity"],
-                               int(keep), int(of))  # fmt: skip
+        return sparsify_weight(
+            layer, {layer: gram.diagonal().clone()}, method["sparsity"], int(keep), int(of)
+        )
     from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import sparsify_weight as solve
 
     with torch.no_grad():
-        _, found = solve(layer, {layer: gram.clone()}, method["sparsity"], int(keep), int(of), 128,
-                         0.01, False)  # fmt: skip
+        _, found = solve(
+            layer, {layer: gram.clone()}, method["sparsity"], int(keep), int(of), 128, 0.01, False
+        )
     return found
 
 

@@ -22,11 +22,15 @@ def prune(model: Any, ratio: float) -> None:
     is_ffn = [m for n, m in linears.items() if n.endswith(("gate_proj", "intermediate.dense"))]
     kept = [m for n, m in linears.items() if "mlp" not in n and "intermediate" not in n]
     pruner = torch_pruning.pruner.BasePruner(
-        model, example_inputs=torch.ones(1, 8, dtype=torch.long), global_pruning=False,
+        model,
+        example_inputs=torch.ones(1, 8, dtype=torch.long),
+        global_pruning=False,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=0.0, pruning_ratio_dict={m: ratio for m in is_ffn},
-        ignored_layers=kept, output_transform=lambda out: out[0],
-    )  # fmt: skip
+        pruning_ratio=0.0,
+        pruning_ratio_dict={m: ratio for m in is_ffn},
+        ignored_layers=kept,
+        output_transform=lambda out: out[0],
+    )
     pruner.step()
     model.config.intermediate_size = is_ffn[0].out_features
 

@@ -46,13 +46,24 @@ def arguments(job: dict[str, Any], folder: str) -> dict[str, Any]:
     packed = SYSTEMS[job["system"]].get("packing", False)
     rows = 1 if packed else job["batch_rows"]
     return {
-        "output_dir": folder, "num_train_epochs": job["epochs"], "learning_rate": job["lr"],
-        "per_device_train_batch_size": rows, "lr_scheduler_type": "constant", "use_cpu": True,
-        "logging_steps": 1, "report_to": "none", "save_strategy": "no", "seed": job["seed"],
-        "max_grad_norm": 1.0, "weight_decay": 0.0, "disable_tqdm": True, "bf16": False,
-        "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        "output_dir": folder,
+        "num_train_epochs": job["epochs"],
+        "learning_rate": job["lr"],
+        "per_device_train_batch_size": rows,
+        "lr_scheduler_type": "constant",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "seed": job["seed"],
+        "max_grad_norm": 1.0,
+        "weight_decay": 0.0,
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
         **SYSTEMS[job["system"]],
-    }  # fmt: skip
+    }
 
 
 def trainer_of(job: dict[str, Any], folder: str) -> Any:
@@ -103,8 +114,13 @@ def train(job: dict[str, Any], folder: str) -> dict[str, Any]:
     (wall, cpu), (wall_end, cpu_end) = ends[WARM - 1], ends[-1]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"losses": losses, "tokens": sum(tokens[WARM : len(ends)]), "seconds": wall_end - wall,
-            "cpu_seconds": cpu_end - cpu, "peak_bytes": peak}  # fmt: skip
+    return {
+        "losses": losses,
+        "tokens": sum(tokens[WARM : len(ends)]),
+        "seconds": wall_end - wall,
+        "cpu_seconds": cpu_end - cpu,
+        "peak_bytes": peak,
+    }
 
 
 def main() -> None:

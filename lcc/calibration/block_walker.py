@@ -43,9 +43,7 @@ class Spill:
     Without a limit all of them stay.
     """
 
-    def __init__(
-        self, model: Module, *, limit: int | None = None, folder: Path | None = None
-    ) -> None:
+    def __init__(self, model: Module, *, limit: int | None = None, folder: Path | None = None) -> None:
         self.model, self.limit, self.folder = model, limit, folder
         self.held: dict[int, int] = {}  # call → bytes it keeps in memory while it waits
         self.asleep: dict[int, list[_Asleep]] = {}
@@ -95,9 +93,7 @@ class Spill:
         alive = [tensor for ref in known if (tensor := ref()) is not None]
         storages = {s.data_ptr(): s for t in alive if (s := t.untyped_storage()).data_ptr()}
         foreign = self._foreign(call)
-        return [
-            s for key, s in storages.items() if key not in foreign and s.nbytes() >= SMALL_BYTES
-        ]
+        return [s for key, s in storages.items() if key not in foreign and s.nbytes() >= SMALL_BYTES]
 
     def _foreign(self, call: Call) -> set[int]:
         """Memory that others read too: the model's own, and other batches'."""
@@ -270,9 +266,7 @@ class Visit:
         self._calls = [call for call in calls if not call.unseen]
         self._on_leaving: tuple[Mapping[str, Module], See] | None = None
 
-    def watch(
-        self, layers: Mapping[str, Module], see: See, *, num_batches: int | None = None
-    ) -> None:
+    def watch(self, layers: Mapping[str, Module], see: See, *, num_batches: int | None = None) -> None:
         """Run the block on each batch (or the first few), no further than to the last input."""
         ran, last = list[str](), ""
 

@@ -93,9 +93,7 @@ def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
 def _padded(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor(
-        [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
-    )
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return ids, mask
 
 
@@ -282,8 +280,9 @@ def calibrated(
             around.kept.restore(visit.name, visit.module)
             continue
         wanted = within[visit.name]
-        yield from _each_changed(_looks(visit, wanted, tally, one_by_one=one_by_one),
-                                 {visit.name: visit.module}, around)  # fmt: skip
+        yield from _each_changed(
+            _looks(visit, wanted, tally, one_by_one=one_by_one), {visit.name: visit.module}, around
+        )
     yield from _outer(outside, tally, around)
 
 
@@ -348,8 +347,9 @@ def _visits(
         raise DataError("calibration has no text: the training split is empty.")
     body = _body(model, layers)
     _, outside = _by_block(model, layers)
-    walked = walk(model, body, batches, outside=outside, see=tally.see, memory=around.memory,
-                  aside=around.aside)  # fmt: skip
+    walked = walk(
+        model, body, batches, outside=outside, see=tally.see, memory=around.memory, aside=around.aside
+    )
     with around.progress.track("calibrate", len(blocks(model)), "block") as bar:
         for visit in walked:
             yield visit

@@ -195,14 +195,10 @@ class StoredStats(Mapping[str, LayerStats]):
         return int(self.index[layer]["num_inputs"])
 
     def _read(self, entry: dict[str, Any]) -> LayerStats:
-        tensors = safetensors_torch.load_file(
-            self.folder / _file(entry["source"]), device=self.device
-        )
+        tensors = safetensors_torch.load_file(self.folder / _file(entry["source"]), device=self.device)
         upper = tensors.pop("gram_upper", None)
         gram = None if upper is None else _from_upper(upper, len(tensors["diagonal"]))
-        return LayerStats(
-            num_tokens=entry["num_tokens"], gram=gram, source=entry["source"], **tensors
-        )
+        return LayerStats(num_tokens=entry["num_tokens"], gram=gram, source=entry["source"], **tensors)
 
 
 def _from_upper(upper: Tensor, width: int) -> Tensor:

@@ -81,7 +81,14 @@ Exit codes: 0 fine · 2 usage or recipe · 3 data · 4 integrity · 5 refused fo
 def _verb_help(verb: str) -> str:
     """The verb's sentence and its USAGE, which is a constant string and so needs no import."""
     tree = ast.parse((VERBS / f"{verb}.py").read_text(encoding="utf-8"))
-    usage = next((ast.literal_eval(node.value) for node in tree.body
-                  if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-                  and "USAGE" in ast.unparse(node).split("=")[0]), "")  # fmt: skip
+    usage = next(
+        (
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            and node.value is not None
+            and "USAGE" in ast.unparse(node).split("=")[0]
+        ),
+        "",
+    )
     return f"{ast.get_docstring(tree)}\n\n{usage.strip()}"

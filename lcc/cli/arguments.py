@@ -57,9 +57,15 @@ def parse(argv: Sequence[str]) -> Arguments:
         else:
             _sort(argument, words, overrides)
     switches = {n: options.pop(n, None) is not None for n in ("json", "cfg", "multirun", "dry-run")}
-    return Arguments(words=words, overrides=overrides, options=options, json=switches["json"],
-                     cfg=switches["cfg"], multirun=switches["multirun"],
-                     dry_run=switches["dry-run"])  # fmt: skip
+    return Arguments(
+        words=words,
+        overrides=overrides,
+        options=options,
+        json=switches["json"],
+        cfg=switches["cfg"],
+        multirun=switches["multirun"],
+        dry_run=switches["dry-run"],
+    )
 
 
 def emit(data: Any, as_json: bool, text: str) -> None:

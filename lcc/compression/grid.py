@@ -63,9 +63,7 @@ class Grid:
         return codes.mul_(scale.float()[..., None])
 
 
-def widest_scales(
-    weight: Tensor, grid: Grid, *, shrink: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
+def widest_scales(weight: Tensor, grid: Grid, *, shrink: float = 1.0) -> tuple[Tensor, Tensor | None]:
     """Scales (out, groups) and zero points that span every group from its least to its largest.
 
     `shrink` below 1 spans that share of the range and cuts off what lies outside. A group of zeros
@@ -103,9 +101,7 @@ def _stored(scale: Tensor, grid: Grid) -> Tensor:
     return scale.clamp(min=torch.finfo(torch.float16).tiny).to(getattr(torch, grid.dtype))
 
 
-def search_scales(
-    weight: Tensor, grid: Grid, importance: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def search_scales(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points, as stored, whose rounding errs least where the input is large.
 
     Each group tries every share of SHRINKS of its range. `importance` (in,) weighs the squared

@@ -216,10 +216,16 @@ def write_adapter(changes: Mapping[str, Change], folder: Path, *, head: str, bas
     rank = max(ranks.values())
     narrow = {name: r for name, r in ranks.items() if r < rank}  # of a layer with fewer outputs
     config = peft.LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(changes), bias="none", inference_mode=True,
-        rank_pattern=narrow, alpha_pattern=narrow,
-        task_type=TASK_TYPES.get(head), base_model_name_or_path=base,
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(changes),
+        bias="none",
+        inference_mode=True,
+        rank_pattern=narrow,
+        alpha_pattern=narrow,
+        task_type=TASK_TYPES.get(head),
+        base_model_name_or_path=base,
+    )
     config.save_pretrained(str(folder))
     file = folder / "adapter_config.json"
     # A set in peft: its order changes between processes.
@@ -229,6 +235,4 @@ def write_adapter(changes: Mapping[str, Change], folder: Path, *, head: str, bas
     for name, (up, down) in changes.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.cpu()
-    safetensors_torch.save_file(
-        tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"}
-    )
+    safetensors_torch.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -59,9 +59,7 @@ class Levels:
     highest: int
 
 
-def factorize(
-    gram: Tensor, *, damping: float = 0.01, order: Order = "layout", unit: int = 1
-) -> Factor:
+def factorize(gram: Tensor, *, damping: float = 0.01, order: Order = "layout", unit: int = 1) -> Factor:
     """Factorize H + λI with λ = `damping` · mean(diag H), more where that is not enough.
 
     The order is that of the inputs' energy: `falling`, while most columns can still make up for

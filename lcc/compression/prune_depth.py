@@ -229,9 +229,10 @@ def _output(block_name: str, block: Module, kind: PartKind) -> str:
     matrices = [
         name
         for name, module in block.named_modules()
-        if getattr(module, "weight", None) is not None and module.weight.dim() == 2
+        if getattr(module, "weight", None) is not None
+        and module.weight.dim() == 2
         and not isinstance(module, torch.nn.Embedding)
-    ]  # fmt: skip
+    ]
     attention = [n for n in matrices if "attn" in n.lower() or "attention" in n.lower()]
     own = [n for n in attention if not any(word in n.lower() for word in CROSS_ATTENTION)]
     chosen = own if kind == "attention" else [n for n in matrices if n not in attention]

@@ -140,20 +140,21 @@ def _restate(layer: Any) -> None:
 
 
 # Query, key, value and output of an attention module, as its children are called.
-PROJECTIONS = (("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "k_proj", "v_proj", "out_proj"),
-               ("q", "k", "v", "o"))  # fmt: skip
+PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "k_proj", "v_proj", "out_proj"),
+    ("q", "k", "v", "o"),
+)
 # Their config states the width of a head, so fewer heads load as a plain config.
 HEADS_STATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite",
                 "smollm3", "helium", "t5", "mt5", "vit")  # fmt: skip
 # The width of their heads is hidden width / heads: a smaller hidden width takes heads along.
 HEADS_IN_HIDDEN = ("gpt2", "bert", "whisper")
-HIDDEN_KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "t5", "mt5", "vit",
-                *HEADS_IN_HIDDEN)  # fmt: skip
+HIDDEN_KNOWN = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "t5", "mt5", "vit", *HEADS_IN_HIDDEN)
 # Every layer of a stack adds the same position bias, head by head.
 POSITION_BIASED = ("t5", "mt5")
 # The consumers of their feed-forward and attention layers have no bias.
-UNBIASED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "t5",
-            "mt5")  # fmt: skip
+UNBIASED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "t5", "mt5")
 
 
 def refuse_heads(model_type: str) -> None:
@@ -186,9 +187,7 @@ def refuse_bias(config: Mapping[str, Any], *, attention: bool) -> None:
     """Raise RecipeError where the layers to be repaired are known to have no bias."""
     states = config.get("attention_bias" if attention else "mlp_bias")
     if config.get("model_type") in UNBIASED and not states:
-        raise RecipeError(
-            f"width.repair: {config['model_type']} has no biases to repair; use ridge or none."
-        )
+        raise RecipeError(f"width.repair: {config['model_type']} has no biases to repair; use ridge or none.")
 
 
 @dataclass(frozen=True)
@@ -278,9 +277,7 @@ def _joined(model: Any, units: list[Unit]) -> list[Unit]:
     stacks: dict[str, list[Unit]] = {}
     for unit in units:
         is_biased = ".SelfAttention." in unit.name
-        stacks.setdefault(unit.name.split(".block.")[0] if is_biased else unit.name, []).append(
-            unit
-        )
+        stacks.setdefault(unit.name.split(".block.")[0] if is_biased else unit.name, []).append(unit)
     biases = [(n, m) for n, m in model.named_modules() if n.endswith("relative_attention_bias")]
     joined = []
     for stack, found in stacks.items():
@@ -428,9 +425,7 @@ def _inner(model: Any) -> dict[str, Axis]:
     return found
 
 
-def _members(
-    model: Any, width: int, inner: dict[str, Axis], pooler: Unit | None
-) -> Iterator[Member]:
+def _members(model: Any, width: int, inner: dict[str, Axis], pooler: Unit | None) -> Iterator[Member]:
     within, vocabulary = tuple(f"{b}." for b in blocks(model)), model.get_output_embeddings()
     pooled = {m.name for m in pooler.members} if pooler else set()
     for name, module in model.named_modules():

@@ -150,9 +150,7 @@ class Shape:
         return self.heads if self.family in DIVIDED else 1
 
 
-def foreseen(
-    config: Mapping[str, Any], ratio: float, *, dims: Dims, round_to: RoundTo
-) -> float | None:
+def foreseen(config: Mapping[str, Any], ratio: float, *, dims: Dims, round_to: RoundTo) -> float | None:
     """The share that a cut will take, as far as a config.json tells.
 
     Raises RecipeError when nothing would go.
@@ -184,8 +182,9 @@ class Plan:
     def __init__(self, config: Any, units: Sequence[Unit], *, dims: Dims) -> None:
         self.config, self.units, self.dims = config.get_text_config(), units, dims
         config = self.config
-        self.shape = Shape(config.model_type, int(config.hidden_size),
-                           int(config.num_attention_heads), head_dim(config))  # fmt: skip
+        self.shape = Shape(
+            config.model_type, int(config.hidden_size), int(config.num_attention_heads), head_dim(config)
+        )
         self.fields = {unit.name: self._field(unit) for unit in units}
         self.wishes: dict[str, int] = {}  # what a ranking over all layers would keep of each unit
         self.sizes: dict[str, tuple[int, int]] = {}  # field → before, after
@@ -224,10 +223,14 @@ class Plan:
     def wished(self) -> list[dict[str, Any]]:
         """What the ranking over all layers would have taken from each."""
         return [
-            {"layer": unit.name, "before": unit.num, "after": self.wishes[unit.name],
-             "ratio": 1 - self.wishes[unit.name] / unit.num}
+            {
+                "layer": unit.name,
+                "before": unit.num,
+                "after": self.wishes[unit.name],
+                "ratio": 1 - self.wishes[unit.name] / unit.num,
+            }
             for unit in self.units
-        ]  # fmt: skip
+        ]
 
     def sentence(self) -> str:
         """The same in words."""

@@ -35,9 +35,7 @@ def note_changes(groups: Any, grid: Grid, *, offered: Sequence[int]) -> None:
         }
 
 
-def mixed_grids(
-    facts: Facts, grid: Grid, *, offered: Sequence[int], average: float
-) -> dict[str, Grid]:
+def mixed_grids(facts: Facts, grid: Grid, *, offered: Sequence[int], average: float) -> dict[str, Grid]:
     """Each layer's grid: layers that read one input get equal bits, as fused kernels need them.
 
     Their error is the share of their outputs that rounding changes on the calibration text, with
@@ -92,8 +90,7 @@ def cheapest(
         picks.append(pick.to(torch.int8))
     if not bool(least[budget].isfinite()):
         raise RecipeError(
-            f"quantize.average_bits: {average:g} is less than the layers can be mixed to; raise it"
-            " a little."
+            f"quantize.average_bits: {average:g} is less than the layers can be mixed to; raise it a little."
         )
     left, chosen = budget, []
     for pick, cost in zip(reversed(picks), reversed(costs), strict=True):
@@ -169,9 +166,7 @@ def _require_finite(group: InputGroup, weight: Tensor) -> None:
     if bool(torch.isfinite(weight).all()):
         return
     broken = next(n for n, layer in group.layers.items() if not layer.weight.isfinite().all())
-    raise GateError(
-        f"quantize: layer {broken!r} holds numbers that are not finite; mend the step before it."
-    )
+    raise GateError(f"quantize: layer {broken!r} holds numbers that are not finite; mend the step before it.")
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -108,9 +108,7 @@ def divide(producer: Any, scale: Tensor, *, law: Law, dtype: str | None = None) 
         factor = producer.weight.data.float() + above
         divided = factor / scale - above
         divided = divided.to(getattr(torch, dtype)).float() if dtype else divided
-        scale = torch.where(
-            divided + above == 0, torch.ones_like(scale), factor / (divided + above)
-        )
+        scale = torch.where(divided + above == 0, torch.ones_like(scale), factor / (divided + above))
         producer.weight.data = divided.to(producer.weight.dtype)
     if bias is not None:
         bias.data = bias.data / scale

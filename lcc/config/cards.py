@@ -34,9 +34,7 @@ T = TypeVar("T")
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's words for extra keys
 
 
-@dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
-)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def card(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
     decorate: Any = pydantic_dataclass(
@@ -98,8 +96,7 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
         return node
     name = str(node.get("$ref", "")).rpartition("/")[2]
     if name in definitions:
-        return _inlined({**definitions[name], **{k: v for k, v in node.items() if k != "$ref"}},
-                        definitions)  # fmt: skip
+        return _inlined({**definitions[name], **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
     return {key: _inlined(value, definitions) for key, value in node.items()}
 
 
@@ -148,9 +145,17 @@ def _near(got: str, choices: list[str]) -> str:
 
 
 def _kind_word(kind: str) -> str:
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false",
-             "string": "text", "dict": "a mapping", "list": "a list", "tuple": "a list",
-             "dataclass": "a mapping", "none_required": "null"}  # fmt: skip
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text",
+        "dict": "a mapping",
+        "list": "a list",
+        "tuple": "a list",
+        "dataclass": "a mapping",
+        "none_required": "null",
+    }
     stem = kind.removesuffix("_type").removesuffix("_parsing")
     return words.get(stem, stem.replace("_", " "))
 
@@ -287,9 +292,7 @@ def find_card(shelf: str, name: str) -> type[Any]:
         return page[name]  # most choices are a file of their own: the others stay unread
     own = _own(shelf)
     if name not in own:
-        raise RecipeError(
-            f"no {_singular(shelf)} is named {name!r}{did_you_mean(name, names(shelf))}"
-        )
+        raise RecipeError(f"no {_singular(shelf)} is named {name!r}{did_you_mean(name, names(shelf))}")
     return own[name]
 
 

@@ -106,9 +106,11 @@ class Composed:
 
     def _line(self, mistake: Mistake) -> str:
         origin = self.origin(mistake.key)
-        return f"{origin}: {mistake.key}: {mistake.sentence}" if origin else (
-            f"{mistake.key}: {mistake.sentence}"
-        )  # fmt: skip
+        return (
+            f"{origin}: {mistake.key}: {mistake.sentence}"
+            if origin
+            else (f"{mistake.key}: {mistake.sentence}")
+        )
 
 
 def compose(overrides: list[str]) -> Composed:
@@ -147,8 +149,9 @@ def _drop_other_plans_options(
     if recipe is None or own is None or chosen is None or values.get("plan") is None:
         return
     planned = _source("plan", own).content
-    typed = {w.lstrip("+").partition("=")[0].split(".")[1] for w in words
-             if w.lstrip("+").startswith("plan.")}  # fmt: skip
+    typed = {
+        w.lstrip("+").partition("=")[0].split(".")[1] for w in words if w.lstrip("+").startswith("plan.")
+    }
     for name in recipe.content.get("plan") or {}:
         if name in planned and name not in chosen.content and name not in typed:
             values["plan"].pop(name, None)
@@ -177,9 +180,7 @@ def _path_choice(group: str, value: str) -> str | None:
 def is_model_path(word: str) -> bool:
     """Whether a normalised override gives a model by folder instead of by card."""
     name, _, value = word.partition("=")
-    return (
-        name == "model" and value not in choices("model") and _path_choice(name, value) is not None
-    )
+    return name == "model" and value not in choices("model") and _path_choice(name, value) is not None
 
 
 def _sources(words: list[str]) -> dict[str, YamlSource]:
@@ -207,8 +208,11 @@ def _check_sections(values: dict[str, Any], places: Composed) -> None:
         value = values.get(key)
         if value is None or isinstance(value, dict):
             continue
-        way = ("write each stage as 'NAME: {}'" if key == "stages" else
-               f"choose an entry under defaults: '- override /{key}: NAME'")  # fmt: skip
+        way = (
+            "write each stage as 'NAME: {}'"
+            if key == "stages"
+            else f"choose an entry under defaults: '- override /{key}: NAME'"
+        )
         told = Mistake(key, f"expected a mapping of options, got {value!r}; {way}.")
         raise places.explain(Mistakes([told]))
 
@@ -281,8 +285,7 @@ def _stored(files: tuple[tuple[str, str, Path, str, int], ...]) -> None:
                 raise
             continue  # a spoiled file that nobody chose is no reason to refuse the others
         package = "_global_" if group == "recipe" else (source.package or group or None)
-        store.store(group=group or None, name=name, node=OmegaConf.create(source.content),
-                    package=package)  # fmt: skip
+        store.store(group=group or None, name=name, node=OmegaConf.create(source.content), package=package)
 
 
 def _hydra_sentence(error: Exception, places: Composed) -> str:
@@ -301,8 +304,11 @@ def _hydra_sentence(error: Exception, places: Composed) -> str:
 
 def _nothing_to_delete(key: str, places: Composed) -> str:
     parent = key.rpartition(".")[0]
-    known = [".".join([*filter(None, [prefix]), line]) for prefix, source in places.sources.items()
-             for line in source.lines]  # fmt: skip
+    known = [
+        ".".join([*filter(None, [prefix]), line])
+        for prefix, source in places.sources.items()
+        for line in source.lines
+    ]
     siblings = {k for k in known if k.rpartition(".")[0] == parent}
     return f"'~{key}': nothing stands at {key!r} to take away{did_you_mean(key, siblings)}"
 

@@ -39,9 +39,7 @@ def read_yaml(path: Path) -> YamlSource:
     or too deep; RecipeError for what is no YAML mapping.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise SafetyError(
-            f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text."
-        )
+        raise SafetyError(f"{path}: larger than {MAX_BYTES // 1024} KB; a recipe is a page of text.")
     try:
         text = path.read_text(encoding="utf-8")
         _check_shape(path, text)
@@ -201,14 +199,18 @@ def defaults_of(recipe: YamlSource) -> dict[str, str]:
     entries = recipe.content.get("defaults") or []
     path = short_path(recipe.path)
     if not isinstance(entries, list):
-        raise RecipeError(f"{path}:{recipe.lines.get('defaults', 1)}: defaults: expected a list "
-                          f"of '- override /group: NAME', got {entries!r}.")  # fmt: skip
+        raise RecipeError(
+            f"{path}:{recipe.lines.get('defaults', 1)}: defaults: expected a list "
+            f"of '- override /group: NAME', got {entries!r}."
+        )
     found: dict[str, str] = {}
     for index, entry in enumerate(entries):
         place = f"{path}:{recipe.lines.get(f'defaults.{index}', 1)}: "
         if entry == recipe.path.stem or not isinstance(entry, str | dict):
-            raise RecipeError(f"{place}defaults: got {entry!r}; write the name of another recipe "
-                              "or 'override /group: NAME'.")  # fmt: skip
+            raise RecipeError(
+                f"{place}defaults: got {entry!r}; write the name of another recipe "
+                "or 'override /group: NAME'."
+            )
         if isinstance(entry, str) and entry != "_self_":
             check_exists("recipe", entry, f"{place}defaults: ")
         for key, value in entry.items() if isinstance(entry, dict) else ():
@@ -233,9 +235,7 @@ def _default_group(key: str, value: Any, where: str) -> str:
 def check_exists(group: str, name: str, where: str) -> None:
     known = choices(group)
     if name not in known and (name != "null" or group == "recipe"):
-        raise RecipeError(
-            f"{where}{group}: no {group} is named {name!r}{did_you_mean(name, known)}"
-        )
+        raise RecipeError(f"{where}{group}: no {group} is named {name!r}{did_you_mean(name, known)}")
 
 
 def short_path(path: Path) -> str:

@@ -50,8 +50,9 @@ def chosen_words(words: Sequence[str], chosen: dict[str, str]) -> list[str]:
     """`words` with every swept one replaced by the value chosen for its head."""
     heads = [word.partition("=")[0] for word in words]
     swept = {r.head for r in ranges(words)}
-    return [f"{head}={chosen[head]}" if head in swept else word
-            for head, word in zip(heads, words, strict=True)]  # fmt: skip
+    return [
+        f"{head}={chosen[head]}" if head in swept else word for head, word in zip(heads, words, strict=True)
+    ]
 
 
 def _range(word: str) -> Range | None:
@@ -60,8 +61,9 @@ def _range(word: str) -> Range | None:
         return None
     head, value = word.partition("=")[0], override.value()
     if getattr(value, "shuffle", False):
-        raise RecipeError(f"'{word}': shuffle would give every start another order; take "
-                          "sampler=random in its place.")  # fmt: skip
+        raise RecipeError(
+            f"'{word}': shuffle would give every start another order; take sampler=random in its place."
+        )
     if override.is_interval_sweep():
         return _interval(word, head, value)
     from hydra.errors import HydraException

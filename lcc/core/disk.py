@@ -48,8 +48,9 @@ def told(folder: Path, bytes: int, what: str) -> Iterator[None]:
             raise too_full(folder, bytes, what) from error
         if isinstance(error, OSError) and error.errno == errno.EIO:
             place = error.filename or folder
-            raise IntegrityError(f"{what}: {place} cannot be written or read "
-                                 f"({error.strerror}); check the disk.") from error  # fmt: skip
+            raise IntegrityError(
+                f"{what}: {place} cannot be written or read ({error.strerror}); check the disk."
+            ) from error
         raise
 
 

@@ -94,8 +94,11 @@ def busy_ticks() -> dict[int, int]:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     except OSError:
         return {}
-    return {int(words[0][3:]): sum(map(int, words[1:])) - int(words[4]) - int(words[5])
-            for words in lines if words[0].startswith("cpu") and words[0] != "cpu"}  # fmt: skip
+    return {
+        int(words[0][3:]): sum(map(int, words[1:])) - int(words[4]) - int(words[5])
+        for words in lines
+        if words[0].startswith("cpu") and words[0] != "cpu"
+    }
 
 
 @cache

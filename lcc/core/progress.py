@@ -108,9 +108,14 @@ class Progress:
 
     @contextmanager
     def track(
-        self, label: str, total: float | None = None, unit: str = "step", *, done: float = 0,
+        self,
+        label: str,
+        total: float | None = None,
+        unit: str = "step",
+        *,
+        done: float = 0,
         polls: bool = True,
-    ) -> Iterator[Bar]:  # fmt: skip
+    ) -> Iterator[Bar]:
         """Show work of `total` units, of which a resumed run has `done` already.
 
         A loop that must agree with other processes before it stops says `polls=False`.

@@ -20,9 +20,7 @@ Form = Literal["dense", "packed", "adapter", "adapted"]
 #   paired      the hidden tokens, and whether two sentences follow each other
 #   extract     the first and the last token of an answer within a passage
 #   transcribe  the next token of what was heard
-Head = Literal[
-    "causal", "seq2seq", "classify", "embed", "masked", "paired", "extract", "transcribe"
-]
+Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired", "extract", "transcribe"]
 
 # A new head of these kinds knows nothing before it is trained.
 UNTRAINED: tuple[Head, ...] = ("classify", "extract")

@@ -19,12 +19,12 @@ Language = Literal["en", "zh"]
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f]")
-UNIT = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+(?:['’-][^\W_]+)*"
-)
+UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af]|[^\W_]+(?:['’-][^\W_]+)*")
 MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&[a-z]+;|&#\d+;|\[\d+:[^\]]*\]")
-PLACEHOLDER = re.compile(r"%(?:\(\w+\))?[-#0 +']*(?:\d+\$)?[\d.*]*[a-zA-Z]\b|%%|\$?\{\{?[^{}]*\}?\}"
-                         r"|\$\w+|%\d+|\$\[\w+\]")  # fmt: skip
+PLACEHOLDER = re.compile(
+    r"%(?:\(\w+\))?[-#0 +']*(?:\d+\$)?[\d.*]*[a-zA-Z]\b|%%|\$?\{\{?[^{}]*\}?\}"
+    r"|\$\w+|%\d+|\$\[\w+\]"
+)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
 SPACES = re.compile(r"\s+")
 BLANKS = re.compile(r"[^\S\n]+")
@@ -96,12 +96,21 @@ class Cleaning:
             ("too long", lambda: max(lengths.values(), default=0) > self.max_words),
             ("source equals target", lambda: _is_copy(texts)),
             ("length ratio", lambda: self._is_lopsided(lengths)),
-            ("language", lambda: any(not is_written_in(texts[name], language)
-                                     for name, language in self.languages.items())),
+            (
+                "language",
+                lambda: any(
+                    not is_written_in(texts[name], language) for name, language in self.languages.items()
+                ),
+            ),
             ("markup", lambda: self.markup == "drop" and any(map(MARKUP.search, texts.values()))),
-            ("placeholders differ", lambda: self.placeholders == "equal"
-                and len({placeholders_of(text) for text in texts.values()}) > 1),
-        ]  # fmt: skip
+            (
+                "placeholders differ",
+                lambda: (
+                    self.placeholders == "equal"
+                    and len({placeholders_of(text) for text in texts.values()}) > 1
+                ),
+            ),
+        ]
         return next((name for name, broken in rules if broken()), None)
 
     def _is_lopsided(self, lengths: Mapping[str, int]) -> bool:

@@ -107,9 +107,7 @@ class Splits:
                     del sizes[doc]
         return chosen
 
-    def _trim(
-        self, dealt: dict[str, list[Row]], name: str, wanted: int, *, left_out: dict[str, int]
-    ) -> None:
+    def _trim(self, dealt: dict[str, list[Row]], name: str, wanted: int, *, left_out: dict[str, int]) -> None:
         """Keep `wanted` rows of a split, chosen by their hash, in their old order."""
         rows = dealt[name]
         if len(rows) <= wanted:
@@ -317,9 +315,7 @@ def _check_fields(spec: DatasetSpec, rows: list[Row]) -> None:
     for option, names in named.items():
         for name in names:
             if rows and name not in found:
-                raise DataError(
-                    f"dataset.{option}: rows have no field {name!r}{did_you_mean(name, found)}"
-                )
+                raise DataError(f"dataset.{option}: rows have no field {name!r}{did_you_mean(name, found)}")
 
 
 def _identified(rows: list[Row]) -> list[Row]:

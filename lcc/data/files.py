@@ -48,8 +48,11 @@ def text_fields(row: Mapping[str, Any]) -> list[str]:
     """The fields whose text is cleaned, compared and fenced: source, target and text where a row
     has any of them, else every field that holds text. Others are only carried along.
     """
-    names = [name for name, value in row.items()
-             if name not in KEPT_APART and (value is None or isinstance(value, str))]  # fmt: skip
+    names = [
+        name
+        for name, value in row.items()
+        if name not in KEPT_APART and (value is None or isinstance(value, str))
+    ]
     return [name for name in names if name in USUAL] or names
 
 

@@ -53,10 +53,21 @@ __legacy__ = _Legacy()
 def pip_download(requirement: str, staging: Path, *, sdist: bool, bar: Bar) -> None:
     """Download the file of `requirement`, without what it depends on, into `staging/got`."""
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python",
-        "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2",
-        "-d", str(staging / "got"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--ignore-requires-python",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+        "--retries",
+        "2",
+        "-d",
+        str(staging / "got"),
+    ]
     environment = {"TMPDIR": str(_made(staging / "tmp"))}
     if sdist:
         command += ["--no-binary", ":all:", "--no-build-isolation"]
@@ -96,17 +107,22 @@ def apt_index(name: str, staging: Path, *, bar: Bar) -> None:
     """
     tool = shutil.which("apt-get")
     if tool is None:
-        raise ResourceError(f"apt's list '{name}': this machine has no apt-get; use a dataset from "
-                            "the package index, or dataset=local.")  # fmt: skip
+        raise ResourceError(
+            f"apt's list '{name}': this machine has no apt-get; use a dataset from "
+            "the package index, or dataset=local."
+        )
     lists, language = staging / "lists", name.partition("-")[2]
     _made(lists / "partial")
     settings = staging / "apt.conf"
     settings.write_text(
         f'#clear Acquire::Languages;\nAcquire::Languages {{ "{language}"; }};\n', encoding="utf-8"
     )
-    options = [f"Dir::State::Lists={lists}", "APT::Sandbox::User=root",
-               "Acquire::GzipIndexes=false",
-               "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false"]  # fmt: skip
+    options = [
+        f"Dir::State::Lists={lists}",
+        "APT::Sandbox::User=root",
+        "Acquire::GzipIndexes=false",
+        "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false",
+    ]
     command = [tool, "-q", "-c", str(settings), *(w for o in options for w in ("-o", o)), "update"]
     rc, output = _run(command, lists, environment={"LC_ALL": "C.UTF-8"}, bar=bar)
     found = sorted(lists.glob(f"*_{name}"), key=lambda file: file.stat().st_size)
@@ -125,9 +141,15 @@ def _run(
 ) -> tuple[int, str]:
     """Exit code and output of `command` run in `folder`, whose growth moves the bar."""
     process = subprocess.Popen(
-        command, cwd=folder, text=True, errors="replace", env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, bar, done), daemon=True)
     watcher.start()
@@ -176,8 +198,10 @@ def _made(folder: Path) -> Path:
 
 def _pip_sentence(requirement: str, output: str) -> str:
     if "No module named pip" in output:
-        return (f"'{requirement}' cannot be fetched: this Python has no pip; "
-                f"run {sys.executable} -m ensurepip, then again.")  # fmt: skip
+        return (
+            f"'{requirement}' cannot be fetched: this Python has no pip; "
+            f"run {sys.executable} -m ensurepip, then again."
+        )
     reason = _last_line(output, "ERROR:") or "pip gave no reason"
     return (
         f"'{requirement}' could not be downloaded: {reason.rstrip('.')}. Check the network and "
@@ -240,9 +264,7 @@ def _walk(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         else:
             raise DataError(f"{archive}: is no wheel, zip, tar or Debian package.")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise IntegrityError(
-            f"{archive}: cannot be read ({error}); delete it and fetch it again."
-        ) from error
+        raise IntegrityError(f"{archive}: cannot be read ({error}); delete it and fetch it again.") from error
 
 
 def _walk_zip(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -392,19 +414,16 @@ def fetch_all(requirements: Sequence[Requirement], progress: Progress) -> list[P
         if one.index
         else fetch_debian(one.requirement, progress=progress, bytes=one.bytes)
         if one.debian
-        else fetch(one.requirement, progress=progress, sdist=one.sdist, sha256=one.sha256,
-                   bytes=one.bytes)
+        else fetch(one.requirement, progress=progress, sdist=one.sdist, sha256=one.sha256, bytes=one.bytes)
         for one in requirements
-    ]  # fmt: skip
+    ]
 
 
 def require(requirement: Requirement) -> Path:
     """The cached, verified file of `requirement`; raises ResourceError when it was not fetched."""
     found = requirement.found
     if found is None:
-        raise ResourceError(
-            f"package '{requirement.requirement}' is not in {cache_root()}; run: lcc fetch."
-        )
+        raise ResourceError(f"package '{requirement.requirement}' is not in {cache_root()}; run: lcc fetch.")
     return check_digest(found, requirement.sha256)
 
 

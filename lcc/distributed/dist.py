@@ -60,17 +60,23 @@ class Distributed:
 
     def __post_init__(self) -> None:
         if self.world_size % self.nodes:
-            raise ValueError(f"{self.world_size} processes cannot be dealt evenly to {self.nodes} "
-                             "nodes; make world_size a multiple of nodes.")  # fmt: skip
+            raise ValueError(
+                f"{self.world_size} processes cannot be dealt evenly to {self.nodes} "
+                "nodes; make world_size a multiple of nodes."
+            )
         if self.nodes > 1 and self.rendezvous is None:
-            raise ValueError(f"{self.nodes} nodes must know where to meet; set rendezvous to "
-                             "HOST:PORT of the first one.")  # fmt: skip
+            raise ValueError(
+                f"{self.nodes} nodes must know where to meet; set rendezvous to HOST:PORT of the first one."
+            )
         if self.strategy == "fsdp" and self.world_size == 1:
-            raise ValueError("fsdp shards a model over several processes and world_size is 1; "
-                             "raise it or use distributed=single.")  # fmt: skip
+            raise ValueError(
+                "fsdp shards a model over several processes and world_size is 1; "
+                "raise it or use distributed=single."
+            )
         if self.strategy == "fsdp" and self.gradients != "exact":
-            raise ValueError(f"gradients={self.gradients} is for ddp; fsdp sends less with "
-                             "bf16_weights=true.")  # fmt: skip
+            raise ValueError(
+                f"gradients={self.gradients} is for ddp; fsdp sends less with bf16_weights=true."
+            )
         if self.strategy == "ddp" and (self.bf16_weights or self.cpu_offload):
             word = "bf16_weights" if self.bf16_weights else "cpu_offload"
             raise ValueError(f"{word} is fsdp's; add strategy=fsdp or leave it out.")
@@ -115,9 +121,7 @@ class Dist:
             same = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in same])
             torch.distributed.all_reduce(flat)
-            for tensor, summed in zip(
-                same, torch.split(flat, [t.numel() for t in same]), strict=True
-            ):
+            for tensor, summed in zip(same, torch.split(flat, [t.numel() for t in same]), strict=True):
                 tensor.copy_(summed.view_as(tensor))
 
     def stacked(self, own: Tensor) -> Tensor:

@@ -57,8 +57,10 @@ class Agent(LocalElasticAgent):
             return result
         # The result names one of those that failed, perhaps not the first.
         workers, processes = worker_group.workers, getattr(self._pcontext, "_pc").processes  # noqa: B009
-        self.exit_codes = {worker.global_rank: process.exitcode or 0
-                           for worker, process in zip(workers, processes, strict=True)}  # fmt: skip
+        self.exit_codes = {
+            worker.global_rank: process.exitcode or 0
+            for worker, process in zip(workers, processes, strict=True)
+        }
         if signals.requested() or any(not r["passing"] for r in _records(self.folder)):
             self._remaining_restarts = 0  # so it was meant, or the same mistake would be made again
         if self._remaining_restarts:
@@ -77,9 +79,13 @@ class Agent(LocalElasticAgent):
 
 
 def run_group(
-    worker: Callable[..., Any], distributed: Distributed, args: tuple[Any, ...], *, device: str,
+    worker: Callable[..., Any],
+    distributed: Distributed,
+    args: tuple[Any, ...],
+    *,
+    device: str,
     name: str,
-) -> Any:  # fmt: skip
+) -> Any:
     """`worker(dist, *args)` in every process; rank 0's result where rank 0 is, else None."""
     # The agent logs every failure it also raises; ours are told once, as sentences.
     for logger in [n for n in logging.root.manager.loggerDict if "distributed.elastic" in n]:
@@ -87,12 +93,16 @@ def run_group(
     with tempfile.TemporaryDirectory(prefix="lcc-dist-") as folder:
         handler = _rendezvous(distributed, name)
         spec = WorkerSpec(
-            role="default", local_world_size=distributed.local_size, entrypoint=work,
-            args=(worker, distributed, device, folder, args), rdzv_handler=handler,
-            max_restarts=distributed.max_restarts, monitor_interval=0.1,
+            role="default",
+            local_world_size=distributed.local_size,
+            entrypoint=work,
+            args=(worker, distributed, device, folder, args),
+            rdzv_handler=handler,
+            max_restarts=distributed.max_restarts,
+            monitor_interval=0.1,
             local_addr="127.0.0.1" if distributed.nodes == 1 else None,
             **_master(distributed),
-        )  # fmt: skip
+        )
         agent = Agent(spec, Path(folder))
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = AGENTS_SIGNALS
         try:
@@ -105,8 +115,10 @@ def run_group(
             raise PreemptedError(f"stopped by {name}; the state saved so far is kept.") from None
         except torch.distributed.DistError as error:
             why = str(error).strip().splitlines()[0]
-            raise ResourceError(f"distributed: the nodes have lost each other ({why}); the reason "
-                                "is what another of them says.") from None  # fmt: skip
+            raise ResourceError(
+                f"distributed: the nodes have lost each other ({why}); the reason "
+                "is what another of them says."
+            ) from None
         finally:
             handler.shutdown()
     return result.return_values.get(0)
@@ -121,9 +133,14 @@ def _rendezvous(distributed: Distributed, name: str) -> RendezvousHandler:
     else:
         # Not c10d's: that numbers nodes as it likes, and rank 0 must be where the store is claimed.
         parameters = RendezvousParameters(
-            "static", str(distributed.rendezvous), name, nodes, nodes,
-            rank=node_rank(distributed), timeout=JOIN_SECONDS,
-        )  # fmt: skip
+            "static",
+            str(distributed.rendezvous),
+            name,
+            nodes,
+            nodes,
+            rank=node_rank(distributed),
+            timeout=JOIN_SECONDS,
+        )
     return get_rendezvous_handler(parameters)
 
 
@@ -135,18 +152,24 @@ def _master(distributed: Distributed) -> dict[str, Any]:
 
 
 def work(
-    worker: Callable[..., Any], distributed: Distributed, device: str, folder: str,
+    worker: Callable[..., Any],
+    distributed: Distributed,
+    device: str,
+    folder: str,
     args: tuple[Any, ...],
-) -> Any:  # fmt: skip
+) -> Any:
     """What every process of the group runs; only rank 0's result travels back."""
     with signals.watched():
         return _work(worker, distributed, device, folder, args)
 
 
 def _work(
-    worker: Callable[..., Any], distributed: Distributed, device: str, folder: str,
+    worker: Callable[..., Any],
+    distributed: Distributed,
+    device: str,
+    folder: str,
     args: tuple[Any, ...],
-) -> Any:  # fmt: skip
+) -> Any:
     rank, size = int(os.environ["RANK"]), distributed.local_size
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -200,8 +223,10 @@ def lost_sentence(error: RuntimeError, rank: int, timeout: float) -> tuple[str, 
     if any(words in text for words in _SAYS_GONE):
         return GONE, f"process {rank} lost the connection to another process."
     if any(words in text for words in _SAYS_SILENT):
-        return SILENT, (f"process {rank} waited {timeout:g} s (distributed.timeout) for the other "
-                        "processes: one of them hangs.")  # fmt: skip
+        return SILENT, (
+            f"process {rank} waited {timeout:g} s (distributed.timeout) for the other "
+            "processes: one of them hangs."
+        )
     return None
 
 
@@ -221,9 +246,7 @@ def reason_of(exit_codes: Mapping[int, int], folder: Path) -> str:
     return told.get(GONE) or told.get("PreemptedError") or ended
 
 
-def _error_of(
-    agent: Agent, failures: Mapping[int, ProcessFailure], distributed: Distributed
-) -> Exception:
+def _error_of(agent: Agent, failures: Mapping[int, ProcessFailure], distributed: Distributed) -> Exception:
     """The LccError that a worker left behind, the lowest rank's first; else who was lost."""
     records = _records(agent.folder)
     for record in records:

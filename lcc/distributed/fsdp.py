@@ -62,14 +62,16 @@ class Sharded:
         # Embeddings and heads are outside the blocks and used at both ends: gathered once a pass.
         for module in [*blocks(self.working).values(), self.root]:
             fully_shard(
-                module, mesh=mesh, reshard_after_forward=module is not self.root,
+                module,
+                mesh=mesh,
+                reshard_after_forward=module is not self.root,
                 mp_policy=MixedPrecisionPolicy(
                     param_dtype=low if own.bf16_weights else None,
                     reduce_dtype=torch.float32 if own.bf16_weights else None,
                     cast_forward_inputs=module is not self.root,
                 ),
                 offload_policy=CPUOffloadPolicy() if own.cpu_offload else OffloadPolicy(),
-            )  # fmt: skip
+            )
         for module in self._parts():
             # Losses are divided by the whole batch's targets already: sum, do not average.
             module.set_gradient_divide_factor(1.0)
@@ -95,8 +97,10 @@ class Sharded:
         """State tensors as `distributed.state` wants them: in pieces as they lie, or whole."""
         if self.distributed.state == "sharded":
             return {group: dict(values) for group, values in groups.items()}
-        return {group: {name: self._on_main(value) for name, value in values.items()}
-                for group, values in groups.items()}  # fmt: skip
+        return {
+            group: {name: self._on_main(value) for name, value in values.items()}
+            for group, values in groups.items()
+        }
 
     def _on_main(self, value: Tensor) -> Tensor:
         whole = full(value.detach())
@@ -123,32 +127,37 @@ def full(value: Tensor) -> Tensor:
     return whole
 
 
-def require_shardable(
-    model: Module, distributed: Distributed, cards: Iterable[Any], device: str
-) -> None:
+def require_shardable(model: Module, distributed: Distributed, cards: Iterable[Any], device: str) -> None:
     """Refuse in a sentence what FSDP cannot train; nothing else is ever run in its place.
 
     A card (of a method, an optimizer) that keeps what cannot be cut says `shardable = False`.
     """
     _refuse_if(device.startswith("mps"), "cannot run on mps", "use distributed=single")
     in_memory = device.startswith("cpu") and distributed.cpu_offload
-    _refuse_if(in_memory, "has nothing to offload: the weights are in main memory already",
-               "leave cpu_offload out")  # fmt: skip
+    _refuse_if(
+        in_memory, "has nothing to offload: the weights are in main memory already", "leave cpu_offload out"
+    )
     packed = [n for n, p in model.named_parameters() if not p.is_floating_point()]
-    _refuse_if(bool(packed), f"cannot cut packed weights such as {'; '.join(packed[:1])}",
-               "use distributed=ddp, or method=lora in place of qlora")  # fmt: skip
+    _refuse_if(
+        bool(packed),
+        f"cannot cut packed weights such as {'; '.join(packed[:1])}",
+        "use distributed=ddp, or method=lora in place of qlora",
+    )
     for card in cards:
-        _refuse_if(not getattr(card, "shardable", True), f"cannot cut what {name_of(card)} keeps",
-                   "choose another one or distributed=ddp")  # fmt: skip
+        _refuse_if(
+            not getattr(card, "shardable", True),
+            f"cannot cut what {name_of(card)} keeps",
+            "choose another one or distributed=ddp",
+        )
     found = blocks(model)
-    _refuse_if(not found, f"finds no repeated blocks in {type(model).__name__}",
-               "use distributed=ddp")  # fmt: skip
+    _refuse_if(not found, f"finds no repeated blocks in {type(model).__name__}", "use distributed=ddp")
     owners: dict[int, str] = {}
     for name, block in found.items():
         for parameter in block.parameters():
             other = owners.setdefault(id(parameter), name)
-            _refuse_if(other != name, f"cannot cut weights that {other} and {name} share",
-                       "use distributed=ddp")  # fmt: skip
+            _refuse_if(
+                other != name, f"cannot cut weights that {other} and {name} share", "use distributed=ddp"
+            )
 
 
 def _refuse_if(condition: bool, why: str, way_out: str) -> None:
@@ -168,8 +177,9 @@ def _lend(model: Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                blank = Parameter(torch.empty_like(parameter, device="meta"),
-                                  requires_grad=parameter.requires_grad)  # fmt: skip
+                blank = Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+                )
                 module._parameters[name] = empty.setdefault(id(parameter), blank)
 
 

@@ -84,9 +84,11 @@ class Reduction:
 
         own = self.distributed
         return PowerSGDState(
-            None, matrix_approximation_rank=own.powersgd_rank, orthogonalization_epsilon=1e-8,
+            None,
+            matrix_approximation_rank=own.powersgd_rank,
+            orthogonalization_epsilon=1e-8,
             start_powerSGD_iter=own.powersgd_start,
-        )  # fmt: skip
+        )
 
     def _all_finite(self, gradients: Sequence[Tensor], device: str) -> bool:
         bad = any(not bool(g.isfinite().all()) for g in gradients)
@@ -129,8 +131,9 @@ class Reduction:
         if self.dist.world_size == 1 or self.distributed.gradients != "powersgd":
             return {}, facts
         power = self._power
-        tensors = {f"{name}.0": memory[0] for name in ("p", "q")
-                   if (memory := getattr(power, f"{name}_memory_dict"))}  # fmt: skip
+        tensors = {
+            f"{name}.0": memory[0] for name in ("p", "q") if (memory := getattr(power, f"{name}_memory_dict"))
+        }
         if power.error_dict:
             tensors[ERROR] = self.dist.stacked(power.error_dict[0])
         return tensors, facts | {"iteration": power.iter}

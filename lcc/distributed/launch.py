@@ -12,9 +12,12 @@ from lcc.distributed.dist import SINGLE, Distributed, R
 
 
 def launch(
-    worker: Callable[..., R], distributed: Distributed, *args: Any, device: str = "cpu",
+    worker: Callable[..., R],
+    distributed: Distributed,
+    *args: Any,
+    device: str = "cpu",
     name: str = "lcc",
-) -> R:  # fmt: skip
+) -> R:
     """`worker(dist, *args)` in every process of a group; rank 0's result (None on other nodes).
 
     World size 1 calls it right here. More start a torchelastic worker group of fresh processes, so

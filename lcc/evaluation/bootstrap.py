@@ -39,17 +39,13 @@ def interval(statistics: Floats, score: Callable[[Floats], Floats], weights: Flo
     return _bounds(value, score(weights @ statistics))
 
 
-def paired(
-    mine: Floats, other: Floats, score: Callable[[Floats], Floats], weights: Floats
-) -> Interval:
+def paired(mine: Floats, other: Floats, score: Callable[[Floats], Floats], weights: Floats) -> Interval:
     """Mine minus the other's, each resample drawn from both alike."""
     value = float(score(mine.sum(axis=0)) - score(other.sum(axis=0)))
     return _bounds(value, score(weights @ mine) - score(weights @ other))
 
 
-def verdict(
-    delta: Interval, reference: float, *, keep_ratio: float, higher_is_better: bool = True
-) -> Word:
+def verdict(delta: Interval, reference: float, *, keep_ratio: float, higher_is_better: bool = True) -> Word:
     """One word for a difference to a reference score.
 
     gained: the whole interval lies above zero. kept: it lies above the tolerated loss,

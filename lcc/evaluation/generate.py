@@ -107,8 +107,12 @@ def token_times(module: Any, ids: Tensor, mask: Tensor, *, num_new: int) -> list
         settings.update(do_sample=False, max_new_tokens=num_new, eos_token_id=-1, pad_token_id=0)
         wait(module.device.type)
         started = time.perf_counter()
-        module.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                        stopping_criteria=transformers.StoppingCriteriaList([clock]))  # fmt: skip
+        module.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            stopping_criteria=transformers.StoppingCriteriaList([clock]),
+        )
     assert len(times) == num_new, f"{len(times)} of {num_new} tokens were generated"
     return times
 
@@ -128,9 +132,7 @@ def eos_ids(module: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({int(i) for i in named if i is not None})
 
 
-def padded(
-    rows: Sequence[list[int]], pad: int, *, left: bool, device: Any
-) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[list[int]], pad: int, *, left: bool, device: Any) -> tuple[Tensor, Tensor]:
     """(ids, attention mask), each (num_rows, longest)."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad)
@@ -159,9 +161,7 @@ class _Batch:
 
     def generate(self, prompts: list[list[int]]) -> list[Generated]:
         module, is_seq2seq = self.module, bool(self.module.config.is_encoder_decoder)
-        ids, mask = padded(
-            prompts, pad_id(self.tokenizer), left=not is_seq2seq, device=module.device
-        )
+        ids, mask = padded(prompts, pad_id(self.tokenizer), left=not is_seq2seq, device=module.device)
         num_before = 1 if is_seq2seq else ids.shape[1]
         sequences = module.generate(
             input_ids=ids,

@@ -95,8 +95,10 @@ def require_same_samples(mine: list[Answer], other: list[Answer], side: str) -> 
     """Raise DataError unless both evaluations saw the same rows with the same fields."""
     seen = [[(a.id, a.source, a.reference) for a in answers] for answers in (mine, other)]
     if seen[0] != seen[1]:
-        raise DataError(f"the {side} was evaluated on other samples; evaluate both with the same "
-                        "data, split and number of samples.")  # fmt: skip
+        raise DataError(
+            f"the {side} was evaluated on other samples; evaluate both with the same "
+            "data, split and number of samples."
+        )
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> Path:

@@ -54,8 +54,9 @@ class Answering:
 
     def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Answer]:
         """One Answer per row, with what `needs` asks for."""
-        found = [Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip())
-                 for row in rows]  # fmt: skip
+        found = [
+            Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip()) for row in rows
+        ]
         if "answers" in needs:
             outputs = self.outputs(rows)
             found = [
@@ -85,16 +86,22 @@ class Answering:
                 prompt = self._prompt(row, max_length=room - limit)
             prompts.append(prompt)
             limits.append(limit)
-        return answer(self.module, self.tokenizer, prompts, decode=self.task.decode,
-                      limits=limits, batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+        return answer(
+            self.module,
+            self.tokenizer,
+            prompts,
+            decode=self.task.decode,
+            limits=limits,
+            batch_size=self.batch_size,
+            advance=self.advance,
+        )
 
     def chosen(self, rows: Sequence[Row]) -> list[str]:
         """The class name that a classifier gives each row."""
         names = class_names(self.module, self.task)
         room = context_length(self.module)
         ids = [self._prompt(row, max_length=room) for row in rows]
-        found = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size,
-                        advance=self.advance)  # fmt: skip
+        found = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size, advance=self.advance)
         return [names[i] for i in found]
 
     def ranked(self, rows: Sequence[Row]) -> list[str]:
@@ -108,19 +115,32 @@ class Answering:
         for row in rows:
             prompt = self._prompt(row, max_length=room)
             spans += [
-                Span(label, 0, prompt) if self.task.head == "seq2seq"
-                else Span(prompt + label, max(1, len(prompt))) for label in labels
-            ]  # fmt: skip
-        found = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size,
-                     advance=lambda n: self.advance(n / len(names)))  # fmt: skip
+                Span(label, 0, prompt)
+                if self.task.head == "seq2seq"
+                else Span(prompt + label, max(1, len(prompt)))
+                for label in labels
+            ]
+        found = nats(
+            self.module,
+            self.tokenizer,
+            spans,
+            batch_size=self.batch_size,
+            advance=lambda n: self.advance(n / len(names)),
+        )
         each = [found[i : i + len(names)] for i in range(0, len(found), len(names))]
         return [names[values.index(min(values))] for values in each]
 
     def _filled(self, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         room = context_length(self.module)
         ids = [self._prompt(row, max_length=room) for row in rows]
-        found = fills(self.module, self.tokenizer, ids, word_ids(names, self.tokenizer),
-                      batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+        found = fills(
+            self.module,
+            self.tokenizer,
+            ids,
+            word_ids(names, self.tokenizer),
+            batch_size=self.batch_size,
+            advance=self.advance,
+        )
         return [names[i] for i in found]
 
     def reading(self, row: Row) -> str:
@@ -137,19 +157,20 @@ class Answering:
         if self.task.is_ranked:
             return [(name, True) for name in self.ranked(rows)]
         if self.task.head == "extract":
-            found = extracted(self.module, self.tokenizer, self.task, rows,
-                              batch_size=self.batch_size, advance=self.advance)  # fmt: skip
+            found = extracted(
+                self.module, self.tokenizer, self.task, rows, batch_size=self.batch_size, advance=self.advance
+            )
             return [(text, True) for text in found]
         if self.task.head in ("masked", "paired"):
             return [(self.reading(row), True) for row in rows]
         if self.task.head == "embed":
-            raise DataError(f"task {self.task.name!r}: head embed gives no answers to evaluate; "
-                            "choose a task with another head.")  # fmt: skip
+            raise DataError(
+                f"task {self.task.name!r}: head embed gives no answers to evaluate; "
+                "choose a task with another head."
+            )
         return [(one.text, one.finished) for one in self.generated(rows)]
 
-    def _likelihoods(
-        self, rows: Sequence[Row], *, told: Callable[[float], None]
-    ) -> list[dict[str, Any]]:
+    def _likelihoods(self, rows: Sequence[Row], *, told: Callable[[float], None]) -> list[dict[str, Any]]:
         if self.task.head not in ("causal", "seq2seq"):
             raise DataError(
                 f"task {self.task.name!r}: head {self.task.head} has no likelihood of a text; drop "
@@ -160,15 +181,22 @@ class Answering:
             mine = self._spans(row)
             spans += mine
             owners += [number] * len(mine)
-        values = nats(self.module, self.tokenizer, spans, batch_size=self.batch_size,
-                      advance=lambda n: told(n * len(rows) / len(spans)))  # fmt: skip
+        values = nats(
+            self.module,
+            self.tokenizer,
+            spans,
+            batch_size=self.batch_size,
+            advance=lambda n: told(n * len(rows) / len(spans)),
+        )
         sums = [0.0] * len(rows)
         tokens = [0] * len(rows)
         for number, span, value in zip(owners, spans, values, strict=True):
             sums[number] += value
             tokens[number] += len(span.ids) - span.start
-        return [{"nats": n, "num_tokens": t, **self._sizes(row)}
-                for n, t, row in zip(sums, tokens, rows, strict=True)]  # fmt: skip
+        return [
+            {"nats": n, "num_tokens": t, **self._sizes(row)}
+            for n, t, row in zip(sums, tokens, rows, strict=True)
+        ]
 
     def _spans(self, row: Row) -> list[Span]:
         completion = self.task.completion_ids(row, self.tokenizer)
@@ -176,9 +204,11 @@ class Answering:
         if self.task.head == "seq2seq":
             return [Span(completion[:room], 0, self._prompt(row, max_length=room))]
         if self.task.turns:
-            return [Span((before + said)[-room:], min(len(before) + len(said), room) - len(said))
-                    for before, said in exchanges(self.task, row, self.tokenizer)
-                    if len(said) < room]  # fmt: skip
+            return [
+                Span((before + said)[-room:], min(len(before) + len(said), room) - len(said))
+                for before, said in exchanges(self.task, row, self.tokenizer)
+                if len(said) < room
+            ]
         if self._is_plain:
             window = min(self.window, room)
             stride = min(self.stride, max(1, window // 2))
@@ -195,8 +225,10 @@ class Answering:
             text = "".join(spoken(self.task, row))
         if self._is_plain and not needs_bos(self.tokenizer):
             given = str(self.tokenizer.decode(plain_ids(text, self.tokenizer)[:1]))
-        return {"num_bytes": len(text.encode()) - len(given.encode()),
-                "num_characters": len(text) - len(given)}  # fmt: skip
+        return {
+            "num_bytes": len(text.encode()) - len(given.encode()),
+            "num_characters": len(text) - len(given),
+        }
 
     @property
     def _is_plain(self) -> bool:
@@ -214,8 +246,10 @@ def class_names(module: Any, task: Task) -> list[str]:
     named = {int(i): str(name) for i, name in (module.config.id2label or {}).items()}
     known = task.label_names
     if len(named) != len(known):
-        raise DataError(f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
-                        f"{', '.join(known)}; fine-tune it on this task first.")  # fmt: skip
+        raise DataError(
+            f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
+            f"{', '.join(known)}; fine-tune it on this task first."
+        )
     has_names = set(named.values()) == set(known)
     return [named[i] for i in range(len(known))] if has_names else list(known)
 
@@ -224,5 +258,4 @@ def majority(task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[A
     """Every row answered with the training split's most frequent class."""
     counts = Counter(task.completion(row).strip() for row in training)
     name = min(counts, key=lambda label: (-counts[label], label))
-    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), name)
-            for row in rows]  # fmt: skip
+    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), name) for row in rows]

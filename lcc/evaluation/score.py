@@ -104,8 +104,9 @@ def choices(
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[int]:
     """The class number that a classifier gives each row of tokens, in order."""
-    return likeliest(module, tokenizer, rows, lambda logits, batch: logits,
-                     batch_size=batch_size, advance=advance)  # fmt: skip
+    return likeliest(
+        module, tokenizer, rows, lambda logits, batch: logits, batch_size=batch_size, advance=advance
+    )
 
 
 def likeliest(
@@ -132,9 +133,7 @@ def likeliest(
     return [found[i] for i in range(len(rows))]
 
 
-def _batches(
-    module: Any, spans: Sequence[Span], order: list[int], batch_size: int
-) -> Iterator[list[int]]:
+def _batches(module: Any, spans: Sequence[Span], order: list[int], batch_size: int) -> Iterator[list[int]]:
     """Runs of `order` whose logits fit into memory; the first of a run is its longest."""
     vocabulary = int(module.get_output_embeddings().weight.shape[0])
     lengths = [len(span.ids) for span in spans]
@@ -201,20 +200,27 @@ Best = tuple[float, int, int]  # score, and the answer's characters
 
 
 def extracted(
-    module: Any, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Sequence[Row], *,
-    batch_size: int, advance: Callable[[float], None],
-) -> list[str]:  # fmt: skip
+    module: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> list[str]:
     """The likeliest span of each row's passage, at most `decode.max_new_tokens` tokens long."""
     module.eval()
     room = min(LONGEST, context_length(module))
-    pieces = [(i, window) for i, row in enumerate(rows)
-              for window in passage_windows(task, row, tokenizer, room)]  # fmt: skip
+    pieces = [
+        (i, window) for i, row in enumerate(rows) for window in passage_windows(task, row, tokenizer, room)
+    ]
     pieces.sort(key=lambda piece: -len(piece[1].ids))
     best: dict[int, Best] = {}
     for start in range(0, len(pieces), batch_size):
         chosen = pieces[start : start + batch_size]
-        found = _spans(module, [window for _, window in chosen], pad_id(tokenizer),
-                       task.decode.max_new_tokens)  # fmt: skip
+        found = _spans(
+            module, [window for _, window in chosen], pad_id(tokenizer), task.decode.max_new_tokens
+        )
         for (i, _), one in zip(chosen, found, strict=True):
             best[i] = max(best.get(i, one), one, key=lambda span: span[0])
         advance(len(chosen) * len(rows) / len(pieces))
@@ -258,9 +264,14 @@ COUNTS = ("masked", "hits", "unigram_hits", "pairs", "pair_hits")
 
 
 def guesses(
-    module: Any, drawing: Drawing, *, pad: int, frequent: int, batch_size: int,
+    module: Any,
+    drawing: Drawing,
+    *,
+    pad: int,
+    frequent: int,
+    batch_size: int,
     advance: Callable[[float], None],
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """COUNTS of each document of the drawing's corpus; `frequent` is the token that a guess
     without any context names.
     """
@@ -272,8 +283,7 @@ def guesses(
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             owners = [bisect.bisect_right(ends, drawing.pieces[i][0]) for i in chosen]
-            for owner, counts in zip(owners, _counted(module, drawing, chosen, pad, frequent),
-                                     strict=True):  # fmt: skip
+            for owner, counts in zip(owners, _counted(module, drawing, chosen, pad, frequent), strict=True):
                 for name, value in counts.items():
                     found[owner][name] += value
             asked = len(set(ends.tolist())) or 1  # documents that have text
@@ -288,10 +298,11 @@ def _counted(
     assert batch.positions is not None
     hits = masked_logits(module)(batch).argmax(-1) == batch.targets
     rows = torch.nonzero(batch.positions)[:, 0]  # of each target
-    per_row = {"masked": torch.ones_like(hits), "hits": hits,
-               "unigram_hits": batch.targets == frequent}  # fmt: skip
-    sums = {name: torch.bincount(rows, weights=value.double(), minlength=len(chosen)).tolist()
-            for name, value in per_row.items()}  # fmt: skip
+    per_row = {"masked": torch.ones_like(hits), "hits": hits, "unigram_hits": batch.targets == frequent}
+    sums = {
+        name: torch.bincount(rows, weights=value.double(), minlength=len(chosen)).tolist()
+        for name, value in per_row.items()
+    }
     if isinstance(batch, PairBatch):
         assert batch.relations is not None
         right = pair_logits(module)(batch).argmax(-1).eq(batch.relations)

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 NUM_SOUNDS = 24
 EXTRACTOR_FILE = "preprocessor_config.json"
 START, SPOKEN, TRANSCRIBE, UNTIMED = (
-    "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>",
-)  # fmt: skip
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|transcribe|>",
+    "<|notimestamps|>",
+)
 NEEDED = (START, UNTIMED, "<|endoftext|>")
 FEWEST_MULTILINGUAL = 51865  # rows of the vocabulary, by which every Whisper tells its kind
 
@@ -40,8 +43,14 @@ def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Matrix]:
     longest = 2 * config.max_source_positions * extractor.hop_length
     for seed in range(num):
         heard = sound(seed, longest // (1 + seed % 2), extractor.sampling_rate)
-        found = extractor(heard, sampling_rate=extractor.sampling_rate, max_length=longest,
-                          padding="max_length", truncation=True, return_tensors="np")  # fmt: skip
+        found = extractor(
+            heard,
+            sampling_rate=extractor.sampling_rate,
+            max_length=longest,
+            padding="max_length",
+            truncation=True,
+            return_tensors="np",
+        )
         row: Matrix = found["input_features"][0].astype(np.float32)
         yield row
 
@@ -68,8 +77,9 @@ def transcript_prompt(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> li
     known = tokenizer.get_vocab()
     missing = [mark for mark in NEEDED if mark not in known]
     if missing:
-        raise RecipeError(f"the tokenizer has no {missing[0]}, as every Whisper's has; fetch the "
-                          "model again.")  # fmt: skip
+        raise RecipeError(
+            f"the tokenizer has no {missing[0]}, as every Whisper's has; fetch the model again."
+        )
     marks = [START, UNTIMED]
     if vocab_size >= FEWEST_MULTILINGUAL:
         marks = [START, SPOKEN, TRANSCRIBE, UNTIMED]
@@ -81,9 +91,15 @@ def transcript_prompt(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> li
 
 
 def compare_heard(
-    source: Listener, export: Listener, sounds: Iterable[Matrix], prompt: Sequence[int], *,
-    tolerance: float, new_tokens: int, tokenizer: Any,
-) -> Parity:  # fmt: skip
+    source: Listener,
+    export: Listener,
+    sounds: Iterable[Matrix],
+    prompt: Sequence[int],
+    *,
+    tolerance: float,
+    new_tokens: int,
+    tokenizer: Any,
+) -> Parity:
     """Both transcribe the same sounds; compared up to the first token that differs."""
     found, errors, states = Parity("tokens", tolerance), Errors(), Errors()
     margins, shown = list[float](), list[tuple[float, dict[str, Any]]]()
@@ -95,9 +111,16 @@ def compare_heard(
         found.num_prompts += 1
         found.num_tokens += num
         margins += [] if margin is None else [margin]
-        shown.append((own.share, {"prompt": f"sound {number}",
-                                  "source": tokenizer.decode(mine.ids),
-                                  "export": tokenizer.decode(other.ids)}))  # fmt: skip
+        shown.append(
+            (
+                own.share,
+                {
+                    "prompt": f"sound {number}",
+                    "source": tokenizer.decode(mine.ids),
+                    "export": tokenizer.decode(other.ids),
+                },
+            )
+        )
     found.logit_error, found.encoder_error = errors.share, states.share
     count_differences(found, margins, errors.deviation)
     shown.sort(key=lambda item: -item[0])

@@ -21,8 +21,10 @@ def refusal(folder: Path, format: str) -> str | None:
     """Why a checkpoint is not packed so, as a sentence."""
     card = read_card(folder)
     if card.form == "packed" and card.format != format:
-        return (f"it is packed as {card.format} already; export the dense model before it, so that "
-                "it is rounded once.")  # fmt: skip
+        return (
+            f"it is packed as {card.format} already; export the dense model before it, so that "
+            "it is rounded once."
+        )
     if card.adapter or card.loads_with == "lcc":
         return "its layers are more than weights; merge the adapter first."
     return None
@@ -59,8 +61,14 @@ def pack_integers(
         replaced[name] = GroupGrid(codes, scale, bits, zero=zero).tensors()
     config = integer_config(grids, targets=TYPES, skipped=sorted(dense))
     write_packed(bundle, target, replaced=replaced, quantization_config=config)
-    write_companions(source, target, form="packed", format="compressed-tensors", dtype=dtype,
-                     requires=("compressed-tensors",))  # fmt: skip
+    write_companions(
+        source,
+        target,
+        form="packed",
+        format="compressed-tensors",
+        dtype=dtype,
+        requires=("compressed-tensors",),
+    )
     return {"bytes_of_type": {f"int{bits}": _weight_bytes(target)}, "kept_dense": sorted(dense)}
 
 
@@ -72,16 +80,16 @@ def pack_bitsandbytes(source: Path, target: Path, *, bits: int) -> dict[str, Any
         options: dict[str, Any] = {"load_in_8bit": True}
     else:
         # Without double scales a forward before saving ruins what is saved.
-        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
-                   "bnb_4bit_use_double_quant": True}  # fmt: skip
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     kind: Any = transformers.BitsAndBytesConfig
     wanted = kind(**options)
     module = auto_class(card).from_pretrained(
         source, quantization_config=wanted, dtype=torch.bfloat16, use_safetensors=True
     )
     module.save_pretrained(target)
-    write_companions(source, target, form="packed", format="bitsandbytes", dtype="bfloat16",
-                     requires=("bitsandbytes",))  # fmt: skip
+    write_companions(
+        source, target, form="packed", format="bitsandbytes", dtype="bfloat16", requires=("bitsandbytes",)
+    )
     return {"bytes_of_type": {f"bnb{bits}": _weight_bytes(target)}}
 
 

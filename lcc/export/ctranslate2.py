@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from lcc.core.types import Head
 
 HEADS: dict[str, tuple[Head, ...]] = {
-    "causal": ("causal",), "seq2seq": ("seq2seq",), "encoder": ("embed",),
+    "causal": ("causal",),
+    "seq2seq": ("seq2seq",),
+    "encoder": ("embed",),
     "hearing": ("transcribe",),
-}  # fmt: skip
+}
 FAMILIES = {
     "llama": "causal", "mistral": "causal", "qwen2": "causal", "qwen3": "causal",
     "gemma": "causal", "gemma2": "causal", "gemma3_text": "causal", "gpt2": "causal",
@@ -50,11 +52,15 @@ def _unlike(config: Any) -> str | None:
     head_dim = getattr(config, "head_dim", None)
     by_width = config.model_type in ("llama", "mistral", "qwen2")
     if by_width and head_dim and head_dim * config.num_attention_heads != config.hidden_size:
-        return (f"CTranslate2 takes heads of {config.model_type} models to be as wide as the model "
-                f"divides, not {head_dim}; export before heads are cut.")  # fmt: skip
+        return (
+            f"CTranslate2 takes heads of {config.model_type} models to be as wide as the model "
+            f"divides, not {head_dim}; export before heads are cut."
+        )
     if getattr(config, "query_pre_attn_scalar", head_dim) != head_dim:
-        return ("CTranslate2 scales queries by the width of a head "
-                f"({config.head_dim}), this model by {config.query_pre_attn_scalar}.")  # fmt: skip
+        return (
+            "CTranslate2 scales queries by the width of a head "
+            f"({config.head_dim}), this model by {config.query_pre_attn_scalar}."
+        )
     return None
 
 
@@ -91,9 +97,7 @@ def write_ct2(source: Path, target: Path, *, quantization: str) -> dict[str, Any
         spec.optimize(quantization=None if quantization == "float32" else quantization)
         spec.save(str(target))
     except (ValueError, NotImplementedError, AttributeError, AssertionError) as error:
-        raise RecipeError(
-            f"format ctranslate2: its converter refuses this model: {error}"
-        ) from None
+        raise RecipeError(f"format ctranslate2: its converter refuses this model: {error}") from None
     size = (target / "model.bin").stat().st_size
     return {"bytes_of_type": {quantization: size}}
 

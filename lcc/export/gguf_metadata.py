@@ -30,8 +30,10 @@ def refusal(folder: Path) -> str | None:
     raw = read_json(folder / "config.json")
     kind, card = raw.get("model_type"), read_card(folder)
     if kind not in ARCHITECTURES or card.head != "causal":
-        return (f"GGUF is written for causal models of the families {', '.join(ARCHITECTURES)}, "
-                f"not for {kind} ({card.head}).")  # fmt: skip
+        return (
+            f"GGUF is written for causal models of the families {', '.join(ARCHITECTURES)}, "
+            f"not for {kind} ({card.head})."
+        )
     config = transformers.AutoConfig.from_pretrained(folder)
     ropes = list(_ropes(config).values())
     odd = next((r for r in ropes if r.get("rope_type", "default") not in PLAIN_ROPE), None)
@@ -41,12 +43,13 @@ def refusal(folder: Path) -> str | None:
         return "heads that are rotated in part are not written to GGUF."
     scalar = getattr(config, "query_pre_attn_scalar", None)
     if scalar is not None and scalar != config.head_dim:
-        return (f"llama.cpp scales queries by the width of a head ({config.head_dim}), this model "
-                f"by {scalar}.")  # fmt: skip
+        return f"llama.cpp scales queries by the width of a head ({config.head_dim}), this model by {scalar}."
     period = _period(config)
     if period is None or (kind == "gemma2" and period not in (0, 2)):
-        return ("llama.cpp lets every n-th layer see everything and all others a window; the "
-                "layers of this model have another order.")  # fmt: skip
+        return (
+            "llama.cpp lets every n-th layer see everything and all others a window; the "
+            "layers of this model have another order."
+        )
     if getattr(config, "mlp_bias", False):
         return "llama.cpp has no biases in this family's feed-forward layers."
     return None
@@ -98,9 +101,7 @@ class Family:
             return {}
         theta, dim = rope["rope_theta"], self.head_dim
         plain = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-        scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](
-            self.config, "cpu"
-        )
+        scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](self.config, "cpu")
         return {"rope_freqs.weight": plain / scaled}
 
 
@@ -217,8 +218,9 @@ def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, num_tokens
     """
     told = json.loads(tokenizer.backend_tokenizer.to_str())
     if told["model"].get("type") != "BPE":
-        raise RecipeError(f"a tokenizer of the kind {told['model'].get('type')} is not written to "
-                          "GGUF; BPE is.")  # fmt: skip
+        raise RecipeError(
+            f"a tokenizer of the kind {told['model'].get('type')} is not written to GGUF; BPE is."
+        )
     pieces, kinds = _pieces(told, num_tokens)
     merges = [m if isinstance(m, list) else m.split(" ") for m in told["model"]["merges"]]
     if _is_byte_level(told):
@@ -247,8 +249,10 @@ def _pieces(told: dict[str, Any], num_tokens: int) -> tuple[list[str], list[int]
             kinds[added["id"]] = UNKNOWN
     if max(by_id) >= num_tokens:
         raise RecipeError(f"the tokenizer has {max(by_id) + 1} tokens, the model {num_tokens}.")
-    return ([by_id.get(i, f"[PAD{i}]") for i in range(num_tokens)],
-            [kinds.get(i, UNUSED) for i in range(num_tokens)])  # fmt: skip
+    return (
+        [by_id.get(i, f"[PAD{i}]") for i in range(num_tokens)],
+        [kinds.get(i, UNUSED) for i in range(num_tokens)],
+    )
 
 
 def _is_byte_level(told: dict[str, Any]) -> bool:
@@ -289,8 +293,9 @@ def _scores(pieces: list[str], merges: list[list[str]]) -> list[float]:
 
 def _prepends_space(told: dict[str, Any]) -> bool:
     steps = [*_parts(told.get("normalizer")), *_parts(told.get("pre_tokenizer"))]
-    return any(step["type"] == "Prepend" or step.get("prepend_scheme") in ("first", "always")
-               for step in steps)  # fmt: skip
+    return any(
+        step["type"] == "Prepend" or step.get("prepend_scheme") in ("first", "always") for step in steps
+    )
 
 
 def _write_specials(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -108,13 +108,21 @@ def _by_llama_cpp(
     num_rows, num_inputs = weight.shape
     out = np.empty((num_rows, row_bytes(num_inputs, kind.name)), np.uint8)
     # A channel that calibration never saw still counts for something, or its weights become noise.
-    weights = None if importance is None else np.ascontiguousarray(
-        np.maximum(importance, importance.mean() * 1e-4 + 1e-12), np.float32)  # fmt: skip
+    weights = (
+        None
+        if importance is None
+        else np.ascontiguousarray(np.maximum(importance, importance.mean() * 1e-4 + 1e-12), np.float32)
+    )
     assert weights is None or weights.shape == (num_inputs,), weights.shape
     written = _quantizer()(
-        int(kind), weight.ctypes.data, out.ctypes.data, 0, num_rows, num_inputs,
+        int(kind),
+        weight.ctypes.data,
+        out.ctypes.data,
+        0,
+        num_rows,
+        num_inputs,
         None if weights is None else weights.ctypes.data,
-    )  # fmt: skip
+    )
     assert written == out.nbytes, f"llama.cpp wrote {written} bytes of {out.nbytes}"
     return out
 
@@ -128,13 +136,18 @@ def _quantizer() -> Any:
         raise ResourceError(NEEDS_LLAMA_CPP) from None
     library = ctypes.CDLL(package.__file__)
     if not hasattr(library, "ggml_quantize_chunk"):
-        raise ResourceError(
-            f"this xllamacpp keeps ggml_quantize_chunk to itself. {NEEDS_LLAMA_CPP}"
-        )
+        raise ResourceError(f"this xllamacpp keeps ggml_quantize_chunk to itself. {NEEDS_LLAMA_CPP}")
     function = library.ggml_quantize_chunk
     function.restype = ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64,
-                         ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]  # fmt: skip
+    function.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
     return function
 
 
@@ -296,9 +309,13 @@ class Written:
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
-        return {"bytes_of_type": dict(self.kinds), "grids_kept": self.kept,
-                "grids_rounded_anew": self.rerounded, "other_types": self.fallbacks,
-                "weighed_by_importance": self.weighed}  # fmt: skip
+        return {
+            "bytes_of_type": dict(self.kinds),
+            "grids_kept": self.kept,
+            "grids_rounded_anew": self.rerounded,
+            "other_types": self.fallbacks,
+            "weighed_by_importance": self.weighed,
+        }
 
 
 def write_gguf(
@@ -315,8 +332,11 @@ def write_gguf(
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     writer = gguf.GGUFWriter(target, family.arch)
     _write_origin(writer, source)
-    mixture = Mixture("F16" if kind == "auto" else kind, family.config.num_hidden_layers,
-                      bool(family.config.tie_word_embeddings))  # fmt: skip
+    mixture = Mixture(
+        "F16" if kind == "auto" else kind,
+        family.config.num_hidden_layers,
+        bool(family.config.tie_word_embeddings),
+    )
     pen = _Pen(writer, family, weights, mixture, kind == "auto", importance or {}, Written())
     num_tokens = 0
     for name, role in names_and_roles(family, weights.names()):
@@ -365,8 +385,10 @@ class _Pen:
         kind = self._kind(role, shape, packed=grid)
         weighed = self._weights(name, kind)
         if weighed is not None and len(weighed) != shape[1]:
-            raise RecipeError(f"importance: {name} has {shape[1]} inputs, calibration saw "
-                              f"{len(weighed)}: the statistics are another model's.")  # fmt: skip
+            raise RecipeError(
+                f"importance: {name} has {shape[1]} inputs, calibration saw "
+                f"{len(weighed)}: the statistics are another model's."
+            )
         self._put(role, rounded(dense.numpy(), kind, importance=weighed), kind)
         return shape
 

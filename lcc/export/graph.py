@@ -136,16 +136,21 @@ class Answering(torch.nn.Module):
         self.module = module
 
     def forward(
-        self, decoder_input_ids: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor,
+        self,
+        decoder_input_ids: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
         past_key_values: DynamicCache,
-    ) -> Seq2SeqLMOutput:  # fmt: skip
+    ) -> Seq2SeqLMOutput:
         """Logits of every new token, and the past with them."""
         both = EncoderDecoderCache(past_key_values, DynamicCache())
         output = self.module(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoder_hidden_states),
-            attention_mask=attention_mask, decoder_input_ids=decoder_input_ids,
-            past_key_values=both, use_cache=True,
-        )  # fmt: skip
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            past_key_values=both,
+            use_cache=True,
+        )
         own: Any = both.self_attention_cache
         return Seq2SeqLMOutput(logits=output.logits, past_key_values=own)
 

@@ -47,10 +47,14 @@ class Provenance:
                 steps.append(_told(step["checkpoint"], step["kind"]))
             if step.get("checkpoint") == checkpoint:
                 break
-        return cls(base=_named(recipe.get("model")), data=_named(recipe.get("dataset")),
-                   data_licence=_named(recipe.get("dataset"), "licence"),
-                   task=_named(recipe.get("task")), steps=steps[1:],
-                   command=str(facts.get("command", "")))  # fmt: skip
+        return cls(
+            base=_named(recipe.get("model")),
+            data=_named(recipe.get("dataset")),
+            data_licence=_named(recipe.get("dataset"), "licence"),
+            task=_named(recipe.get("task")),
+            steps=steps[1:],
+            command=str(facts.get("command", "")),
+        )
 
     @classmethod
     def of_inputs(cls, inputs: Mapping[str, Path]) -> Provenance:
@@ -84,8 +88,11 @@ class Provenance:
 def evaluated(report: Mapping[str, Any]) -> Measures:
     """The scores of an evaluation's report: what has no unit of time or size."""
     plain = ("", "nats", "bits", "points", "percent", "share", None)
-    return {name: float(m["value"]) for name, m in report.get("measures", {}).items()
-            if m.get("unit") in plain and isinstance(m.get("value"), int | float)}  # fmt: skip
+    return {
+        name: float(m["value"])
+        for name, m in report.get("measures", {}).items()
+        if m.get("unit") in plain and isinstance(m.get("value"), int | float)
+    }
 
 
 def _lineage(artifact: Path | None) -> Iterator[dict[str, Any]]:
@@ -169,8 +176,7 @@ def _header(card: Card, origin: Provenance, format: str) -> str:
         "model-index": _index(card, origin),
     }
     # JSON words are YAML words; names come from strangers and are quoted.
-    told = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items()
-            if value]  # fmt: skip
+    told = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items() if value]
     return "\n".join(["---", *told, "---"])
 
 
@@ -178,21 +184,26 @@ def _index(card: Card, origin: Provenance) -> list[dict[str, Any]]:
     """Scores as the hub shows them, of this model and of the one before."""
     last = next(reversed(origin.metrics), "")
     metrics = [
-        {"type": name, "value": value, "name": name if judged == last else
-         f"{name} of {judged}, before"}
-        for judged, scores in _shown(origin).items() for name, value in scores.items()
-    ]  # fmt: skip
+        {"type": name, "value": value, "name": name if judged == last else f"{name} of {judged}, before"}
+        for judged, scores in _shown(origin).items()
+        for name, value in scores.items()
+    ]
     if not metrics:
         return []
     dataset = origin.data or "unnamed"
-    result = {"task": {"type": PIPELINES[card.head], "name": origin.task or PIPELINES[card.head]},
-              "dataset": {"name": dataset, "type": dataset}, "metrics": metrics}  # fmt: skip
+    result = {
+        "task": {"type": PIPELINES[card.head], "name": origin.task or PIPELINES[card.head]},
+        "dataset": {"name": dataset, "type": dataset},
+        "metrics": metrics,
+    }
     return [{"name": card.name, "results": [result]}]
 
 
 def _origin(card: Card, origin: Provenance) -> str:
-    lines = [f"- Base model: {origin.base or card.name}",
-             f"- Licence: {card.licence or 'not stated by its source'}"]  # fmt: skip
+    lines = [
+        f"- Base model: {origin.base or card.name}",
+        f"- Licence: {card.licence or 'not stated by its source'}",
+    ]
     if card.origin:
         lines.append(f"- Its weights: {card.origin}")
     if origin.data:
@@ -211,8 +222,9 @@ def _shown(origin: Provenance) -> dict[str, Mapping[str, float]]:
     """The first evaluation and the last, of the scores that the last has."""
     names = list(origin.metrics)
     chosen = {name: origin.metrics[name] for name in dict.fromkeys([*names[:1], *names[-1:]])}
-    return {name: {key: scores[key] for key in _this(origin) if key in scores}
-            for name, scores in chosen.items()}  # fmt: skip
+    return {
+        name: {key: scores[key] for key in _this(origin) if key in scores} for name, scores in chosen.items()
+    }
 
 
 def _metrics(origin: Provenance) -> str:
@@ -221,8 +233,10 @@ def _metrics(origin: Provenance) -> str:
         return "## Metrics\n\nNot evaluated by the run that exported it."
     *before, this = shown
     heads = [*(f"{name} (before)" for name in before), f"{this} (this)"]
-    rows = [[name, *(f"{shown[column][name]:.4g}" if name in shown[column] else ""
-                     for column in shown)] for name in _this(origin)]  # fmt: skip
+    rows = [
+        [name, *(f"{shown[column][name]:.4g}" if name in shown[column] else "" for column in shown)]
+        for name in _this(origin)
+    ]
     told = [["metric", *heads], ["---"] * (1 + len(heads)), *rows]
     return "\n".join(["## Metrics\n", *("| " + " | ".join(row) + " |" for row in told)])
 
@@ -232,13 +246,16 @@ def _parity(parity: Parity | None) -> str:
         return "## Parity\n\nThe files are the source's own, byte for byte."
     if parity.kind == "bytes":
         return f"## Parity\n\n{parity.num_prompts} files are the source's own, byte for byte."
-    lines = [f"Compared with its source on {parity.num_prompts} prompts in the engine it is made "
-             f"for: {parity.agreement:.2%} of {parity.num_tokens} {_word(parity)} agree, logits "
-             f"are off by {parity.logit_error:.2%} of their spread (allowed: "
-             f"{parity.tolerance:.2%})."]  # fmt: skip
+    lines = [
+        f"Compared with its source on {parity.num_prompts} prompts in the engine it is made "
+        f"for: {parity.agreement:.2%} of {parity.num_tokens} {_word(parity)} agree, logits "
+        f"are off by {parity.logit_error:.2%} of their spread (allowed: "
+        f"{parity.tolerance:.2%})."
+    ]
     if parity.encoder_error is not None:
-        lines.append(f"Prompts are sounds; its encoder's states are off by "
-                     f"{parity.encoder_error:.2%} of their spread.")  # fmt: skip
+        lines.append(
+            f"Prompts are sounds; its encoder's states are off by {parity.encoder_error:.2%} of their spread."
+        )
     if parity.same_template is not None:
         same = "renders the same bytes" if parity.same_template else "renders OTHER bytes"
         lines.append(f"The chat template {same}.")
@@ -259,8 +276,10 @@ def _made(origin: Provenance, format: str, facts: Mapping[str, Any]) -> str:
     others = facts.get("other_types")
     if others:
         name, why = next(iter(others.items()))
-        lines.append(f"{len(others)} tensors have other types than asked for, as their rows do "
-                     f"not divide: {name} has {why}.")  # fmt: skip
+        lines.append(
+            f"{len(others)} tensors have other types than asked for, as their rows do "
+            f"not divide: {name} has {why}."
+        )
     if origin.command:
         lines.append(f"\nMade by `{origin.command}`.")
     return "## How it was made\n\n" + "\n".join(lines)

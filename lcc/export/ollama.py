@@ -22,8 +22,11 @@ Messages = list[dict[str, Any]]
 MARK = "\u2402said\u2403"
 SYSTEM = [{"role": "system", "content": "Be brief."}]
 TRIALS = (
-    SYSTEM + CONVERSATION[:1], SYSTEM + CONVERSATION, CONVERSATION[:1], CONVERSATION,
-)  # fmt: skip
+    SYSTEM + CONVERSATION[:1],
+    SYSTEM + CONVERSATION,
+    CONVERSATION[:1],
+    CONVERSATION,
+)
 GO = "{{{{- range .Messages }}}}{turns}{{{{- end }}}}{answer}"
 
 
@@ -54,8 +57,10 @@ def refusal(folder: Path) -> str | None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     if not tokenizer.chat_template or frames_of(tokenizer) is not None:
         return None
-    return ("its chat template does more than put text around what each role says; take "
-            "format=gguf, which holds it whole.")  # fmt: skip
+    return (
+        "its chat template does more than put text around what each role says; take "
+        "format=gguf, which holds it whole."
+    )
 
 
 def frames_of(tokenizer: PreTrainedTokenizerBase) -> Frames | None:
@@ -70,8 +75,7 @@ def frames_of(tokenizer: PreTrainedTokenizerBase) -> Frames | None:
 
 
 def _told(tokenizer: Any, messages: Messages, *, prompted: bool = True) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False,
-                                             add_generation_prompt=prompted))  # fmt: skip
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted))
 
 
 def _read(tokenizer: Any) -> Frames:
@@ -100,8 +104,11 @@ def _read(tokenizer: Any) -> Frames:
         raise ValueError("the first turn begins in another way")
     after["system"] = pieces[1][: len(pieces[1]) - len(user)]
     start, system = _split_start(tokenizer, pieces[0])
-    around = {"user": (user, after["user"]), "assistant": (answer, after["assistant"]),
-              "system": (system, after["system"])}  # fmt: skip
+    around = {
+        "user": (user, after["user"]),
+        "assistant": (answer, after["assistant"]),
+        "system": (system, after["system"]),
+    }
     return Frames(start, around, answer, _default(tokenizer, start, system, after["system"], user))
 
 
@@ -141,9 +148,7 @@ def go_template(frames: Frames) -> str:
     for i, role in enumerate(("system", "user", "assistant")):
         before, after = frames.around[role]
         word = "if" if i == 0 else "else if"
-        turns += (
-            f'{{{{- {word} eq .Role "{role}" }}}}{_text(before)}{{{{ .Content }}}}{_text(after)}'
-        )
+        turns += f'{{{{- {word} eq .Role "{role}" }}}}{_text(before)}{{{{ .Content }}}}{_text(after)}'
     return GO.format(turns=turns + "{{- end }}", answer=_text(frames.answer))
 
 

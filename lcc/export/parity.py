@@ -79,8 +79,7 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]], prompted: bool) ->
     import jinja2
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False,
-                                             add_generation_prompt=prompted)  # fmt: skip
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted)
     except jinja2.TemplateError as error:
         return f"refused: {error}"
     return str(text)
@@ -198,20 +197,26 @@ class Parity:
         found, most = list[str](), f"{self.tolerance:.3g}"
         # Written so that a NaN fails too.
         if not self.logit_error <= self.tolerance:
-            found.append(f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
-                         f"more than the {most} that the format explains.")  # fmt: skip
+            found.append(
+                f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
+                f"more than the {most} that the format explains."
+            )
         if self.encoder_error is not None and not self.encoder_error <= self.tolerance:
-            found.append(f"what its encoder hears is off by {self.encoder_error:.3g} of its "
-                         f"spread, more than the {most} that the format explains.")  # fmt: skip
+            found.append(
+                f"what its encoder hears is off by {self.encoder_error:.3g} of its "
+                f"spread, more than the {most} that the format explains."
+            )
         if not self.unexplained_share <= MOST_UNEXPLAINED:
-            found.append(f"{self.unexplained_share:.1%} of its {self._answers} are others where "
-                         "the source is sure.")  # fmt: skip
+            found.append(
+                f"{self.unexplained_share:.1%} of its {self._answers} are others where the source is sure."
+            )
         if self.contradicted_share is not None and not self.contradicted_share <= MOST_UNEXPLAINED:
-            found.append(f"{self.contradicted_share:.1%} of the tokens that it writes are not what "
-                         "it says when it reads them.")  # fmt: skip
+            found.append(
+                f"{self.contradicted_share:.1%} of the tokens that it writes are not what "
+                "it says when it reads them."
+            )
         if self.same_splits is not None and self.same_splits < 1 - MOST_SPLITS:
-            found.append(f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in "
-                         "another way.")  # fmt: skip
+            found.append(f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in another way.")
         if self.same_template is False:
             found.append("its chat template renders other bytes.")
         return found
@@ -230,9 +235,13 @@ class Parity:
 
 
 def compare(
-    source: Session, export: Session, prompts: Rows, *, tolerance: float,
+    source: Session,
+    export: Session,
+    prompts: Rows,
+    *,
+    tolerance: float,
     new_tokens: int = NEW_TOKENS,
-) -> Parity:  # fmt: skip
+) -> Parity:
     """Ask both the same, each its own kind of question; see `Parity`."""
     head = source.card.head
     if head == "causal":
@@ -252,9 +261,7 @@ def compare(
     return found
 
 
-def _tokens(
-    source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
-) -> Parity:
+def _tokens(source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int) -> Parity:
     """Both read the source's own answers; at each token, which would they say next?"""
     answers = greedy(source, prompts, new_tokens)
     rows = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -314,9 +321,7 @@ def usual_error(found: Parity) -> float:
     return max(LEAST_ERROR, min(found.tolerance, found.logit_error))
 
 
-def _answers(
-    source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int
-) -> Parity:
+def _answers(source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int) -> Parity:
     """Answers token by token up to the first that differs, and what they begin with."""
     errors = Errors()
     for first in range(0, len(prompts), TOGETHER):
@@ -366,10 +371,16 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
                 each.add(*pair)
             found.num_tokens += len(pair[0])
             margins += [] if by_vector else preferences(*pair)
-            worst.append((mine.share, {
-                "prompt": source.tokenizer.decode(prompt),
-                "source": [round(float(x), 4) for x in pair[0][0][:8]],
-                "export": [round(float(x), 4) for x in pair[1][0][:8]]}))  # fmt: skip
+            worst.append(
+                (
+                    mine.share,
+                    {
+                        "prompt": source.tokenizer.decode(prompt),
+                        "source": [round(float(x), 4) for x in pair[0][0][:8]],
+                        "export": [round(float(x), 4) for x in pair[1][0][:8]],
+                    },
+                )
+            )
     found.logit_error = errors.share
     count_differences(found, margins, errors.deviation)
     worst.sort(key=lambda item: -item[0])
@@ -377,9 +388,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
     return found
 
 
-def _shown(
-    source: Session, export: Session, prompts: Rows, new_tokens: int
-) -> list[dict[str, Any]]:
+def _shown(source: Session, export: Session, prompts: Rows, new_tokens: int) -> list[dict[str, Any]]:
     mine, other = greedy(source, prompts, new_tokens), greedy(export, prompts, new_tokens)
     return [_pair(source, *each) for each in zip(prompts, mine, other, strict=True)]
 

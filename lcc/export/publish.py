@@ -80,17 +80,28 @@ def rehearsed_error(
 
 
 def rehearsed_hearing(
-    exporter: Any, folder: Path, source: Listener, sounds: Sequence[Any], prompt: Sequence[int],
-    *, new_tokens: int, tokenizer: Any,
-) -> float | None:  # fmt: skip
+    exporter: Any,
+    folder: Path,
+    source: Listener,
+    sounds: Sequence[Any],
+    prompt: Sequence[int],
+    *,
+    new_tokens: int,
+    tokenizer: Any,
+) -> float | None:
     """The same of a model that hears: the larger error of its scores and its encoder's states."""
     module = _rounded(exporter, folder)
     if module is None:
         return None
     found: Parity = compare_heard(
-        source, InProcessListener(module), sounds[:NUM_SOUNDS], prompt, tolerance=1.0,
-        new_tokens=new_tokens, tokenizer=tokenizer,
-    )  # fmt: skip
+        source,
+        InProcessListener(module),
+        sounds[:NUM_SOUNDS],
+        prompt,
+        tolerance=1.0,
+        new_tokens=new_tokens,
+        tokenizer=tokenizer,
+    )
     return max(found.logit_error, found.encoder_error or 0.0)
 
 
@@ -167,8 +178,14 @@ def write_and_compare(
     facts = dict(exporter.write(source, folder))
     parity = _parity(source, folder, exporter, trial)
     refusals = parity.refusals()
-    report = {"format": name_of(exporter), "exporter": describe(exporter), "facts": facts,
-              "parity": parity.facts(), "refused": refusals, "versions": versions()}  # fmt: skip
+    report = {
+        "format": name_of(exporter),
+        "exporter": describe(exporter),
+        "facts": facts,
+        "parity": parity.facts(),
+        "refused": refusals,
+        "versions": versions(),
+    }
     _write_json(folder / REPORT_FILE, report)
     if refusals:
         _write_json(folder / FAILED_FILE, {"refused": refusals, "shown": parity.shown})
@@ -181,8 +198,10 @@ def write_and_compare(
 
 def closed(exporter: Any, parity: Parity, refusals: Sequence[str], kept: Path) -> str:
     """What is said when the gate closes: why, where the export is, and both outputs."""
-    lines = [f"format {name_of(exporter)}: the export is not its source: {' '.join(refusals)}",
-             f"It is kept in {kept}, marked as failed, and no engine runs it."]  # fmt: skip
+    lines = [
+        f"format {name_of(exporter)}: the export is not its source: {' '.join(refusals)}",
+        f"It is kept in {kept}, marked as failed, and no engine runs it.",
+    ]
     for pair in parity.shown[:1]:
         for word in ("prompt", "source", "export"):
             lines.append(f"  {word}: {pair[word]!r}")
@@ -215,8 +234,9 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
             prompts = trial.prompts or encoded(mine.tokenizer, longest=room)
             asked = [row[-room:] for row in prompts]
             rehearsed = rehearsed_error(exporter, source, mine, asked, trial.new_tokens)
-            found = compare(mine, other, asked, tolerance=tolerance(exporter, rehearsed),
-                            new_tokens=trial.new_tokens)  # fmt: skip
+            found = compare(
+                mine, other, asked, tolerance=tolerance(exporter, rehearsed), new_tokens=trial.new_tokens
+            )
             found.rehearsed_error = rehearsed
             return found
         finally:
@@ -250,8 +270,9 @@ def _same_bytes(source: Path, folder: Path) -> Parity:
     names = artifact.file_names(source)
     mine, other = artifact.digests(source, names), artifact.digests(folder, names)
     share = sum(mine[name] == other[name] for name in names) / len(names)
-    return Parity("bytes", tolerance=0.0, num_prompts=len(names), agreement=share,
-                  unexplained_share=1 - share)  # fmt: skip
+    return Parity(
+        "bytes", tolerance=0.0, num_prompts=len(names), agreement=share, unexplained_share=1 - share
+    )
 
 
 def _source_digest(source: Path) -> str:

@@ -43,9 +43,14 @@ class Selected:
 
 
 def select(
-    word: str | dict[str, Any], folder: Path, opening: Opening, *, store: Store,
-    say: Callable[[str], None], rows: int = 1,
-) -> Selected:  # fmt: skip
+    word: str | dict[str, Any],
+    folder: Path,
+    opening: Opening,
+    *,
+    store: Store,
+    say: Callable[[str], None],
+    rows: int = 1,
+) -> Selected:
     """The engine that `word` names; for `auto` the fastest here at `rows` answers at once.
 
     `{name: …, option: …}` sets options of its card.
@@ -73,9 +78,7 @@ def select(
             say(f"engine=auto: {name} is left out: {error}")
     best = max(seen, key=lambda name: seen[name])
     unit = "tokens" if read_card(folder).head in ("causal", "seq2seq") else "rows"
-    figures = ", ".join(
-        f"{name} {seen[name]:,.0f}" for name in sorted(seen, key=lambda n: -seen[n])
-    )
+    figures = ", ".join(f"{name} {seen[name]:,.0f}" for name in sorted(seen, key=lambda n: -seen[n]))
     say(f"engine=auto: {best}; {unit} a second here, {rows} at once: {figures}.")
     return Selected(best, folders[best], seen=seen)
 
@@ -107,8 +110,11 @@ def prepared(
     if refusal is not None:
         raise RecipeError(f"engine {engine}: {refusal}")
     package = find_card("engines", engine).package
-    made_of = {"exporter": identify(exporter), "source": source_digest(folder),
-               "version": version_of(package)}  # fmt: skip
+    made_of = {
+        "exporter": identify(exporter),
+        "source": source_digest(folder),
+        "version": version_of(package),
+    }
     key = digest(made_of)
     found = store.find(key)
     if found is not None:
@@ -161,8 +167,9 @@ def _speed(selected: Selected, opening: Opening, rows: int) -> float:
     session = selected.open(dataclasses.replace(opening, slots=max(1, rows)))
     try:
         size = len(session.tokenizer)
-        prompts = [[(7 * i + 11 * row) % (size - 10) + 5 for i in range(PROMPT_TOKENS)]
-                   for row in range(rows)]  # fmt: skip
+        prompts = [
+            [(7 * i + 11 * row) % (size - 10) + 5 for i in range(PROMPT_TOKENS)] for row in range(rows)
+        ]
         work = _writing if session.card.head in ("causal", "seq2seq") else _reading
         work(session, prompts)  # what is made or fetched at first use is no part of it
         best, until = 0.0, time.perf_counter() + SECONDS

@@ -54,8 +54,14 @@ class Said:
     def facts(self) -> dict[str, Any]:
         """What an output line says beside the row's own fields."""
         told = {"handed_over": True} if self.handed_over else {}
-        return {"output": self.output, "finish": self.finish, "prompt_tokens": self.num_prompt,
-                "tokens": self.num_tokens, "seconds": round(self.seconds, 4), **told}  # fmt: skip
+        return {
+            "output": self.output,
+            "finish": self.finish,
+            "prompt_tokens": self.num_prompt,
+            "tokens": self.num_tokens,
+            "seconds": round(self.seconds, 4),
+            **told,
+        }
 
 
 @dataclass
@@ -87,14 +93,16 @@ class Asking:
     def require(self) -> None:
         """Raise DataError where this engine cannot do what the task asks."""
         abilities, task = self.session.abilities, self.task
-        wanted = [("beams", task.decode.num_beams > 1), ("sampling", task.sampling.temperature > 0),
-                  ("repetition_penalty", task.sampling.repetition_penalty != 1.0)]  # fmt: skip
+        wanted = [
+            ("beams", task.decode.num_beams > 1),
+            ("sampling", task.sampling.temperature > 0),
+            ("repetition_penalty", task.sampling.repetition_penalty != 1.0),
+        ]
         missing = [word for word, asked in wanted if asked and word not in abilities]
         if self._writes and missing:
             raise DataError(f"this engine has no {' nor '.join(missing)}; use engine=transformers.")
         if not self._writes and task.head != "classify" and not hasattr(self.session, "module"):
-            raise DataError(f"task {task.name!r} chooses among words; only engine=transformers "
-                            "does so.")  # fmt: skip
+            raise DataError(f"task {task.name!r} chooses among words; only engine=transformers does so.")
 
     @property
     def _writes(self) -> bool:
@@ -139,9 +147,7 @@ class Asking:
             handle = self.session.start(self._request(ids, limit, number))
             running[handle] = _Running(number, row, len(ids), cost, time.perf_counter())
 
-    def _prepared(
-        self, one: Numbered, window: int
-    ) -> tuple[int, int, Numbered, list[int], int]:  # fmt: skip
+    def _prepared(self, one: Numbered, window: int) -> tuple[int, int, Numbered, list[int], int]:
         """Itself, after what it is sorted by: windows in order, lest a long row wait for ever."""
         ids, limit = prompt_of(self.task, one[1], self.session)
         return -(one[0] // window), -len(ids), one, ids, limit
@@ -149,10 +155,16 @@ class Asking:
     def _request(self, ids: Sequence[int], limit: int, number: int) -> Request:
         how, draw = self.task.decode, self.task.sampling
         return Request(
-            tuple(ids), limit, temperature=draw.temperature, top_k=draw.top_k, top_p=draw.top_p,
-            repetition_penalty=draw.repetition_penalty, num_beams=how.num_beams,
-            seed=row_seed(self.seed, number), stop=how.stop,
-        )  # fmt: skip
+            tuple(ids),
+            limit,
+            temperature=draw.temperature,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+            repetition_penalty=draw.repetition_penalty,
+            num_beams=how.num_beams,
+            seed=row_seed(self.seed, number),
+            stop=how.stop,
+        )
 
     def _read(self, source: Source) -> Iterator[tuple[int, Row, Said]]:
         while not source.ended:
@@ -170,8 +182,7 @@ class Asking:
 
         task, session = self.task, self.session
         if task.head == "classify":
-            ids = [task.prompt_ids(row, session.tokenizer, max_length=session.context)
-                   for row in rows]  # fmt: skip
+            ids = [task.prompt_ids(row, session.tokenizer, max_length=session.context) for row in rows]
             chosen = [int(values.argmax()) for values in session.logits(ids)]
             return [(task.label_names[i], True) for i in chosen]
         module: Any = getattr(session, "module")  # noqa: B009
@@ -281,8 +292,7 @@ class OrderedFile:
                 )
             return
         if self.num_done:
-            raise RecipeError(f"output {self.path} is there and was not made by infer; choose "
-                              "another.")  # fmt: skip
+            raise RecipeError(f"output {self.path} is there and was not made by infer; choose another.")
         draft = file.with_name(f"{file.name}.draft")
         draft.write_text(json.dumps(dict(maker), indent=1) + "\n", encoding="utf-8")
         draft.replace(file)

@@ -141,8 +141,12 @@ class Measuring:
         _forget_peak()
         backend = bundle.card.format if native else _backend(self.module, bundle)
         context = None if self.session is None else self.session.context
-        return {"parameters": num_parameters(self.module), "seconds": seconds,
-                "backend": backend, "context": context}  # fmt: skip
+        return {
+            "parameters": num_parameters(self.module),
+            "seconds": seconds,
+            "backend": backend,
+            "context": context,
+        }
 
     def measure(self, prompts: list[list[int]], new_tokens: int, requests: int) -> dict[str, Any]:
         """Seconds until the first token and until the last, one figure per request.
@@ -171,8 +175,7 @@ class Measuring:
         from lcc.inference.session import Request
 
         started, first = time.perf_counter(), 0.0
-        waiting = {self.session.start(Request(tuple(ids), new_tokens, ignore_ends=True))
-                   for ids in prompts}  # fmt: skip
+        waiting = {self.session.start(Request(tuple(ids), new_tokens, ignore_ends=True)) for ids in prompts}
         silent = set(waiting)
         while waiting:
             steps = self.session.step()
@@ -193,9 +196,7 @@ class Measuring:
     def machine(self) -> dict[str, Any]:
         """Memory bandwidth (triad, bytes/s) and float32 matrix product (FLOP/s), best of a few."""
         a, b, c = (torch.ones(TRIAD) for _ in range(3))
-        triad = min(
-            self._timed(lambda: torch.add(b, c, alpha=2.0, out=a)) for _ in range(NUM_TRIES)
-        )
+        triad = min(self._timed(lambda: torch.add(b, c, alpha=2.0, out=a)) for _ in range(NUM_TRIES))
         left, right = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
         product = min(self._timed(lambda: left @ right) for _ in range(2 * NUM_TRIES))
         return {"bandwidth": 3 * 4 * TRIAD / triad, "flops": 2 * MATRIX**3 / product}
@@ -315,8 +316,7 @@ class Racer:
     def turn(self, worker: Worker, size: int, *, warm: bool, requests: int) -> None:
         """One turn at one batch size; a warm-up turn is not kept."""
         tokens = min(2, self.new_tokens) if warm else self.new_tokens
-        found = worker.ask("measure", prompts=self.prompts[:size], new_tokens=tokens,
-                           requests=requests)  # fmt: skip
+        found = worker.ask("measure", prompts=self.prompts[:size], new_tokens=tokens, requests=requests)
         if not warm:
             self.turns.setdefault(size, []).append(found)
 
@@ -380,8 +380,10 @@ class Load:
         foreign = self.foreign(ours)
         if foreign is None or foreign <= BUSY:
             return []
-        return [f"Other processes kept {foreign:.1f} of {cores()} cores busy meanwhile; "
-                "measure again on a quiet machine before relying on these speeds."]  # fmt: skip
+        return [
+            f"Other processes kept {foreign:.1f} of {cores()} cores busy meanwhile; "
+            "measure again on a quiet machine before relying on these speeds."
+        ]
 
 
 def _busy_seconds() -> float | None:
@@ -422,8 +424,10 @@ def _verdict(racer: Racer, first: Racer, size: int) -> str:
 
 def _native_verdict(racer: Racer, ours: Racer, size: int) -> str:
     ratio = median(racer.rates(size)) / median(ours.rates(size))
-    return (f"{racer.name}: transformers reads it as {racer.backend}, at {ratio:.2f} × the speed "
-            "that it has here.")  # fmt: skip
+    return (
+        f"{racer.name}: transformers reads it as {racer.backend}, at {ratio:.2f} × the speed "
+        "that it has here."
+    )
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -32,8 +32,9 @@ class Chat:
 
     def __post_init__(self) -> None:
         if not self.session.tokenizer.chat_template:
-            raise DataError(f"model {self.session.card.name!r} has no chat template; give it a "
-                            "task instead of --chat.")  # fmt: skip
+            raise DataError(
+                f"model {self.session.card.name!r} has no chat template; give it a task instead of --chat."
+            )
 
     def reply(self, text: str) -> Iterator[str]:
         """The answer to one more turn, in pieces as it is made."""
@@ -60,8 +61,9 @@ class Chat:
 
     def _text(self) -> str:
         turns = self._grounded().messages if self.grounding else self._shown()
-        return str(self.session.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True))  # fmt: skip
+        return str(
+            self.session.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
 
     def _shown(self) -> list[dict[str, str]]:
         first = [{"role": "system", "content": self.system}] if self.system else []
@@ -73,11 +75,19 @@ class Chat:
 
     def _told(self, ids: list[int]) -> Iterator[str]:
         how, draw = self.decode, self.sampling
-        handle = self.session.start(Request(
-            tuple(ids), how.max_new_tokens, temperature=draw.temperature, top_k=draw.top_k,
-            top_p=draw.top_p, repetition_penalty=draw.repetition_penalty, num_beams=how.num_beams,
-            seed=row_seed(self.seed, len(self.turns)), stop=how.stop,
-        ))  # fmt: skip
+        handle = self.session.start(
+            Request(
+                tuple(ids),
+                how.max_new_tokens,
+                temperature=draw.temperature,
+                top_k=draw.top_k,
+                top_p=draw.top_p,
+                repetition_penalty=draw.repetition_penalty,
+                num_beams=how.num_beams,
+                seed=row_seed(self.seed, len(self.turns)),
+                stop=how.stop,
+            )
+        )
         finished = False
         try:
             while not finished:

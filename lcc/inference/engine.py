@@ -56,8 +56,9 @@ def _says_the_same(begin: Callable[[int], Any], cases: list[tuple[list[int], lis
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError):
         return False  # Its cache is of another kind.
     scale = float(torch.stack(alone).abs().max())
-    return all(torch.allclose(a, b, rtol=0, atol=1e-3 * scale + 1e-6)
-               for a, b in zip(alone, together, strict=True))  # fmt: skip
+    return all(
+        torch.allclose(a, b, rtol=0, atol=1e-3 * scale + 1e-6) for a, b in zip(alone, together, strict=True)
+    )
 
 
 def _told(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) -> Tensor:
@@ -112,9 +113,7 @@ READS: dict[str, frozenset[Ability]] = {
     "transcribe": frozenset(),  # see inference.listening
 }
 WHOLE: frozenset[Ability] = frozenset({"beams", "logits", "embed"})
-CONTINUOUS: frozenset[Ability] = frozenset(
-    {"sampling", "logprobs", "continuous", "repetition_penalty"}
-)
+CONTINUOUS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})
 
 
 @dataclass
@@ -158,9 +157,13 @@ class InProcessSession:
         room = self.context - (0 if self.card.head == "seq2seq" else len(request.ids))
         limit = min(request.max_new_tokens, room)
         before = [self._passes.start] if hasattr(self._passes, "start") else list(request.ids)
-        one = Ongoing(next(self._handles), request, limit,
-                      choosing(request, before, limit, self._settings),
-                      TextStream(self.tokenizer, request.stop))  # fmt: skip
+        one = Ongoing(
+            next(self._handles),
+            request,
+            limit,
+            choosing(request, before, limit, self._settings),
+            TextStream(self.tokenizer, request.stop),
+        )
         is_whole = self._passes is None or request.num_beams > 1
         (self._queue.whole if is_whole else self._queue.waiting).append(one)
         return one.handle
@@ -172,14 +175,19 @@ class InProcessSession:
             raise DataError(f"all {self._slots} slots are taken; step until one is free.")
         longest = self.context - (self.card.head == "causal")
         if not 0 < len(request.ids) <= longest:
-            raise DataError(f"a prompt of {len(request.ids)} tokens; this model takes 1 to "
-                            f"{longest}.")  # fmt: skip
+            raise DataError(f"a prompt of {len(request.ids)} tokens; this model takes 1 to {longest}.")
         if request.max_new_tokens < 1:
             raise DataError("max_new_tokens must be at least 1.")
         alone = request.num_beams > 1 or self._passes is None
-        asked = [word for word, is_asked in [
-            ("temperature", request.temperature > 0), ("logprobs", request.logprobs >= 0),
-            ("repetition_penalty", request.repetition_penalty != 1.0)] if is_asked]  # fmt: skip
+        asked = [
+            word
+            for word, is_asked in [
+                ("temperature", request.temperature > 0),
+                ("logprobs", request.logprobs >= 0),
+                ("repetition_penalty", request.repetition_penalty != 1.0),
+            ]
+            if is_asked
+        ]
         if alone and asked:
             why = "beams" if request.num_beams > 1 else "this model"
             raise DataError(f"{why} cannot be combined with {' and '.join(asked)}.")
@@ -248,8 +256,9 @@ class InProcessSession:
 
     def _whole(self, one: Ongoing) -> Step:
         request = one.request
-        settings = decode(Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams,
-                                   "stop": list(request.stop)})  # fmt: skip
+        settings = decode(
+            Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams, "stop": list(request.stop)}
+        )
         found = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
         tokens = tuple(Token(token) for token in found.ids)
         return Step(one.handle, found.text, tokens, "stop" if found.finished else "length")
@@ -305,9 +314,7 @@ class Passes(Protocol):
 class TurningSession:
     """See `inference.sessions.Session` for the contract."""
 
-    def __init__(
-        self, passes: Passes, beside: Companions, opening: Opening, *, context: int
-    ) -> None:
+    def __init__(self, passes: Passes, beside: Companions, opening: Opening, *, context: int) -> None:
         self.card, self.tokenizer, self.context = beside.card, beside.tokenizer, context
         self._passes, self._slots = passes, opening.slots
         self._ends, self._settings, self._start = beside.ends, beside.settings, beside.start
@@ -336,8 +343,9 @@ class TurningSession:
         if self.free_slots <= 0:
             raise DataError(f"all {self._slots} slots are taken; step until one is free.")
         if not 0 < len(request.ids) < self.context:
-            raise DataError(f"a prompt of {len(request.ids)} tokens; this session takes 1 to "
-                            f"{self.context - 1}.")  # fmt: skip
+            raise DataError(
+                f"a prompt of {len(request.ids)} tokens; this session takes 1 to {self.context - 1}."
+            )
         if request.max_new_tokens < 1:
             raise DataError("max_new_tokens must be at least 1.")
         if request.num_beams > 1:

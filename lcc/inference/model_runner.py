@@ -97,8 +97,13 @@ class CausalPasses:
         options: dict[str, Any] = dict(self._options)
         if self._has_positions:
             options["position_ids"] = positions.to(ids.device)
-        output = self.module(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=True,
-                             past_key_values=self.slots.cache, **options)  # fmt: skip
+        output = self.module(
+            input_ids=ids,
+            attention_mask=mask.to(ids.device),
+            use_cache=True,
+            past_key_values=self.slots.cache,
+            **options,
+        )
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -150,10 +155,13 @@ class Seq2SeqPasses:
         columns = torch.arange(self.slots.width - 1, -1, -1)[None]
         self._positions = (lengths - 1).to(ids.device)
         output = self.module(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded), attention_mask=mask,
-            decoder_input_ids=ids, past_key_values=self.slots.cache, use_cache=True,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            attention_mask=mask,
+            decoder_input_ids=ids,
+            past_key_values=self.slots.cache,
+            use_cache=True,
             decoder_attention_mask=(columns < lengths).long().to(ids.device),
-        )  # fmt: skip
+        )
         self._positions = None
         logits: Tensor = output.logits[:, -1]
         return logits
@@ -170,9 +178,7 @@ class Seq2SeqPasses:
         return forward
 
 
-def passes(
-    module: Any, num_rows: int, prefixes: Prefixes | None = None
-) -> CausalPasses | Seq2SeqPasses:
+def passes(module: Any, num_rows: int, prefixes: Prefixes | None = None) -> CausalPasses | Seq2SeqPasses:
     """The passes that fit the model's kind; an encoder–decoder's share nothing."""
     if module.config.is_encoder_decoder:
         return Seq2SeqPasses(module, num_rows)
@@ -228,9 +234,14 @@ def vectors(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> Vecto
 
 
 def _each(
-    module: Any, tokenizer: Any, rows: Sequence[Sequence[int]],
-    read: Callable[[Tensor, Tensor], Tensor], *, trimmed: bool, budget: int,
-) -> Vectors:  # fmt: skip
+    module: Any,
+    tokenizer: Any,
+    rows: Sequence[Sequence[int]],
+    read: Callable[[Tensor, Tensor], Tensor],
+    *,
+    trimmed: bool,
+    budget: int,
+) -> Vectors:
     """`read` of every row, in order, batched by length; `trimmed` of what stands for padding."""
     found: dict[int, Any] = {}
     lengths = [len(row) for row in rows]
@@ -246,9 +257,7 @@ def _each(
     return [found[i] for i in range(len(rows))]
 
 
-def by_length(
-    lengths: Sequence[int], budget: int, enough: int | None = None
-) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], budget: int, enough: int | None = None) -> Iterator[list[int]]:
     """Indices in batches of rows alike in length, each of at most `budget` tokens with padding.
 
     A batch that has `enough` tokens takes only rows as long as its longest.

@@ -132,8 +132,7 @@ class GridWeights(Weights):
         rows, where = torch.unique(ids.flatten(), return_inverse=True)
         picked = rows.numpy()
         found = torch.empty(len(picked), self.shape[1])
-        _kernels().widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked],
-                              found.numpy())  # fmt: skip
+        _kernels().widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked], found.numpy())
         return found[where].view(*ids.shape, self.shape[1])
 
     @property
@@ -218,10 +217,16 @@ def linear_weight(layer: Any) -> Tensor | None:
 
 def num_parameters(module: Any) -> int:
     """Of a module some of whose weights may be stored ones; what is tied counts once."""
-    stored = {id(layer.weights): layer.weights for layer in module.modules()
-              if isinstance(layer, PackedLinear | PackedEmbedding)}  # fmt: skip
-    biases = sum(layer.bias.numel() for layer in module.modules()
-                 if isinstance(layer, PackedLinear) and layer.bias is not None)  # fmt: skip
+    stored = {
+        id(layer.weights): layer.weights
+        for layer in module.modules()
+        if isinstance(layer, PackedLinear | PackedEmbedding)
+    }
+    biases = sum(
+        layer.bias.numel()
+        for layer in module.modules()
+        if isinstance(layer, PackedLinear) and layer.bias is not None
+    )
     weights = sum(each.shape[0] * each.shape[1] for each in stored.values())
     others: int = sum(p.numel() for p in module.parameters())
     return weights + biases + others
@@ -257,8 +262,7 @@ def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, s
     if streamed.missing():
         return None, ""  # Stored under other names, which from_pretrained knows to convert.
     module = streamed.module
-    layers = {name: layer for name, layer in module.named_modules()
-              if linear_weight(layer) is not None}  # fmt: skip
+    layers = {name: layer for name, layer in module.named_modules() if linear_weight(layer) is not None}
     total = sum(layer.weight.numel() for layer in layers.values())
     if measure and total < FEW_WEIGHTS:
         return None, ""
@@ -272,8 +276,7 @@ def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, s
     if sample:
         share = sum(w.numel() for w, _ in sample) / total
         dense, packed = (1000 * seconds / share for seconds in _seconds(sample))
-        told = (f"one token's products take {packed:.1f} ms from stored weights, {dense:.1f} ms in "
-                "float32")  # fmt: skip
+        told = f"one token's products take {packed:.1f} ms from stored weights, {dense:.1f} ms in float32"
         if packed >= dense:
             return None, f"weights: float32, as {told}."
         sample.clear()
@@ -297,9 +300,7 @@ def _is_plain(bundle: Bundle) -> bool:
     return card.format == "compressed-tensors" and not rounds_inputs(bundle.path)
 
 
-def _read(
-    streamed: Streamed, layers: dict[str, Any]
-) -> Iterator[tuple[str, Tensor, Weights | None]]:
+def _read(streamed: Streamed, layers: dict[str, Any]) -> Iterator[tuple[str, Tensor, Weights | None]]:
     """Each layer's weight (N, K), and the smallest form that means just that, if there is one."""
     first = {alias: name for name, names in streamed.sharing.items() for alias in names}
     for name, layer in layers.items():
@@ -316,8 +317,10 @@ def _bring(streamed: Streamed) -> None:
     """Into memory what still stands as a parameter, in float32."""
     for first, names in streamed.sharing.items():
         source = streamed.source[first]
-        owners = [(streamed.module.get_submodule(owner), leaf)
-                  for owner, _, leaf in (name.rpartition(".") for name in names)]  # fmt: skip
+        owners = [
+            (streamed.module.get_submodule(owner), leaf)
+            for owner, _, leaf in (name.rpartition(".") for name in names)
+        ]
         places = [(owner, leaf) for owner, leaf in owners if leaf in owner._parameters]
         if source is None or not places:
             continue
@@ -329,12 +332,11 @@ def _bring(streamed: Streamed) -> None:
 
 def _sentence(found: dict[str, Weights], told: str) -> str:
     kinds = {type(weights).__name__ for weights in found.values()}
-    words = " and ".join(sorted({"GridWeights": "codes of its grid", "HalfWeights": "bfloat16"}[k]
-                                for k in kinds))  # fmt: skip
-    size = sum(weights.bytes for weights in found.values()) / 1e6
-    grid = (
-        "; the grid's own numbers, without the rounding of a dense load" if len(words) > 8 else ""
+    words = " and ".join(
+        sorted({"GridWeights": "codes of its grid", "HalfWeights": "bfloat16"}[k] for k in kinds)
     )
+    size = sum(weights.bytes for weights in found.values()) / 1e6
+    grid = "; the grid's own numbers, without the rounding of a dense load" if len(words) > 8 else ""
     return f"weights: {words}, as stored ({size:,.0f} MB){grid}{told and '; ' + told}."
 
 
@@ -356,8 +358,7 @@ def _grid(name: str, weight: Tensor, stored: StoredTensors) -> GridWeights | Non
         zero = unpack(stored.read(f"{name}.weight_zero_point"), bits, scale.shape, packed_dim=0)
     if shape != weight.shape or shape[1] % (scale.shape[1] * (2 if bits <= BITS else 1)):
         return None
-    return GridWeights(codes, scale, zero, bits) if GridWeights.fits(
-        weight, codes, scale, zero) else None  # fmt: skip
+    return GridWeights(codes, scale, zero, bits) if GridWeights.fits(weight, codes, scale, zero) else None
 
 
 def _put(module: Any, layers: dict[str, Any], found: dict[str, Weights]) -> None:

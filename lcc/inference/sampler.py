@@ -63,8 +63,7 @@ def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
         found.append(transformers.SuppressTokensLogitsProcessor(settings.suppress_tokens))
     if settings.begin_suppress_tokens:
         begin = num_before + (num_before == 1 and settings.forced_bos_token_id is not None)
-        found.append(transformers.SuppressTokensAtBeginLogitsProcessor(
-            settings.begin_suppress_tokens, begin))  # fmt: skip
+        found.append(transformers.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin))
     return found
 
 
@@ -180,5 +179,4 @@ class TextStream:
 
 def _overlap(text: str, word: str) -> int:
     """How many characters at the end of `text` are the beginning of `word`."""
-    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1)
-                 if text.endswith(word[:n])), 0)  # fmt: skip
+    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from lcc.models.card import Card
 
-Ability = Literal["beams", "sampling", "logprobs", "logits", "embed", "classify", "continuous",
-                  "repetition_penalty"]  # fmt: skip
+Ability = Literal[
+    "beams", "sampling", "logprobs", "logits", "embed", "classify", "continuous", "repetition_penalty"
+]
 """What a session can be asked for beyond greedy answers; `continuous`: joins at any turn."""
 
 

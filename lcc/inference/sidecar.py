@@ -41,9 +41,7 @@ class Companions:
     labels: tuple[str, ...]
 
 
-def write_companions(
-    source: Path, target: Path, *, longest: int | None = None, **changes: Any
-) -> None:
+def write_companions(source: Path, target: Path, *, longest: int | None = None, **changes: Any) -> None:
     """Lay them beside what an exporter wrote of the checkpoint in `source`.
 
     `changes` are fields of the card, the format among them; `longest` is the longest text in
@@ -72,8 +70,9 @@ def read_companions(folder: Path) -> Companions:
     """Those of an export; raises GateError for one that failed its gate."""
     require_passed(folder)
     if not (folder / MODEL_FILE).is_file():
-        raise IntegrityError(f"{folder}: no {MODEL_FILE}, so it is no export of lcc's; make one "
-                             "with lcc export.")  # fmt: skip
+        raise IntegrityError(
+            f"{folder}: no {MODEL_FILE}, so it is no export of lcc's; make one with lcc export."
+        )
     card, told = read_card(folder), read_json(folder / MODEL_FILE)
     fresh: Any = transformers.GenerationConfig
     settings, ends, start = fresh(), [], None
@@ -83,15 +82,24 @@ def read_companions(folder: Path) -> Companions:
         ends = found if isinstance(found, list) else [found] if found is not None else []
     if card.head == "seq2seq":
         start = settings.decoder_start_token_id
-    return Companions(card, _tokenizer(folder), settings, frozenset(ends), start,
-                      int(told["context_length"]), tuple(told["labels"]))  # fmt: skip
+    return Companions(
+        card,
+        _tokenizer(folder),
+        settings,
+        frozenset(ends),
+        start,
+        int(told["context_length"]),
+        tuple(told["labels"]),
+    )
 
 
 def require_passed(folder: Path) -> None:
     """Raise GateError where the parity gate refused what lies in `folder`."""
     if (folder / FAILED_FILE).is_file():
-        raise GateError(f"{folder}: this export failed its parity gate ({FAILED_FILE} says how far "
-                        "it is from its source), so it is not run; export again.")  # fmt: skip
+        raise GateError(
+            f"{folder}: this export failed its parity gate ({FAILED_FILE} says how far "
+            "it is from its source), so it is not run; export again."
+        )
 
 
 def _shell(source: Path) -> Any:

@@ -51,8 +51,18 @@ def solve(block: Block) -> None:
         solve_in_torch(block)
         return
     follow_torch()
-    arrays = (block.weight, block.target, block.feedback, block.spread, block.keep, block.scale,
-              block.zero, block.group, block.errors, block.solved)  # fmt: skip
+    arrays = (
+        block.weight,
+        block.target,
+        block.feedback,
+        block.spread,
+        block.keep,
+        block.scale,
+        block.zero,
+        block.group,
+        block.errors,
+        block.solved,
+    )
     compiled: Any = _solve
     compiled(*(a.numpy() for a in arrays), *block.pattern, *block.limits, block.looks_ahead)
 
@@ -176,9 +186,15 @@ def _hand_on(t: Any, error: Any, feedback: Any, i: int) -> None:
         f4, f5, f6, f7 = f[i + 4], f[i + 5], f[i + 6], f[i + 7]
         for r in range(len(row)):
             row[r] += (
-                e0[r] * f0 + e1[r] * f1 + e2[r] * f2 + e3[r] * f3
-                + e4[r] * f4 + e5[r] * f5 + e6[r] * f6 + e7[r] * f7
-            )  # fmt: skip
+                e0[r] * f0
+                + e1[r] * f1
+                + e2[r] * f2
+                + e3[r] * f3
+                + e4[r] * f4
+                + e5[r] * f5
+                + e6[r] * f6
+                + e7[r] * f7
+            )
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
@@ -213,10 +229,22 @@ def _by_rows(solved: Any, order: Any, turned: Any) -> None:
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 def _solve(
-    weight: Any, targets: Any, feedback: Any, spread: Any, keep: Any, scale: Any, zero: Any,
-    group: Any, errors: Any, solved: Any, kept: int, of: int, lowest: int, highest: int,
+    weight: Any,
+    targets: Any,
+    feedback: Any,
+    spread: Any,
+    keep: Any,
+    scale: Any,
+    zero: Any,
+    group: Any,
+    errors: Any,
+    solved: Any,
+    kept: int,
+    of: int,
+    lowest: int,
+    highest: int,
     looks_ahead: bool,
-) -> None:  # fmt: skip
+) -> None:
     num_columns, num_rows = weight.shape
     low, high = np.float32(lowest), np.float32(highest)
     for tile in numba.prange((num_rows + TILE - 1) // TILE):

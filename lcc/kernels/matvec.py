@@ -143,8 +143,10 @@ def _row_products(size: int) -> tuple[Any, Any]:
             for k in range(half):
                 code = row[np.uint64(group * half + k)]
                 low, high = np.int32(code & np.uint8(15)), np.int32(code >> np.uint8(4))
-                each += (np.float32(low) * x[np.uint64(group * size + k)]
-                         + np.float32(high) * x[np.uint64(group * size + half + k)])  # fmt: skip
+                each += (
+                    np.float32(low) * x[np.uint64(group * size + k)]
+                    + np.float32(high) * x[np.uint64(group * size + half + k)]
+                )
             total += (each - zeros[group] * sums[group]) * scales[group]
         return total
 
@@ -161,9 +163,7 @@ def grid_product(size: int, *, parallel: bool) -> Any:
     of_bytes, of_halves = _row_products(size)
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def of_block(
-        block: int, codes: Any, scales: Any, zeros: Any, inputs: Any, sums: Any, out: Any
-    ) -> None:
+    def of_block(block: int, codes: Any, scales: Any, zeros: Any, inputs: Any, sums: Any, out: Any) -> None:
         rows = range(block * BLOCK, min(codes.shape[0], (block + 1) * BLOCK))
         is_packed = codes.shape[1] != inputs.shape[1]
         if inputs.shape[0] == 1:

@@ -132,8 +132,7 @@ def best_options(
     best = torch.zeros(groups.shape[:2], dtype=torch.int64)
     arrays = (groups.contiguous(), weighing.contiguous(), scales.contiguous(), zeros.contiguous())
     compiled: Any = _search
-    compiled(*(a.numpy() for a in arrays), np.float32(limits[0]), np.float32(limits[1]),
-             best.numpy())  # fmt: skip
+    compiled(*(a.numpy() for a in arrays), np.float32(limits[0]), np.float32(limits[1]), best.numpy())
     return best
 
 

@@ -158,17 +158,23 @@ def load_nf4(bundle: Bundle, device: str, dtype: str, *, seed: int) -> Module:
     hush()
     compute = getattr(torch, dtype)
     config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
         # A generating model's output layer is left alone anyway; a classifier must be told.
         llm_int8_skip_modules=["classifier", "score"] if bundle.card.head == "classify" else None,
-    )  # fmt: skip
+    )
     shape = {} if bundle.module is None else {"config": bundle.module.config}
     torch.manual_seed(seed)
     model: Module = auto_class(bundle.card).from_pretrained(
-        bundle.path, **shape, quantization_config=config, dtype=compute, device_map={"": device},
+        bundle.path,
+        **shape,
+        quantization_config=config,
+        dtype=compute,
+        device_map={"": device},
         use_safetensors=True,
-    )  # fmt: skip
+    )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -180,8 +186,10 @@ def base_for(bundle: Bundle, note: Note, *, seed: int) -> Module:
     if note.labels:
         bundle.with_head(
             note.head,  # type: ignore[arg-type]
-            num_labels=len(note.labels), seed=seed, labels=note.labels,
-        )  # fmt: skip
+            num_labels=len(note.labels),
+            seed=seed,
+            labels=note.labels,
+        )
     if note.base == "nf4":
         quantized: Any = load_nf4(bundle, "cpu", "float32", seed=seed)
         dequantized: Module = quantized.dequantize()
@@ -199,9 +207,7 @@ class Merged:
     largest_logit: float
 
 
-def merge(
-    base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse: bool = False
-) -> Merged:
+def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse: bool = False) -> Merged:
     """Put the adapter of `folder` into `base`, in place, comparing logits on `probes`.
 
     With `sparse` the zeros of `base` stay zero, as they were while the adapter was trained.

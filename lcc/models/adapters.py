@@ -73,8 +73,11 @@ def _wrapped_type() -> Any:
 
 def write_bottlenecks(model: Module, shape: Bottlenecks, folder: Path) -> None:
     """What was trained, and where it stands."""
-    trained = {n: p.detach().to("cpu", copy=True).contiguous()
-               for n, p in model.named_parameters() if p.requires_grad}  # fmt: skip
+    trained = {
+        n: p.detach().to("cpu", copy=True).contiguous()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     safetensors_torch.save_file(trained, folder / TENSORS, metadata={"format": "pt"})
     text = json.dumps(asdict(shape), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
@@ -95,8 +98,10 @@ def read_bottlenecks(model: Module, folder: Path) -> Module:
     parameters = dict(model.named_parameters())
     strange = next((name for name in stored if name not in parameters), None)
     if strange is not None:
-        raise IntegrityError(f"{folder}: tensor {strange} fits no layer of this base; give the "
-                             "base that the adapter was trained on.")  # fmt: skip
+        raise IntegrityError(
+            f"{folder}: tensor {strange} fits no layer of this base; give the "
+            "base that the adapter was trained on."
+        )
     with torch.no_grad():
         for name, tensor in stored.items():
             parameters[name].copy_(tensor)

@@ -181,14 +181,10 @@ def _from_disk(card: Card, path: Path, options: dict[str, Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            module, info = auto_class(card).from_pretrained(
-                path, output_loading_info=True, **options
-            )
+            module, info = auto_class(card).from_pretrained(path, output_loading_info=True, **options)
         except (ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise RecipeError(
-                f"{path}: transformers cannot load it as {card.auto_class}: {reason}"
-            ) from None
+            raise RecipeError(f"{path}: transformers cannot load it as {card.auto_class}: {reason}") from None
     absent = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if absent and card.form == "dense" and not card.headless:
         raise IntegrityError(
@@ -216,9 +212,7 @@ def _is_packed(module: Any) -> bool:
     return getattr(module, "hf_quantizer", None) is not None
 
 
-def _with_new_head(
-    module: Any, head: Head, num_labels: int, seed: int, labels: Sequence[str]
-) -> Any:
+def _with_new_head(module: Any, head: Head, num_labels: int, seed: int, labels: Sequence[str]) -> Any:
     config = copy.deepcopy(module.config)
     if head == "classify":
         names = list(labels) or [f"LABEL_{i}" for i in range(num_labels)]

@@ -89,16 +89,16 @@ def read_factored(auto: Any, path: Path, *, dtype: str) -> Module:
         module = auto.from_config(config, dtype=getattr(torch, dtype))
     for name, rank in facts["ranks"].items():
         _make_room(module, name, rank, dtype)
-    state = {
-        k: v for file in weight_files(path) for k, v in safetensors_torch.load_file(file).items()
-    }
+    state = {k: v for file in weight_files(path) for k, v in safetensors_torch.load_file(file).items()}
     missing, unexpected = module.load_state_dict(state, strict=False)
     given = {t.data_ptr() for n, t in module.state_dict().items() if n in state}
-    lost = [n for n in missing if module.state_dict()[n].data_ptr() not in given
-            and not _is_made_anew(module, n)]  # fmt: skip
+    lost = [
+        n for n in missing if module.state_dict()[n].data_ptr() not in given and not _is_made_anew(module, n)
+    ]
     if lost or unexpected:
-        raise IntegrityError(f"{path}: tensor {[*lost, *unexpected][0]} does not fit its config; "
-                             "copy the folder again.")  # fmt: skip
+        raise IntegrityError(
+            f"{path}: tensor {[*lost, *unexpected][0]} does not fit its config; copy the folder again."
+        )
     generation = path / "generation_config.json"
     if generation.is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(path)
@@ -117,8 +117,9 @@ def _make_room(module: Any, name: str, rank: int, dtype: str) -> None:
     if not isinstance(layer, torch.nn.Linear):
         num_outputs, num_inputs = num_inputs, num_outputs  # Conv1D stands on its side.
     kind = getattr(torch, dtype)
-    put_factors(module, name, torch.zeros(num_outputs, rank, dtype=kind),
-                torch.zeros(rank, num_inputs, dtype=kind))  # fmt: skip
+    put_factors(
+        module, name, torch.zeros(num_outputs, rank, dtype=kind), torch.zeros(rank, num_inputs, dtype=kind)
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -176,9 +177,11 @@ def unpacked_tensors(folder: Path) -> StoredTensors:
             else found["weight"].shape
         )
         stored.entries[f"{layer}.weight"] = Entry(
-            f"{layer}.weight", found["weight_scale"].dtype, tuple(shape),
+            f"{layer}.weight",
+            found["weight_scale"].dtype,
+            tuple(shape),
             partial(_unpacked, found, config, layer),
-        )  # fmt: skip
+        )
     return stored
 
 

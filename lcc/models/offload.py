@@ -164,8 +164,7 @@ class Streamed:
 
 def stream(card: Card, path: Path, *, device: str, dtype: str) -> Streamed | None:
     """The model in `path` without its weights, or None where it must be read whole."""
-    streamed = Streamed(skeleton(card, path, dtype), StoredTensors(path), device=device,
-                        dtype=dtype)  # fmt: skip
+    streamed = Streamed(skeleton(card, path, dtype), StoredTensors(path), device=device, dtype=dtype)
     if streamed.missing():
         return None  # Stored under other names, which from_pretrained knows to convert.
     return_large_blocks()

@@ -146,8 +146,10 @@ def probe_logits(module: Any) -> Tensor:
     was_training = module.training
     module.eval()
     device = "cpu" if module.device.type == "meta" else module.device  # offloaded to disk
-    inputs = {name: t.to(module.dtype) if t.is_floating_point() else t
-              for name, t in probe_inputs(module, device).items()}  # fmt: skip
+    inputs = {
+        name: t.to(module.dtype) if t.is_floating_point() else t
+        for name, t in probe_inputs(module, device).items()
+    }
     with torch.no_grad():
         output = module(**inputs)
     module.train(was_training)
@@ -163,9 +165,7 @@ def _logits(output: Any) -> Tensor:
     return result
 
 
-def compare(
-    expected: Tensor, got: Tensor, folder: Path, form: str, *, noise: float = 0.0
-) -> Measure:
+def compare(expected: Tensor, got: Tensor, folder: Path, form: str, *, noise: float = 0.0) -> Measure:
     """The largest difference of two sets of logits; GateError beyond the form's tolerance."""
     if expected.shape != got.shape:
         raise GateError(
@@ -192,15 +192,11 @@ def _in_dtypes(memory: Any, dtypes: dict[str, Any]) -> Any:
         if id(tensor) not in memo and name in dtypes:
             cast = tensor.detach().to("cpu", dtypes[name])
             is_parameter = isinstance(tensor, torch.nn.Parameter)
-            memo[id(tensor)] = (
-                torch.nn.Parameter(cast, requires_grad=False) if is_parameter else cast
-            )
+            memo[id(tensor)] = torch.nn.Parameter(cast, requires_grad=False) if is_parameter else cast
     return copy.deepcopy(memory, memo).to("cpu")
 
 
-def _check_tensors(
-    disk: Any, folder: Path, parent: Path | None, *, emptied: Collection[str]
-) -> None:
+def _check_tensors(disk: Any, folder: Path, parent: Path | None, *, emptied: Collection[str]) -> None:
     found = ((name, t) for name, t in disk.state_dict().items() if name not in emptied)
     _check(found, folder, parent, disk.base_model_prefix)
 
@@ -208,15 +204,11 @@ def _check_tensors(
 def _check_stored(folder: Path, parent: Path | None, prefix: str) -> None:
     """The same, tensor by tensor from the files; packed codes count as the weight they are."""
     stored = StoredTensors(folder)
-    found = (
-        (name.replace("weight_packed", "weight"), stored.read(name)) for name in stored.entries
-    )
+    found = ((name.replace("weight_packed", "weight"), stored.read(name)) for name in stored.entries)
     _check(found, folder, parent, prefix)
 
 
-def _check(
-    tensors: Iterable[tuple[str, Tensor]], folder: Path, parent: Path | None, prefix: str
-) -> None:
+def _check(tensors: Iterable[tuple[str, Tensor]], folder: Path, parent: Path | None, prefix: str) -> None:
     before = None if parent is None else StoredTensors(parent)
     for name, tensor in tensors:
         if tensor.is_floating_point():

@@ -146,9 +146,12 @@ def require_sealed(file: Path) -> None:
 
 
 def write_file(
-    entries: Sequence[Entry], file: Path, *, metadata: dict[str, str] | None = None,
+    entries: Sequence[Entry],
+    file: Path,
+    *,
+    metadata: dict[str, str] | None = None,
     sealed: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """One safetensors file, complete or not there at all; `sealed`, with a digest of itself."""
     # Readers want every tensor aligned: the widest first.
     ordered = sorted(entries, key=lambda e: (-getattr(torch, e.dtype).itemsize, e.name))

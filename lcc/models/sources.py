@@ -65,9 +65,7 @@ class Scratch:
 def make_tokenizer(recipe: TokenizerRecipe) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a recipe."""
     dress = Dress(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
-    made = train_tokenizer(
-        recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress
-    )
+    made = train_tokenizer(recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress)
     if recipe.chat_template:
         made.chat_template = recipe.chat_template
     return made
@@ -78,9 +76,7 @@ def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase
     options = dict(scratch.config)
     family = options.pop("model_type")
     if family not in transformers.CONFIG_MAPPING:
-        raise RecipeError(
-            f"model.source.scratch.config.model_type: {family!r} is not known to transformers."
-        )
+        raise RecipeError(f"model.source.scratch.config.model_type: {family!r} is not known to transformers.")
     ids = {"vocab_size": len(tokenizer)} | special_ids(tokenizer)
     try:
         config = transformers.AutoConfig.for_model(family, **(ids | options))
@@ -113,9 +109,7 @@ def cached(repository: str, revision: str) -> Path | None:
 
     try:
         folder = Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=PATTERNS, local_files_only=True
-            )
+            snapshot_download(repository, revision=revision, allow_patterns=PATTERNS, local_files_only=True)
         )
     except LocalEntryNotFoundError:
         return None
@@ -244,9 +238,7 @@ class Source:
         if len(given) > 1:
             raise ValueError(f"give only one of {', '.join(KINDS)}; got {' and '.join(given)}")
         if self.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError(
-                "hub needs revision: the 40 hex digits of one commit, as a branch can change"
-            )
+            raise ValueError("hub needs revision: the 40 hex digits of one commit, as a branch can change")
         if self.package is not None:
             self._check_package()
 

@@ -93,8 +93,12 @@ def _of(step: Step, recipe: Recipe, reports: Reports) -> Estimate:
         return Estimate(0.0, 0, int(reports[step.key].get("model_bytes") or 0), "store")
     like = _alike(step, reports)
     if like is not None:
-        return Estimate(float(like["seconds"]), int(like.get("peak_memory_bytes") or 0),
-                        int(like.get("model_bytes") or 0), "measured")  # fmt: skip
+        return Estimate(
+            float(like["seconds"]),
+            int(like.get("peak_memory_bytes") or 0),
+            int(like.get("model_bytes") or 0),
+            "measured",
+        )
     return _reckoned(step, recipe, reports)
 
 

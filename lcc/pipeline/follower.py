@@ -55,6 +55,8 @@ def _wait(store: Store, step: Step) -> Artifact:
         if store.leases.holder(step.key) is not None:
             seen = time.monotonic()
         elif time.monotonic() - seen > PATIENCE_SECONDS:
-            raise ResourceError(f"step {step.name!r}: the first node has not made it and is not "
-                                "at work on it; see what it says.")  # fmt: skip
+            raise ResourceError(
+                f"step {step.name!r}: the first node has not made it and is not "
+                "at work on it; see what it says."
+            )
         time.sleep(POLL_SECONDS)

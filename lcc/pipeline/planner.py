@@ -57,9 +57,7 @@ class _Planner:
             else:
                 self._stage(name, node, "stages")
         if not self.steps:
-            raise RecipeError(
-                "nothing to do: give a recipe (+recipe=NAME) or a model (model=NAME)."
-            )
+            raise RecipeError("nothing to do: give a recipe (+recipe=NAME) or a model (model=NAME).")
         return Pipeline(recipe, self.steps)
 
     def _compress(self, node: dict[str, Any]) -> None:
@@ -78,8 +76,9 @@ class _Planner:
         options = {k: v for k, v in node.items() if k not in STEP_KEYS}
         cls = _stage_type(kind, where, spelled="kind" in node)
         if any(step.name == name for step in self.steps):
-            raise Mistakes([Mistake(where, f"a step named {name!r} stands already; rename one and "
-                                           "give it `kind:`.")])  # fmt: skip
+            raise Mistakes(
+                [Mistake(where, f"a step named {name!r} stands already; rename one and give it `kind:`.")]
+            )
         options = self._with_nouns(cls, options)
         if kind == "eval":
             self._evaluations(name, node, options, where)
@@ -111,8 +110,13 @@ class _Planner:
         if adapter:
             merges = form_of(source.stage) == "dense" and stage.method.merges  # type: ignore[attr-defined]
             kind, suffix = ("merge", "merged") if merges else ("attach", "attached")
-            step = self._add(f"{name}.{suffix}", kind, find_card(STAGES, kind)(),
-                             {"model": source, "adapter": step}, checkpoint=name)  # fmt: skip
+            step = self._add(
+                f"{name}.{suffix}",
+                kind,
+                find_card(STAGES, kind)(),
+                {"model": source, "adapter": step},
+                checkpoint=name,
+            )
         if changes:
             self.current = step
         self.trained = self.trained or getattr(stage, "trains", False)
@@ -131,16 +135,15 @@ class _Planner:
         calibrate = find_card(STAGES, "calibrate")
         options = self._with_nouns(calibrate, options)
         num_before = len(self.steps)
-        made = self._add(f"{name}.stats", "calibrate",
-                         decode(calibrate, options, f"plan.{name}"), {"model": source})  # fmt: skip
+        made = self._add(
+            f"{name}.stats", "calibrate", decode(calibrate, options, f"plan.{name}"), {"model": source}
+        )
         same = next((s for s in self.steps[:num_before] if s.key == made.key), None)
         if same is not None:
             self.steps.pop()
         return same or made
 
-    def _evaluations(
-        self, name: str, node: dict[str, Any], options: dict[str, Any], where: str
-    ) -> None:
+    def _evaluations(self, name: str, node: dict[str, Any], options: dict[str, Any], where: str) -> None:
         self._require_model(where)
         chosen = self._chosen(node, where)
         plan = set(self.recipe.plan)
@@ -183,9 +186,14 @@ class _Planner:
         return chosen
 
     def _add(
-        self, name: str, kind: str, stage: Stage, inputs: dict[str, Step],
-        *, checkpoint: str | None = None,
-    ) -> Step:  # fmt: skip
+        self,
+        name: str,
+        kind: str,
+        stage: Stage,
+        inputs: dict[str, Step],
+        *,
+        checkpoint: str | None = None,
+    ) -> Step:
         if kind == "base":
             checkpoint = name
         elif checkpoint is not None and not stage.changes_model:
@@ -234,8 +242,14 @@ class _Planner:
         if teacher == "plan_input":
             found = self.plan_input
             if found is None:
-                raise Mistakes([Mistake(f"{where}.teacher", "plan_input is known inside a plan "
-                                        f"only; name a step: {', '.join(known)}.")])  # fmt: skip
+                raise Mistakes(
+                    [
+                        Mistake(
+                            f"{where}.teacher",
+                            f"plan_input is known inside a plan only; name a step: {', '.join(known)}.",
+                        )
+                    ]
+                )
         elif "/" in teacher:
             spec = decode(sources.ModelSpec, _path_spec(teacher), f"{where}.teacher")
             return self._add("teacher", "base", find_card(STAGES, "base")(spec=spec), {})
@@ -245,8 +259,14 @@ class _Planner:
             hint = did_you_mean(teacher, [*known, "plan_input"])
             raise Mistakes([Mistake(f"{where}.teacher", f"no model is named {teacher!r}{hint}")])
         if found.key == source.key:
-            raise Mistakes([Mistake(f"{where}.teacher", f"{teacher!r} is the very model this step "
-                                    "trains; choose an earlier one.")])  # fmt: skip
+            raise Mistakes(
+                [
+                    Mistake(
+                        f"{where}.teacher",
+                        f"{teacher!r} is the very model this step trains; choose an earlier one.",
+                    )
+                ]
+            )
         return found
 
 
@@ -280,8 +300,7 @@ def _stage_type(kind: Any, where: str, *, spelled: bool) -> type[Any]:
     offered = [name for name in names(STAGES) if name not in IMPLICIT]
     if kind not in offered:
         key = f"{where}.kind" if spelled else where
-        raise Mistakes([Mistake(key, f"no stage is named {kind!r}"
-                                     f"{did_you_mean(str(kind), offered)}")])  # fmt: skip
+        raise Mistakes([Mistake(key, f"no stage is named {kind!r}{did_you_mean(str(kind), offered)}")])
     return find_card(STAGES, str(kind))
 
 
@@ -302,8 +321,10 @@ def point_pipeline(words: list[str], verb: str) -> Pipeline:
     else:
         pipeline = _untimed(_planned(words, verb, judged=True))
     if (nodes := pipeline.recipe.distributed.nodes) > 1:
-        raise RecipeError(f"distributed.nodes: a point of a sweep runs on one node, got {nodes}; "
-                          "set it to 1 and let the launcher spread the points.")  # fmt: skip
+        raise RecipeError(
+            f"distributed.nodes: a point of a sweep runs on one node, got {nodes}; "
+            "set it to 1 and let the launcher spread the points."
+        )
     return pipeline
 
 

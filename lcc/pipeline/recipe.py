@@ -145,8 +145,12 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe file: nouns, and stages and plan steps by kind."""
     schema = card_schema(Recipe)
     kinds = [card_schema(card_named(STAGES, kind)) for kind in names(STAGES)]
-    placed = {"kind": {"enum": names(STAGES)}, "before": {"type": "string"},
-              "after": {"type": "string"}, "checkpoints": {"type": "array"}}  # fmt: skip
+    placed = {
+        "kind": {"enum": names(STAGES)},
+        "before": {"type": "string"},
+        "after": {"type": "string"},
+        "checkpoints": {"type": "array"},
+    }
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     options: dict[str, Any] = dict(placed)
     for kind in kinds:

@@ -47,9 +47,7 @@ class Run:
         write_json(self.folder / "run.json", self.facts)
 
 
-def run_pipeline(
-    pipeline: Pipeline, *, words: list[str], verb: str = "run", quiet: bool = False
-) -> Run:
+def run_pipeline(pipeline: Pipeline, *, words: list[str], verb: str = "run", quiet: bool = False) -> Run:
     """Run every step of `pipeline` that is not in the store yet; raises the first step's error.
 
     What finished before an error stays finished; the same command continues there.
@@ -118,24 +116,41 @@ def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     for link in folder.glob("[0-9][0-9]-*"):
         link.unlink(missing_ok=True)
-    steps = [{"name": s.name, "kind": s.kind, "key": s.key, "status": "pending", "seconds": 0,
-              "folder": f"{i:02d}-{s.name}", "checkpoint": s.checkpoint}
-             for i, s in enumerate(pipeline.steps, 1)]  # fmt: skip
+    steps = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "key": s.key,
+            "status": "pending",
+            "seconds": 0,
+            "folder": f"{i:02d}-{s.name}",
+            "checkpoint": s.checkpoint,
+        }
+        for i, s in enumerate(pipeline.steps, 1)
+    ]
     # The race of a sweep's results is started by the command of the sweep.
     spoken = ["compress", "-m"] if verb == "sweep" else [verb]
     command = shlex.join(["lcc", *spoken, *words])
-    facts = {"format": 1, "run": folder.name, "recipe_name": recipe.name,
-             "recipe": describe(recipe), "command": command, "words": words, "verb": verb,
-             "status": "running", "started": _now(), "seconds": 0, "steps": steps}  # fmt: skip
+    facts = {
+        "format": 1,
+        "run": folder.name,
+        "recipe_name": recipe.name,
+        "recipe": describe(recipe),
+        "command": command,
+        "words": words,
+        "verb": verb,
+        "status": "running",
+        "started": _now(),
+        "seconds": 0,
+        "steps": steps,
+    }
     run = Run(folder, facts)
     run.write()
     write_text(ROOT / "last", folder.name + "\n")
     return run
 
 
-def _walk(
-    store: Store, run: Run, step: Step, *, index: int, recipe: Recipe, progress: Progress
-) -> None:
+def _walk(store: Store, run: Run, step: Step, *, index: int, recipe: Recipe, progress: Progress) -> None:
     facts = run.facts["steps"][index]
     label = f"[{index + 1}/{len(run.facts['steps'])}] {step.name}"
     started = time.monotonic()
@@ -187,14 +202,31 @@ def _claim_and_run(
 
 
 def work_in(
-    folder: Path, step: Step, artifacts: dict[str, Artifact], recipe: Recipe, run: str,
-    *, space: int = 0,
-) -> Any:  # fmt: skip
+    folder: Path,
+    step: Step,
+    artifacts: dict[str, Artifact],
+    recipe: Recipe,
+    run: str,
+    *,
+    space: int = 0,
+) -> Any:
     """Run `step` in a group of processes that write into `folder`; its facts, on the first node."""
     inputs = {name: artifacts[s.name].path for name, s in step.inputs.items()}
-    job = Job(step.name, step.stage, folder, inputs, task=recipe.task, seed=recipe.seed,
-              device=recipe.device_type, dtype=recipe.dtype, threads=recipe.threads,
-              tracker=recipe.tracker, run=run, checkpoint=step.checkpoint, space=space)  # fmt: skip
+    job = Job(
+        step.name,
+        step.stage,
+        folder,
+        inputs,
+        task=recipe.task,
+        seed=recipe.seed,
+        device=recipe.device_type,
+        dtype=recipe.dtype,
+        threads=recipe.threads,
+        tracker=recipe.tracker,
+        run=run,
+        checkpoint=step.checkpoint,
+        space=space,
+    )
     return launch(work_step, group_of(step), job, device=recipe.device_type, name=step.key)
 
 
@@ -209,15 +241,25 @@ def _execute(work: Work, run: Run, step: Step, recipe: Recipe, *, space: int) ->
     outcome = work_in(work.path, step, run.artifacts, recipe, run.name, space=space)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
-    size = (
-        sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
-    )
-    return {"format": 1, "name": step.name, "kind": step.kind, "key": step.key,
-            "inputs": step.ingredients["inputs"], "ingredients": step.ingredients,
-            "node": describe(step.stage), "seconds": seconds, "model_bytes": size,
-            "finished": _now(), "versions": versions(), "machine": machine(),
-            "seed": recipe.seed, "device": recipe.device_type, "dtype": recipe.dtype,
-            **outcome}  # fmt: skip
+    size = sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
+    return {
+        "format": 1,
+        "name": step.name,
+        "kind": step.kind,
+        "key": step.key,
+        "inputs": step.ingredients["inputs"],
+        "ingredients": step.ingredients,
+        "node": describe(step.stage),
+        "seconds": seconds,
+        "model_bytes": size,
+        "finished": _now(),
+        "versions": versions(),
+        "machine": machine(),
+        "seed": recipe.seed,
+        "device": recipe.device_type,
+        "dtype": recipe.dtype,
+        **outcome,
+    }
 
 
 def _placed(error: LccError, step: Step, run: Run) -> LccError:
@@ -240,16 +282,20 @@ def last_run() -> dict[str, Any]:
         raise RecipeError("no run in this folder yet; start one with lcc run +recipe=NAME.")
     path = ROOT / pointer.read_text().strip() / "run.json"
     if not path.is_file():
-        raise RecipeError(f"the last run's folder {path.parent} is gone; start one with "
-                          "lcc run +recipe=NAME.")  # fmt: skip
+        raise RecipeError(
+            f"the last run's folder {path.parent} is gone; start one with lcc run +recipe=NAME."
+        )
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
 
 
 def find_model(name: str | None, facts: dict[str, Any]) -> Path:
     """The model folder of a checkpoint of a run: the named one, else the run's last."""
-    made = {s["checkpoint"]: s for s in facts["steps"] if s.get("checkpoint")
-            and s["status"] in ("finished", "reused")}  # fmt: skip
+    made = {
+        s["checkpoint"]: s
+        for s in facts["steps"]
+        if s.get("checkpoint") and s["status"] in ("finished", "reused")
+    }
     if not made:
         raise RecipeError(f"run {facts['run']} has no finished model yet; run lcc run again.")
     wanted = name or list(made)[-1]

@@ -65,8 +65,9 @@ class Pipeline:
         """The steps that `lcc VERB` runs: up to and including the last one of that verb."""
         last = max((i for i, s in enumerate(self.steps) if _belongs(self, s, verb)), default=None)
         if last is None:
-            raise RecipeError(f"this recipe has no {verb} step; its stages are "
-                              f"{', '.join(self.recipe.stages)}.")  # fmt: skip
+            raise RecipeError(
+                f"this recipe has no {verb} step; its stages are {', '.join(self.recipe.stages)}."
+            )
         return Pipeline(self.recipe, self.steps[: last + 1])
 
 
@@ -105,19 +106,40 @@ def require_fit(name: str, stage: Any, source: Step, where: str) -> None:
     """Raise Mistakes where step `name` cannot work on the model that `source` hands on."""
     form = form_of(source.stage)
     if form == "adapted" and form not in stage.accepts:
-        raise Mistakes([Mistake(where, f"the adapter of {trained_step(source.name)!r} stays beside "
-                                       f"its weights, so nothing can change them after it; place "
-                                       f"{name!r} before it, or train dense weights with a method "
-                                       "that merges, such as lora.")])  # fmt: skip
+        raise Mistakes(
+            [
+                Mistake(
+                    where,
+                    f"the adapter of {trained_step(source.name)!r} stays beside "
+                    f"its weights, so nothing can change them after it; place "
+                    f"{name!r} before it, or train dense weights with a method "
+                    "that merges, such as lora.",
+                )
+            ]
+        )
     if form not in stage.accepts:
-        raise Mistakes([Mistake(where, f"takes a {' or '.join(stage.accepts)} model, but "
-                                       f"{source.name!r} before it makes a {form} one; place "
-                                       f"{name!r} before it.")])  # fmt: skip
+        raise Mistakes(
+            [
+                Mistake(
+                    where,
+                    f"takes a {' or '.join(stage.accepts)} model, but "
+                    f"{source.name!r} before it makes a {form} one; place "
+                    f"{name!r} before it.",
+                )
+            ]
+        )
     method = getattr(stage, "method", None)
     if method is not None and form == "packed" and not method.over_packed:
-        raise Mistakes([Mistake(f"{where}.method", f"{name_of(method)} needs the weights "
-                                f"that {source.name!r} has packed; use lora, whose adapter stays "
-                                "beside them, or train before packing.")])  # fmt: skip
+        raise Mistakes(
+            [
+                Mistake(
+                    f"{where}.method",
+                    f"{name_of(method)} needs the weights "
+                    f"that {source.name!r} has packed; use lora, whose adapter stays "
+                    "beside them, or train before packing.",
+                )
+            ]
+        )
 
 
 def _belongs(pipeline: Pipeline, step: Step, verb: str) -> bool:
@@ -133,14 +155,23 @@ def _belongs(pipeline: Pipeline, step: Step, verb: str) -> bool:
 
 def ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The entries in the order written, except those placed by `before:` or `after:`."""
-    mistakes = [Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
-                for n, v in nodes.items() if v is not None and not isinstance(v, dict)]  # fmt: skip
+    mistakes = [
+        Mistake(f"{section}.{n}", f"expected a mapping of options, got {v!r}.")
+        for n, v in nodes.items()
+        if v is not None and not isinstance(v, dict)
+    ]
     if mistakes:
         raise Mistakes(mistakes)
-    mistakes = [Mistake(f"{section}.{n}", f"{n!r} is no step's name; letters, digits, - and _ "
-                        "are allowed.") for n in nodes if not STEP_NAME.fullmatch(n)]  # fmt: skip
-    mistakes += [Mistake(f"{section}.{n}.after", "give before or after, not both.")
-                 for n, v in nodes.items() if v and {"before", "after"} <= v.keys()]  # fmt: skip
+    mistakes = [
+        Mistake(f"{section}.{n}", f"{n!r} is no step's name; letters, digits, - and _ are allowed.")
+        for n in nodes
+        if not STEP_NAME.fullmatch(n)
+    ]
+    mistakes += [
+        Mistake(f"{section}.{n}.after", "give before or after, not both.")
+        for n, v in nodes.items()
+        if v and {"before", "after"} <= v.keys()
+    ]
     if mistakes:
         raise Mistakes(mistakes)
     plain = {name: node or {} for name, node in nodes.items()}
@@ -151,7 +182,13 @@ def ordered(nodes: dict[str, Any], section: str) -> Iterator[tuple[str, dict[str
         side = "before" if "before" in node else "after"
         anchor = node[side]
         if anchor not in order:
-            raise Mistakes([Mistake(f"{section}.{name}.{side}", f"no step is named {anchor!r}"
-                                    f"{did_you_mean(str(anchor), order)}")])  # fmt: skip
+            raise Mistakes(
+                [
+                    Mistake(
+                        f"{section}.{name}.{side}",
+                        f"no step is named {anchor!r}{did_you_mean(str(anchor), order)}",
+                    )
+                ]
+            )
         order.insert(order.index(anchor) + (side == "after"), name)
     return ((name, plain[name]) for name in order)

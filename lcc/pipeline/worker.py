@@ -60,13 +60,19 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
 def _work_step(dist: Dist, job: Job) -> dict[str, Any]:
     threads = _set_up(dist, job)
     _reset_peak()
-    progress = Progress(
-        log=job.folder / "log.txt" if dist.is_main else None, quiet=not dist.is_main
-    )
+    progress = Progress(log=job.folder / "log.txt" if dist.is_main else None, quiet=not dist.is_main)
     with _tracker(dist, job) as tracker:
-        context = Context(folder=job.folder, seed=job.seed, device=job.device, dtype=job.dtype,
-                          dist=dist, progress=progress, tracker=tracker, task=job.task,
-                          inputs=job.inputs)  # fmt: skip
+        context = Context(
+            folder=job.folder,
+            seed=job.seed,
+            device=job.device,
+            dtype=job.dtype,
+            dist=dist,
+            progress=progress,
+            tracker=tracker,
+            task=job.task,
+            inputs=job.inputs,
+        )
         bundle = open_bundle(job.inputs["model"] / "model") if "model" in job.inputs else None
         outcome = job.stage.run(bundle, context)  # type: ignore[arg-type]
     _tell_group(outcome, job.stage, dist)
@@ -144,9 +150,7 @@ def _keep_model(outcome: Outcome, job: Job) -> dict[str, Measure]:
         outcome.bundle = None
     return_freed()
     parent = job.inputs.get("model")
-    gate = reload_gate(
-        bundle, target, parent=parent / "model" if parent else None, expected=expected
-    )
+    gate = reload_gate(bundle, target, parent=parent / "model" if parent else None, expected=expected)
     if bundle.card.form == "adapter":
         assert parent is not None, "an adapter is trained on a base"
         gate |= adapter_gate(bundle, target.parent / "adapter", parent=parent / "model")
@@ -168,9 +172,14 @@ def _keep_files(outcome: Outcome, folder: Path) -> None:
 
 def _facts(outcome: Outcome, threads: int) -> dict[str, Any]:
     measures = {name: dataclasses.asdict(m) for name, m in outcome.measures.items()}
-    return {"measures": measures, "tables": outcome.tables, "notes": outcome.notes,
-            "warnings": outcome.warnings, "threads": threads,
-            "peak_memory_bytes": _peak_bytes()}  # fmt: skip
+    return {
+        "measures": measures,
+        "tables": outcome.tables,
+        "notes": outcome.notes,
+        "warnings": outcome.warnings,
+        "threads": threads,
+        "peak_memory_bytes": _peak_bytes(),
+    }
 
 
 def _reset_peak() -> None:

@@ -31,9 +31,7 @@ def _written(folder: Path, document: Document) -> list[Path]:
     from lcc.reports import render
 
     paths = [folder / "report.md", folder / "report.html"]
-    for path, text in zip(
-        paths, (render.to_markdown(document), render.to_html(document)), strict=True
-    ):
+    for path, text in zip(paths, (render.to_markdown(document), render.to_html(document)), strict=True):
         write_text(path, text)
     return paths
 

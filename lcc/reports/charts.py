@@ -25,11 +25,16 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     if len(shown) < 2:
         return None
     name = results.label(metric)
-    names = ", ".join(f"{r.checkpoint} {format.score(r.scores[metric].value)} at "
-                      f"{format.size(r.bytes)}" for r in shown)  # fmt: skip
+    names = ", ".join(
+        f"{r.checkpoint} {format.score(r.scores[metric].value)} at {format.size(r.bytes)}" for r in shown
+    )
     drawing = Drawing(WIDTH, HEIGHT, f"{name} against size on disk", names)
-    bounds = [b for r in shown for b in (r.scores[metric].low, r.scores[metric].value,
-                                         r.scores[metric].high) if b is not None]  # fmt: skip
+    bounds = [
+        b
+        for r in shown
+        for b in (r.scores[metric].low, r.scores[metric].value, r.scores[metric].high)
+        if b is not None
+    ]
     low, high = padded(bounds, floor=0.0 if min(bounds) >= 0 else None)
     largest = max(r.bytes or 0 for r in shown)
     one, unit = next(((size, u) for size, u in UNITS if largest > 2 * size), (1.0, "B"))
@@ -46,14 +51,22 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
         else ""
     )
     better = "lower is better" if results.lower_is_better(metric) else "higher is better"
-    return Figure(drawing.render(), f"{name} ({better}) and bytes on disk, joined in the order of "
-                                    f"the steps; bars are 95 % intervals.{sizes}")  # fmt: skip
+    return Figure(
+        drawing.render(),
+        f"{name} ({better}) and bytes on disk, joined in the order of "
+        f"the steps; bars are 95 % intervals.{sizes}",
+    )
 
 
 def dots(
-    drawing: Drawing, shown: Sequence[Row], at: Sequence[tuple[float, float]], metric: str, *,
-    bars: Scale | None = None, hollow: Collection[str] = (),
-) -> None:  # fmt: skip
+    drawing: Drawing,
+    shown: Sequence[Row],
+    at: Sequence[tuple[float, float]],
+    metric: str,
+    *,
+    bars: Scale | None = None,
+    hollow: Collection[str] = (),
+) -> None:
     """A dot with its name for every row, as large as it is fast; `bars` places its interval."""
     fastest = max((r.speed.rate or 0 for r in shown), default=0)
     radii = [3.5 + 5.5 * (r.speed.rate or 0) / fastest if fastest else 5.0 for r in shown]
@@ -64,9 +77,7 @@ def dots(
         if bars is not None and score.low is not None and score.high is not None:
             drawing.line([(px, bars(score.low)), (px, bars(score.high))], "error")
         speed = f", {format.rate(row.speed.rate)} {row.speed.unit}" if row.speed.rate else ""
-        hint = (
-            f"{row.checkpoint}: {format.score(score.value, score.unit)}, {format.size(row.bytes)}"
-        )
+        hint = f"{row.checkpoint}: {format.score(score.value, score.unit)}, {format.size(row.bytes)}"
         style = "hollow" if row.checkpoint in hollow else "dot"
         drawing.dot(px, py, radius=radius, style=style, title=hint + speed)
         soft = f"{format.rate(row.speed.rate)}/s" if row.speed.rate else ""
@@ -85,10 +96,16 @@ def _free_place(
     """The first place around a dot where its name covers nothing, nearer to it than to others."""
     (x, y), width, height, gap = dots[own], LETTER * len(words), 15.0, radius + 4
     sides = [x + gap, x - gap - width, x - width / 2]
-    places = [Box(left, y - 8 + shift, width, height)
-              for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56) for left in sides]  # fmt: skip
-    inside = [b for b in places if b.left >= LEFT and b.left + b.width <= WIDTH and b.top >= 0
-              and b.top + b.height <= HEIGHT - BOTTOM]  # fmt: skip
+    places = [
+        Box(left, y - 8 + shift, width, height)
+        for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56)
+        for left in sides
+    ]
+    inside = [
+        b
+        for b in places
+        if b.left >= LEFT and b.left + b.width <= WIDTH and b.top >= 0 and b.top + b.height <= HEIGHT - BOTTOM
+    ]
     free = [box for box in inside if not any(box.meets(other) for other in taken)]
     others = [dot for dot in dots if math.dist(dot, (x, y)) > 2 * radius]
     plain = [b for b in free if all(b.distance(x, y) + 8 < b.distance(*dot) for dot in others)]
@@ -116,9 +133,7 @@ def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
     return Figure(drawing.render(), f"{step}: {_ends('training loss', losses)}.{extra}")
 
 
-def norm_curve(
-    curve: Sequence[dict[str, Any]], step: str, *, counts: str = "steps"
-) -> Figure | None:
+def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "steps") -> Figure | None:
     """The gradient norm before clipping with its threshold; below, the share that was clipped.
 
     A share of anything but steps (layers, units, elements) has a threshold of its own scale, which
@@ -156,8 +171,10 @@ def _clipping(clipped: Sequence[tuple[float, float]], counts: str) -> str:
     if counts == "steps":
         return f"clipped in {format.share(mean)} of {len(clipped):,} steps"
     touched = sum(v > 0 for _, v in clipped) / len(clipped)
-    return (f"{format.share(mean)} of {format.clean(counts)} clipped, some in "
-            f"{format.share(touched)} of {len(clipped):,} steps")  # fmt: skip
+    return (
+        f"{format.share(mean)} of {format.clean(counts)} clipped, some in "
+        f"{format.share(touched)} of {len(clipped):,} steps"
+    )
 
 
 def _threshold(bounds: Sequence[tuple[float, float]], counts: str) -> str:
@@ -169,9 +186,13 @@ def _threshold(bounds: Sequence[tuple[float, float]], counts: str) -> str:
 
 
 def _strip(
-    drawing: Drawing, clipped: Sequence[tuple[float, float]], x: Scale, bottom: float, *,
+    drawing: Drawing,
+    clipped: Sequence[tuple[float, float]],
+    x: Scale,
+    bottom: float,
+    *,
     counts: str,
-) -> None:  # fmt: skip
+) -> None:
     """Bars of the clipped share; the full height is all of a bucket, or the largest small share."""
     top = bottom - STRIP
     drawing.bar(Box(x.start, top, x.end - x.start, STRIP), "ground")
@@ -192,9 +213,7 @@ def _points(curve: Sequence[dict[str, Any]], name: str) -> list[tuple[float, flo
     return [(row["step"], row[name]) for row in curve if isinstance(row.get(name), int | float)]
 
 
-def _bucketed(
-    points: Sequence[tuple[float, float]], num: int = MAX_POINTS
-) -> list[tuple[float, float]]:
+def _bucketed(points: Sequence[tuple[float, float]], num: int = MAX_POINTS) -> list[tuple[float, float]]:
     """At most `num` points: the mean of each bucket, at its middle."""
     size = -(-len(points) // num)
     chunks = [points[i : i + size] for i in range(0, len(points), size)]
@@ -233,9 +252,12 @@ class Standing:
 def standings(found: Sequence[Row], metric: str) -> list[Standing]:
     """Every point that was judged and weighed, with what dominates it."""
     shown = [row for row in found if metric in row.scores and row.bytes]
-    return [Standing(row, tuple(other.checkpoint for other in shown
-                                if other is not row and _beats(other, row, metric)))
-            for row in shown]  # fmt: skip
+    return [
+        Standing(
+            row, tuple(other.checkpoint for other in shown if other is not row and _beats(other, row, metric))
+        )
+        for row in shown
+    ]
 
 
 def _beats(one: Row, other: Row, metric: str) -> bool:
@@ -259,8 +281,10 @@ def sweep_table(found: Sequence[Row], metric: str) -> Table:
     """The results of all points, each with its standing."""
     inner = results_table(found, max_metrics=4)
     told = {s.row.checkpoint: s for s in standings(found, metric)}
-    rows = [[*cells[:1], _standing(told.get(row.checkpoint)), *cells[1:]]
-            for row, cells in zip(found, inner.rows, strict=True)]  # fmt: skip
+    rows = [
+        [*cells[:1], _standing(told.get(row.checkpoint)), *cells[1:]]
+        for row, cells in zip(found, inner.rows, strict=True)
+    ]
     columns = [Column("point", "name"), Column("standing", "prose"), *inner.columns[1:]]
     return Table("Every point on the same samples; ranges are 95 % intervals.", columns, rows)
 
@@ -313,8 +337,10 @@ def _legend(standing: Standing, mark: str, metric: str) -> str:
     row = standing.row
     score = row.scores[metric]
     speed = f", {format.rate(row.speed.rate)} {row.speed.unit}" if row.speed.rate else ""
-    return format.clean(f"  {mark} {row.checkpoint}: {format.score(score.value, score.unit)}, "
-                       f"{format.size(row.bytes)}{speed}; {standing.word}")  # fmt: skip
+    return format.clean(
+        f"  {mark} {row.checkpoint}: {format.score(score.value, score.unit)}, "
+        f"{format.size(row.bytes)}{speed}; {standing.word}"
+    )
 
 
 def figure(found: Sequence[Row], metric: str) -> Figure | None:
@@ -340,9 +366,7 @@ def figure(found: Sequence[Row], metric: str) -> Figure | None:
     drawing.line(front, "path")
     dots(drawing, rows, at, metric, hollow={s.row.checkpoint for s in shown if s.beaten_by})
     better = "lower" if results.lower_is_better(metric) else "higher"
-    cut = (
-        f" Points worse than {format.score(edge)} stand at the edge." if max(values) > edge else ""
-    )
+    cut = f" Points worse than {format.score(edge)} stand at the edge." if max(values) > edge else ""
     caption = (
         f"{name} ({better} is better) and bytes on disk. The dashed line joins the points that no"
         " other beats in quality, bytes and speed; hollow ones are dominated. A larger dot is"

@@ -76,9 +76,9 @@ def alerts(found: Sequence[Told], watched: str, window: int) -> list[Alert]:
 
 def at_least(hits: int, num: int, share: float) -> float:
     """Probability of `hits` or more of `num` where each comes with probability `share`."""
-    return min(1.0, sum(
-        math.comb(num, k) * share**k * (1 - share) ** (num - k) for k in range(hits, num + 1)
-    ))  # fmt: skip
+    return min(
+        1.0, sum(math.comb(num, k) * share**k * (1 - share) ** (num - k) for k in range(hits, num + 1))
+    )
 
 
 def monitor(found: Sequence[Told], *, watched: str, window: int, name: str) -> Document:
@@ -94,16 +94,19 @@ def monitor(found: Sequence[Told], *, watched: str, window: int, name: str) -> D
     sections = [Section(title, blocks) for title, blocks in parts if blocks]
     last = f", the last from {found[-1].time}" if found and found[-1].time else ""
     subtitle = f"{len(found):,} texts{last}"
-    return Document(format.clean(name), format.clean(subtitle),
-                    _headline(found, raised, watched, window), sections)  # fmt: skip
+    return Document(
+        format.clean(name), format.clean(subtitle), _headline(found, raised, watched, window), sections
+    )
 
 
 def _headline(found: Sequence[Told], raised: Sequence[Alert], watched: str, window: int) -> str:
     if not found:
         return "Nothing was read yet."
     recent = found[-window:]
-    told = (f"{_share(recent, watched)} of the last {len(recent)} texts are {watched}, "
-            f"{_share(found, watched)} of all {len(found):,}.")  # fmt: skip
+    told = (
+        f"{_share(recent, watched)} of the last {len(recent)} texts are {watched}, "
+        f"{_share(found, watched)} of all {len(found):,}."
+    )
     now = raised and raised[-1].last > len(found) - window
     return format.clean(("Alert: " if now else "") + told)
 
@@ -114,10 +117,14 @@ def _alerts(found: Sequence[Told], raised: Sequence[Alert], watched: str) -> Ite
         return
     for one in reversed(raised):
         when = _between(found[one.first - 1 : one.last])
-        yield Prose(format.clean(
-            f"Texts {one.first:,} to {one.last:,}{when}: {one.hits} of {one.num} are {watched} "
-            f"({format.share(one.hits / one.num)}), before them {format.share(one.usual)} were; so "
-            f"many by luck: {_chance(one.chance)}."), tone="bad")  # fmt: skip
+        yield Prose(
+            format.clean(
+                f"Texts {one.first:,} to {one.last:,}{when}: {one.hits} of {one.num} are {watched} "
+                f"({format.share(one.hits / one.num)}), before them {format.share(one.usual)} were; so "
+                f"many by luck: {_chance(one.chance)}."
+            ),
+            tone="bad",
+        )
         behind = [t for t in found[one.first - 1 : one.last] if t.label == watched]
         yield Bullets([_line(t) for t in behind[:SHOWN]])
 
@@ -125,14 +132,25 @@ def _alerts(found: Sequence[Told], raised: Sequence[Alert], watched: str) -> Ite
 def _classes(found: Sequence[Told], window: int) -> Table:
     recent = found[-window:]
     counts, latest = Counter(t.label for t in found), Counter(t.label for t in recent)
-    columns = [Column("class", "name"), Column("all"), Column("share"),
-               Column(f"of the last {len(recent)}"), Column("change")]  # fmt: skip
+    columns = [
+        Column("class", "name"),
+        Column("all"),
+        Column("share"),
+        Column(f"of the last {len(recent)}"),
+        Column("change"),
+    ]
     rows = []
     for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         share, now = count / len(found), latest[label] / len(recent)
-        rows.append([Cell(format.clean(label)), Cell(f"{count:,}"), Cell(format.share(share)),
-                     Cell(format.share(now)),
-                     Cell(format.score(now - share, "share", signed=True))])  # fmt: skip
+        rows.append(
+            [
+                Cell(format.clean(label)),
+                Cell(f"{count:,}"),
+                Cell(format.share(share)),
+                Cell(format.share(now)),
+                Cell(format.score(now - share, "share", signed=True)),
+            ]
+        )
     return Table("Classes of all texts, and of the latest ones.", columns, rows)
 
 
@@ -144,8 +162,10 @@ def _trend(found: Sequence[Told], watched: str, window: int) -> Iterator[Block]:
             points.append((start + len(here), sum(t.label == watched for t in here) / len(here)))
     if len(points) < 2:
         return
-    caption = (f"Share of {watched} in each {window} texts, from {format.share(points[0][1])} to "
-               f"{format.share(points[-1][1])}.")  # fmt: skip
+    caption = (
+        f"Share of {watched} in each {window} texts, from {format.share(points[0][1])} to "
+        f"{format.share(points[-1][1])}."
+    )
     drawing = Drawing(WIDTH, HEIGHT, f"Share of {watched}", caption)
     x = Scale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
     y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
@@ -155,14 +175,17 @@ def _trend(found: Sequence[Told], watched: str, window: int) -> Iterator[Block]:
     for at, share in points:
         drawing.dot(x(at), y(share), radius=3, style="second", title=format.share(share))
     yield Figures([Figure(drawing.render(), format.clean(caption))])
-    yield Bullets([f"texts {at - window + 1:,} to {at:,}: {format.share(share)}"
-                   for at, share in points[-SHOWN:]])  # fmt: skip
+    yield Bullets(
+        [f"texts {at - window + 1:,} to {at:,}: {format.share(share)}" for at, share in points[-SHOWN:]]
+    )
 
 
 def _latest(found: Sequence[Told]) -> Iterator[Block]:
     if found:
-        rows = [[Cell(format.clean(t.time or "–")), Cell(format.clean(t.label)),
-                 Cell(format.clean(t.text))] for t in found[: -SHOWN - 1 : -1]]  # fmt: skip
+        rows = [
+            [Cell(format.clean(t.time or "–")), Cell(format.clean(t.label)), Cell(format.clean(t.text))]
+            for t in found[: -SHOWN - 1 : -1]
+        ]
         columns = [Column("time", "name"), Column("class", "prose"), Column("text", "prose")]
         yield Table("The newest first.", columns, rows)
 

@@ -58,9 +58,7 @@ def to_html(document: Document) -> str:
 
 def _html_section(section: Section) -> str:
     blocks = "".join(map(_html_block, section.blocks))
-    return (
-        f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>\n{blocks}</section>\n'
-    )
+    return f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>\n{blocks}</section>\n'
 
 
 def _anchor(section: Section) -> str:
@@ -96,8 +94,10 @@ def _(block: Chain) -> str:
 
 @_html_block.register
 def _(block: Figures) -> str:
-    drawn = "".join(f"<figure>{figure.svg}<figcaption>{escape(figure.caption)}</figcaption>"
-                    "</figure>" for figure in block.figures)  # fmt: skip
+    drawn = "".join(
+        f"<figure>{figure.svg}<figcaption>{escape(figure.caption)}</figcaption></figure>"
+        for figure in block.figures
+    )
     return f'<div class="drawings">{drawn}</div>\n'
 
 
@@ -109,20 +109,20 @@ def _(block: Fold) -> str:
 
 @_html_block.register
 def _(block: Table) -> str:
-    heads = "".join(f'<th scope="col" class="{c.holds}">{escape(c.title)}</th>'
-                    for c in block.columns)  # fmt: skip
+    heads = "".join(f'<th scope="col" class="{c.holds}">{escape(c.title)}</th>' for c in block.columns)
     rows = "".join(f"<tr>{_row(block.columns, row)}</tr>" for row in block.rows)
     caption = escape(block.caption)
     # The box scrolls, so it must be reachable without a pointer; its caption stays in sight.
-    return (f'<p class="caption">{caption}</p><div class="box" role="region" tabindex="0" '
-            f'aria-label="{caption}"><table aria-label="{caption}"><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>\n")  # fmt: skip
+    return (
+        f'<p class="caption">{caption}</p><div class="box" role="region" tabindex="0" '
+        f'aria-label="{caption}"><table aria-label="{caption}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>\n"
+    )
 
 
 def _row(columns: list[Column], row: list[Cell]) -> str:
     cells = zip(columns, row, strict=True)
-    return "".join(_cell(column, cell, first=index == 0) for index, (column, cell)
-                   in enumerate(cells))  # fmt: skip
+    return "".join(_cell(column, cell, first=index == 0) for index, (column, cell) in enumerate(cells))
 
 
 def _cell(column: Column, cell: Cell, *, first: bool) -> str:
@@ -139,8 +139,10 @@ def _cell(column: Column, cell: Cell, *, first: bool) -> str:
 
 def to_markdown(document: Document) -> str:
     """The whole report as one Markdown text."""
-    head = f"# {_escaped(document.title)}\n\n{_escaped(document.subtitle)}\n\n" \
-           f"**{_escaped(document.headline)}**\n"  # fmt: skip
+    head = (
+        f"# {_escaped(document.title)}\n\n{_escaped(document.subtitle)}\n\n"
+        f"**{_escaped(document.headline)}**\n"
+    )
     return "\n".join([head, *map(_markdown_section, document.sections)])
 
 
@@ -198,8 +200,7 @@ def _(block: Table) -> str:
 
 def _cells(row: list[Cell]) -> list[str]:
     """Both lines of every cell on one line."""
-    return [f"{_escaped(c.text)} ({_escaped(c.small)})" if c.small else _escaped(c.text)
-            for c in row]  # fmt: skip
+    return [f"{_escaped(c.text)} ({_escaped(c.small)})" if c.small else _escaped(c.text) for c in row]
 
 
 def _line(cells: list[str]) -> str:

@@ -136,13 +136,29 @@ def lower_is_better(metric: str) -> bool:
 
 def facts(run: Run) -> dict[str, Any]:
     """Everything `lcc report --json` prints: the run, its results and its steps."""
-    listed = [{"name": s.name, "kind": s.kind, "key": s.key, "status": s.status,
-               "seconds": s.seconds, "notes": s.report.notes if s.report else [],
-               "warnings": s.report.warnings if s.report else []} for s in run.steps]  # fmt: skip
-    head = {k: run.facts.get(k) for k in ("run", "recipe_name", "command", "status", "started",
-                                          "seconds", "error")}  # fmt: skip
-    return {"format": 1, **head, "folder": str(run.folder), "steps": listed,
-            "checkpoints": [asdict(row) for row in rows(run)]}  # fmt: skip
+    listed = [
+        {
+            "name": s.name,
+            "kind": s.kind,
+            "key": s.key,
+            "status": s.status,
+            "seconds": s.seconds,
+            "notes": s.report.notes if s.report else [],
+            "warnings": s.report.warnings if s.report else [],
+        }
+        for s in run.steps
+    ]
+    head = {
+        k: run.facts.get(k)
+        for k in ("run", "recipe_name", "command", "status", "started", "seconds", "error")
+    }
+    return {
+        "format": 1,
+        **head,
+        "folder": str(run.folder),
+        "steps": listed,
+        "checkpoints": [asdict(row) for row in rows(run)],
+    }
 
 
 def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
@@ -150,13 +166,18 @@ def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
     evaluations = [e for e in run.of_kind("eval") if checkpoint_of(run, e) == name]
     first = evaluations[0].report if evaluations else None
     return Row(
-        checkpoint=name, step=step.name, kind=step.kind, key=step.key,
-        parameters=step.report.number("parameters"), bytes=step.model_bytes, speeds=speeds,
+        checkpoint=name,
+        step=step.name,
+        kind=step.kind,
+        key=step.key,
+        parameters=step.report.number("parameters"),
+        bytes=step.model_bytes,
+        speeds=speeds,
         trained=_was_trained(run, step),
         scores=_all_scores(run, evaluations),
         against_reference=_deltas(run, first, "reference"),
         against_base=_deltas(run, first, "base"),
-    )  # fmt: skip
+    )
 
 
 def _was_trained(run: Run, step: RunStep) -> bool:
@@ -188,8 +209,9 @@ def _all_scores(run: Run, evaluations: list[RunStep]) -> dict[str, Score]:
 
 def scores(report: StepReport) -> dict[str, Score]:
     """The quality figures among the measures: those with an interval, and the well-known ones."""
-    return {name: score for name in report.measures if _is_metric(report, name)
-            for score in _score(report, name)}  # fmt: skip
+    return {
+        name: score for name in report.measures if _is_metric(report, name) for score in _score(report, name)
+    }
 
 
 def is_side(name: str) -> bool:
@@ -217,8 +239,11 @@ def _deltas(run: Run, report: StepReport | None, side: str) -> dict[str, Delta]:
     names = [name.removesuffix(suffix) for name in report.measures if name.endswith(suffix)]
     earlier = run.with_key(report.inputs.get(side, ""))
     against = checkpoint_of(run, earlier) if earlier else side
-    return {name: Delta(name, against, score, _verdict(report, name, side, names))
-            for name in names for score in _score(report, f"{name}{suffix}")}  # fmt: skip
+    return {
+        name: Delta(name, against, score, _verdict(report, name, side, names))
+        for name in names
+        for score in _score(report, f"{name}{suffix}")
+    }
 
 
 def _verdict(report: StepReport, metric: str, side: str, metrics: list[str]) -> str:
@@ -237,10 +262,16 @@ def _speeds(run: Run) -> dict[str, list[Speed]]:
 
 
 def _speed(line: dict[str, Any]) -> Speed:
-    return Speed(line.get("batch_size"), str(line.get("backend") or ""),
-                 line.get("prefill_tokens_per_second"), line.get("decode_tokens_per_second"),
-                 line.get("texts_per_second"), line.get("latency_p50_seconds"),
-                 line.get("latency_p99_seconds"), line.get("peak_memory_bytes"))  # fmt: skip
+    return Speed(
+        line.get("batch_size"),
+        str(line.get("backend") or ""),
+        line.get("prefill_tokens_per_second"),
+        line.get("decode_tokens_per_second"),
+        line.get("texts_per_second"),
+        line.get("latency_p50_seconds"),
+        line.get("latency_p99_seconds"),
+        line.get("peak_memory_bytes"),
+    )
 
 
 def _replace(row: Row, size_ratio: float | None) -> Row:
@@ -257,8 +288,7 @@ Draw = Callable[[Row], Cell]
 def results_table(found: Sequence[Row], *, max_metrics: int | None = None) -> Table:
     """One row per checkpoint; a column that no row fills is left out."""
     columns = _columns(found, max_metrics)
-    rows = [[Cell(format.clean(row.checkpoint)), *(draw(row) for _, draw in columns)]
-            for row in found]  # fmt: skip
+    rows = [[Cell(format.clean(row.checkpoint)), *(draw(row) for _, draw in columns)] for row in found]
     titles = [Column("checkpoint", "name"), *(Column(title) for title, _ in columns)]
     return Table("Every checkpoint on the same samples; ranges are 95 % intervals.", titles, rows)
 
@@ -277,11 +307,16 @@ def speed_table(found: Sequence[Row]) -> Table:
         ("peak memory", [format.size(s.peak_memory_bytes) for _, s in lines]),
     ]
     filled = [(title, texts) for title, texts in candidates if set(texts) - {"", format.MISSING}]
-    rows = [[Cell(format.clean(row.checkpoint)), *(Cell(texts[i]) for _, texts in filled)]
-            for i, (row, _) in enumerate(lines)]  # fmt: skip
+    rows = [
+        [Cell(format.clean(row.checkpoint)), *(Cell(texts[i]) for _, texts in filled)]
+        for i, (row, _) in enumerate(lines)
+    ]
     columns = [Column(t, "name" if t == "backend" else "figures") for t, _ in filled]
-    return Table("Measured interleaved over all checkpoints, one fresh process each.",
-                 [Column("checkpoint", "name"), *columns], rows)  # fmt: skip
+    return Table(
+        "Measured interleaved over all checkpoints, one fresh process each.",
+        [Column("checkpoint", "name"), *columns],
+        rows,
+    )
 
 
 def tone(verdict: str) -> Tone:
@@ -297,18 +332,19 @@ def _columns(found: Sequence[Row], max_metrics: int | None) -> list[tuple[str, D
     metric = primary(found)
     change = f"change of {label(metric)}" if metric else "change"
     candidates: list[tuple[str, Draw, bool]] = [
-        ("parameters", lambda r: Cell(format.count(r.parameters)),
-         any(r.parameters for r in found)),
+        ("parameters", lambda r: Cell(format.count(r.parameters)), any(r.parameters for r in found)),
         ("on disk", _size, any(r.bytes for r in found)),
         *((label(name), _metric(name), True) for name in chosen),
         (change, _change, any(r.to_reference or r.to_base for r in found)),
-        ("decode tokens/s", lambda r: Cell(format.rate(r.speed.decode)),
-         any(r.speed.decode for r in found)),
+        ("decode tokens/s", lambda r: Cell(format.rate(r.speed.decode)), any(r.speed.decode for r in found)),
         ("texts/s", lambda r: Cell(format.rate(r.speed.texts)), any(r.speed.texts for r in found)),
         ("latency p50, p99", _latency, any(r.speed.p50_seconds for r in found)),
-        ("peak memory", lambda r: Cell(format.size(r.speed.peak_memory_bytes)),
-         any(r.speed.peak_memory_bytes for r in found)),
-    ]  # fmt: skip
+        (
+            "peak memory",
+            lambda r: Cell(format.size(r.speed.peak_memory_bytes)),
+            any(r.speed.peak_memory_bytes for r in found),
+        ),
+    ]
     return [(title, draw) for title, draw, filled in candidates if filled]
 
 
@@ -325,8 +361,7 @@ def _metric(name: str) -> Draw:
 
 
 def _score_cell(score: Score) -> Cell:
-    return Cell(format.score(score.value, score.unit),
-                format.interval(score.low, score.high, score.unit))  # fmt: skip
+    return Cell(format.score(score.value, score.unit), format.interval(score.low, score.high, score.unit))
 
 
 def _change(row: Row) -> Cell:

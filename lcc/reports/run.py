@@ -91,8 +91,10 @@ def _last(judged: Sequence[Row], metric: str) -> str:
         kept += f" ({share}{_change(delta)})"
     if last.size_ratio is None or last.size_ratio >= 1:
         return f"{kept}{_speed(judged[0], last)}."
-    return (f"{kept} with {format.size(last.bytes)} on disk, {format.share(last.size_ratio)} of "
-            f"{judged[0].checkpoint}{_speed(judged[0], last)}.")  # fmt: skip
+    return (
+        f"{kept} with {format.size(last.bytes)} on disk, {format.share(last.size_ratio)} of "
+        f"{judged[0].checkpoint}{_speed(judged[0], last)}."
+    )
 
 
 def _kept(last: Score, before: Score, metric: str) -> str:
@@ -110,8 +112,9 @@ def _speed(first: Row, last: Row) -> str:
     usual = last.speed.backend in ("", "dense", "as stored")
     backend = "" if usual else last.speed.backend
     form = f" ({backend})" if backend else ""
-    return f"; {format.rate(after)} {last.speed.unit}{form} where {first.checkpoint} has " \
-           f"{format.rate(before)}"  # fmt: skip
+    return (
+        f"; {format.rate(after)} {last.speed.unit}{form} where {first.checkpoint} has {format.rate(before)}"
+    )
 
 
 def _change(delta: Delta) -> str:
@@ -137,8 +140,7 @@ def _value(score: Score) -> str:
 
 def baseline_table(run: Run) -> Table | None:
     """The baseline's own scores, then every checkpoint's difference to it; None without one."""
-    told = [(step, step.report.tables.get("baseline", []))
-            for step in run.of_kind("eval") if step.report]  # fmt: skip
+    told = [(step, step.report.tables.get("baseline", [])) for step in run.of_kind("eval") if step.report]
     judged = [(step, lines) for step, lines in told if lines]
     if not judged:
         return None
@@ -146,11 +148,14 @@ def baseline_table(run: Run) -> Table | None:
     name = str(lines[0].get("baseline"))
     columns = [Column("", "name"), *(Column(results.label(str(one["metric"]))) for one in lines)]
     own = [Cell(format.clean(name)), *(_own(one) for one in lines)]
-    rows = [own, *([_name(run, step), *(_difference(one, name) for one in each)]
-                   for step, each in judged)]  # fmt: skip
+    rows = [own, *([_name(run, step), *(_difference(one, name) for one in each)] for step, each in judged)]
     said = first.report.word("baseline") if first.report else ""
-    return Table(f"Baseline, {said}, and every checkpoint's difference to it on the same samples, "
-                 "with 95 % intervals of a paired bootstrap.", columns, rows)  # fmt: skip
+    return Table(
+        f"Baseline, {said}, and every checkpoint's difference to it on the same samples, "
+        "with 95 % intervals of a paired bootstrap.",
+        columns,
+        rows,
+    )
 
 
 def _name(run: Run, step: RunStep) -> Cell:
@@ -176,8 +181,7 @@ def sensitivity_table(rows: Sequence[dict[str, Any]]) -> Table:
     actions = list(dict.fromkeys(str(row["action"]) for row in rows))
     found = {(row["part"], row["action"]): row for row in rows}
     parts = list(dict.fromkeys(str(row["part"]) for row in rows))
-    lines = [[Cell(format.clean(part)), *(_cell(found.get((part, a))) for a in actions)]
-             for part in parts]  # fmt: skip
+    lines = [[Cell(format.clean(part)), *(_cell(found.get((part, a))) for a in actions)] for part in parts]
     caption = (
         "Mean KL to the model as it is, in nats, when one part alone is changed; below it the"
         " change of its bytes."
@@ -204,11 +208,18 @@ NUM_SAMPLES = 8
 
 def story(run: Run) -> Document:
     """The whole report of `run`."""
-    parts = [("Results", _results(run)), ("Sensitivity", _sensitivity(run)),
-             ("Notes", remarks(run)), ("Training", _training(run)),
-             ("Samples", _samples(run)), ("Lineage", lineage(run)), ("Steps", steps(run)),
-             ("Settings", settings(run)), ("Reproduce", reproduction(run)),
-             ("Machine and versions", machines(run))]  # fmt: skip
+    parts = [
+        ("Results", _results(run)),
+        ("Sensitivity", _sensitivity(run)),
+        ("Notes", remarks(run)),
+        ("Training", _training(run)),
+        ("Samples", _samples(run)),
+        ("Lineage", lineage(run)),
+        ("Steps", steps(run)),
+        ("Settings", settings(run)),
+        ("Reproduce", reproduction(run)),
+        ("Machine and versions", machines(run)),
+    ]
     drawn = [(title, list(blocks)) for title, blocks in parts]
     sections = [Section(title, blocks) for title, blocks in drawn if blocks]
     recipe = format.clean(run.facts.get("recipe_name") or run.name)
@@ -254,12 +265,19 @@ def _against(table: dict[str, dict[str, Delta]]) -> Iterator[str]:
 
 def _differences(what: str, table: dict[str, dict[str, Delta]]) -> Table:
     names = list(dict.fromkeys(name for deltas in table.values() for name in deltas))
-    rows = [[Cell(format.clean(checkpoint)),
-             *(change(deltas[n]) if n in deltas else Cell(format.MISSING) for n in names)]
-            for checkpoint, deltas in table.items()]  # fmt: skip
+    rows = [
+        [
+            Cell(format.clean(checkpoint)),
+            *(change(deltas[n]) if n in deltas else Cell(format.MISSING) for n in names),
+        ]
+        for checkpoint, deltas in table.items()
+    ]
     columns = [Column("checkpoint", "name"), *(Column(results.label(name)) for name in names)]
-    return Table(f"Differences to {what}, on the same samples, with 95 % intervals of a paired "
-                 "bootstrap.", columns, rows)  # fmt: skip
+    return Table(
+        f"Differences to {what}, on the same samples, with 95 % intervals of a paired bootstrap.",
+        columns,
+        rows,
+    )
 
 
 def _protocol(run: Run) -> Iterator[Block]:
@@ -290,8 +308,11 @@ def _told(name: str, by_value: dict[str, list[str]]) -> str:
 def _machine_speed(run: Run) -> Iterator[Block]:
     for bench in run.of_kind("bench"):
         assert bench.report is not None, bench.name
-        facts = [f"{name.replace('_', ' ')} {format.quantity(m.value, m.unit)}"
-                 for name, m in bench.report.measures.items() if m.value is not None]  # fmt: skip
+        facts = [
+            f"{name.replace('_', ' ')} {format.quantity(m.value, m.unit)}"
+            for name, m in bench.report.measures.items()
+            if m.value is not None
+        ]
         if facts:
             yield Prose(format.clean(f"The machine itself: {', '.join(facts)}."))
 
@@ -308,8 +329,7 @@ def _training(run: Run) -> Iterator[Block]:
     for step in run.steps:
         curve = step.report.curve() if step.report else []
         counts = (step.report.word("clipped_share_counts") if step.report else "") or "steps"
-        drawn = [charts.loss_curve(curve, step.name),
-                 charts.norm_curve(curve, step.name, counts=counts)]  # fmt: skip
+        drawn = [charts.loss_curve(curve, step.name), charts.norm_curve(curve, step.name, counts=counts)]
         figures: list[Figure] = [figure for figure in drawn if figure is not None]
         if figures:
             yield Figures(figures)
@@ -322,13 +342,21 @@ def _samples(run: Run) -> Iterator[Block]:
         return
     outputs = {name: {str(s.get("id")): s for s in rows} for name, rows in chosen.items()}
     first = next(iter(outputs.values()))
-    rows = [[Cell(_said(sample.get("source"))), Cell(_said(sample.get("reference"))),
-             *(Cell(_said(by_id.get(identity, {}).get("output"))) for by_id in outputs.values())]
-            for identity, sample in list(first.items())[:NUM_SAMPLES]]  # fmt: skip
+    rows = [
+        [
+            Cell(_said(sample.get("source"))),
+            Cell(_said(sample.get("reference"))),
+            *(Cell(_said(by_id.get(identity, {}).get("output"))) for by_id in outputs.values()),
+        ]
+        for identity, sample in list(first.items())[:NUM_SAMPLES]
+    ]
     titles = ["source", "reference", *map(format.clean, outputs)]
     if rows:
-        yield Table("The first samples of the test split, as every model answers them.",
-                    [Column(title, "prose") for title in titles], rows)  # fmt: skip
+        yield Table(
+            "The first samples of the test split, as every model answers them.",
+            [Column(title, "prose") for title in titles],
+            rows,
+        )
 
 
 def _telling(run: Run) -> dict[str, list[dict[str, object]]]:

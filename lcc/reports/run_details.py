@@ -15,29 +15,50 @@ SHORT = 12  # letters of a key that a reader compares
 def lineage(run: Run) -> Iterator[Block]:
     """Which step's model came from which, with keys."""
     yield Chain([format.clean(name) for name in run.checkpoints])
-    rows = [[Cell(format.clean(s.name)), Cell(s.kind), Cell(_parents(run, s)), Cell(s.key[:SHORT])]
-            for s in run.steps]  # fmt: skip
-    columns = [Column("step", "name"), Column("kind", "name"), Column("made from", "prose"),
-               Column("key", "code")]  # fmt: skip
-    yield Fold("Inputs and keys of every step",
-               [Table("A key says everything that made the result.", columns, rows)])  # fmt: skip
+    rows = [
+        [Cell(format.clean(s.name)), Cell(s.kind), Cell(_parents(run, s)), Cell(s.key[:SHORT])]
+        for s in run.steps
+    ]
+    columns = [
+        Column("step", "name"),
+        Column("kind", "name"),
+        Column("made from", "prose"),
+        Column("key", "code"),
+    ]
+    yield Fold(
+        "Inputs and keys of every step", [Table("A key says everything that made the result.", columns, rows)]
+    )
 
 
 def _parents(run: Run, step: RunStep) -> str:
     inputs = step.report.inputs if step.report else {}
     named = {name: run.with_key(key) for name, key in inputs.items()}
-    texts = [f"{name.removeprefix('checkpoint.')}: {inputs[name][:SHORT] if p is None else p.name}"
-             for name, p in named.items()]  # fmt: skip
+    texts = [
+        f"{name.removeprefix('checkpoint.')}: {inputs[name][:SHORT] if p is None else p.name}"
+        for name, p in named.items()
+    ]
     return format.clean(", ".join(texts)) or format.MISSING
 
 
 def steps(run: Run) -> Iterator[Block]:
     """Time, memory and size of every step."""
-    rows = [[Cell(format.clean(s.name)), Cell(s.status), Cell(format.duration(_seconds(s))),
-             Cell(format.size(_fact(s, "peak_memory_bytes"))), Cell(format.size(s.model_bytes))]
-            for s in run.steps]  # fmt: skip
-    columns = [Column("step", "name"), Column("status", "name"), Column("time"),
-               Column("peak memory"), Column("model on disk")]  # fmt: skip
+    rows = [
+        [
+            Cell(format.clean(s.name)),
+            Cell(s.status),
+            Cell(format.duration(_seconds(s))),
+            Cell(format.size(_fact(s, "peak_memory_bytes"))),
+            Cell(format.size(s.model_bytes)),
+        ]
+        for s in run.steps
+    ]
+    columns = [
+        Column("step", "name"),
+        Column("status", "name"),
+        Column("time"),
+        Column("peak memory"),
+        Column("model on disk"),
+    ]
     yield Table("Time is what the step took when it was computed.", columns, rows)
 
 
@@ -77,8 +98,10 @@ def settings(run: Run) -> Iterator[Block]:
             continue
         options = [f"{key}: {value}" for key, value in _leaves(step.report.node)]
         blocks: list[Block] = [Code(format.clean("\n".join(options)))] if options else []
-        rows = [[Cell(format.clean(name)), Cell(format.clean(format.quantity(m.value, m.unit)))]
-                for name, m in step.report.measures.items()]  # fmt: skip
+        rows = [
+            [Cell(format.clean(name)), Cell(format.clean(format.quantity(m.value, m.unit)))]
+            for name, m in step.report.measures.items()
+        ]
         if rows:
             columns = [Column("measure", "name"), Column("value")]
             blocks.append(Table("What the step measured.", columns, rows))
@@ -89,8 +112,10 @@ def settings(run: Run) -> Iterator[Block]:
 
 def _plain_table(name: str, lines: list[dict[str, Any]]) -> Table:
     titles = list(dict.fromkeys(key for line in lines for key in line))
-    rows = [[Cell(format.clean(format.quantity(_simple(line.get(title)), _unit(title))))
-             for title in titles] for line in lines]  # fmt: skip
+    rows = [
+        [Cell(format.clean(format.quantity(_simple(line.get(title)), _unit(title)))) for title in titles]
+        for line in lines
+    ]
     columns = [Column(format.clean(title.replace("_", " "))) for title in titles]
     return Table(format.clean(name.replace("_", " ")), columns, rows)
 
@@ -115,10 +140,14 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def reproduction(run: Run) -> Iterator[Block]:
     """The commands that make this run again, and what they install under which licence."""
     recipe = run.recipe
-    fetched = [f"{group}={node['name']}" for group in ("model", "dataset")
-               if isinstance(node := recipe.get(group), dict) and node.get("name")]  # fmt: skip
-    version = next((s.report.versions["lcc"] for s in run.steps
-                    if s.report and "lcc" in s.report.versions), None)  # fmt: skip
+    fetched = [
+        f"{group}={node['name']}"
+        for group in ("model", "dataset")
+        if isinstance(node := recipe.get(group), dict) and node.get("name")
+    ]
+    version = next(
+        (s.report.versions["lcc"] for s in run.steps if s.report and "lcc" in s.report.versions), None
+    )
     lines = [f"# with lcc {version}"] if version else []
     lines += [f"lcc fetch {' '.join(fetched)}"] if fetched else []
     yield Code(format.clean("\n".join([*lines, str(run.facts.get("command") or "")])).strip())
@@ -147,11 +176,8 @@ def machines(run: Run) -> Iterator[Block]:
         if len(seen) > 1:
             yield Prose(format.clean(f"Steps {', '.join(names)}:"))
         facts = [(key, _machine_fact(key, value)) for key, value in step.report.machine.items()]
-        facts += [
-            (key, str(_fact_text(step, key))) for key in ("device", "dtype", "threads", "seed")
-        ]
-        rows = [[Cell(format.clean(k.removesuffix("_bytes"))), Cell(format.clean(v))]
-                for k, v in facts]  # fmt: skip
+        facts += [(key, str(_fact_text(step, key))) for key in ("device", "dtype", "threads", "seed")]
+        rows = [[Cell(format.clean(k.removesuffix("_bytes"))), Cell(format.clean(v))] for k, v in facts]
         yield Table("Machine", [Column("what", "name"), Column("value", "prose")], rows)
         texts = [f"{package} {version}" for package, version in step.report.versions.items()]
         yield Prose(format.clean(" · ".join(texts)))
@@ -177,14 +203,19 @@ Draw = Callable[[StepReport], Cell]
 
 def training_table(run: Run) -> Table | None:
     """One row for each step that took optimizer steps; a column that no row fills is left out."""
-    trained = [(s.name, s.report) for s in run.steps
-               if s.report is not None and s.report.number("train_loss") is not None]  # fmt: skip
+    trained = [
+        (s.name, s.report)
+        for s in run.steps
+        if s.report is not None and s.report.number("train_loss") is not None
+    ]
     if not trained:
         return None
     drawn = {title: [draw(report) for _, report in trained] for title, draw in _COLUMNS.items()}
     filled = {t: cells for t, cells in drawn.items() if {c.text for c in cells} - {format.MISSING}}
-    rows = [[Cell(format.clean(name)), *(cells[i] for cells in filled.values())]
-            for i, (name, _) in enumerate(trained)]  # fmt: skip
+    rows = [
+        [Cell(format.clean(name)), *(cells[i] for cells in filled.values())]
+        for i, (name, _) in enumerate(trained)
+    ]
     columns = [Column("step", "name"), *(Column(title) for title in filled)]
     return Table("Losses in nats per target; clipped is the mean over the steps.", columns, rows)
 
@@ -219,9 +250,7 @@ def _clipped(report: StepReport) -> Cell:
     if counts in ("", "steps"):
         return Cell(format.share(share), "of steps")
     touched = report.number("clipped_steps_share")
-    return Cell(
-        format.share(share), f"of {format.clean(counts)}, in {format.share(touched)} of steps"
-    )
+    return Cell(format.share(share), f"of {format.clean(counts)}, in {format.share(touched)} of steps")
 
 
 _COLUMNS: dict[str, Draw] = {

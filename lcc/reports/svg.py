@@ -38,9 +38,11 @@ class Box:
 
     def meets(self, other: Box) -> bool:
         return not (
-            self.left + self.width < other.left or other.left + other.width < self.left
-            or self.top + self.height < other.top or other.top + other.height < self.top
-        )  # fmt: skip
+            self.left + self.width < other.left
+            or other.left + other.width < self.left
+            or self.top + self.height < other.top
+            or other.top + other.height < self.top
+        )
 
     def nearest(self, x: float, y: float) -> tuple[float, float]:
         """The point of the box that is nearest to (x, y)."""
@@ -83,9 +85,15 @@ class Drawing:
         )
 
     def label(
-        self, x: float, y: float, words: str, *, soft: str = "", anchor: str = "start",
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        soft: str = "",
+        anchor: str = "start",
         style: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A line of text, `soft` words after it; `anchor` is start, middle or end."""
         rest = f"<tspan> {_text(soft)}</tspan>" if soft else ""
         self.parts.append(

@@ -63,8 +63,7 @@ def directions(sweep: Sweep, rows: Sequence[PointRow]) -> dict[str, Direction]:
     if sweep.objectives:
         return dict(sweep.objectives)
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    return {n: "minimize" if n == "bytes" or results.lower_is_better(n) else "maximize"
-            for n in names}  # fmt: skip
+    return {n: "minimize" if n == "bytes" or results.lower_is_better(n) else "maximize" for n in names}
 
 
 def _point_row(sweep: Sweep, point: Point) -> PointRow:
@@ -91,8 +90,9 @@ def front(rows: Sequence[PointRow], better: dict[str, Direction]) -> list[PointR
 
 
 def _beats(one: PointRow, other: PointRow, better: dict[str, Direction]) -> bool:
-    gains = [(one.values[n] - other.values[n]) * (1 if way == "maximize" else -1)
-             for n, way in better.items()]  # fmt: skip
+    gains = [
+        (one.values[n] - other.values[n]) * (1 if way == "maximize" else -1) for n, way in better.items()
+    ]
     return min(gains) >= 0 and max(gains) > 0
 
 
@@ -139,9 +139,7 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
     if len(whole) < 2 or not shown or not reached:
         return None
     best = {row.point.index for row in front(whole, better)}
-    drawing = Drawing(
-        PLOT_WIDTH, PLOT_HEIGHT, "Choices and results of every point", _told(whole, better)
-    )
+    drawing = Drawing(PLOT_WIDTH, PLOT_HEIGHT, "Choices and results of every point", _told(whole, better))
     gap = (PLOT_WIDTH - PLOT_LEFT - PLOT_RIGHT) / (len(axes) - 1)
     xs = [PLOT_LEFT + n * gap for n in range(len(axes))]
     for row in sorted(whole, key=lambda row: row.point.index in best):
@@ -152,9 +150,12 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
         _upright(drawing, x, axis, number, gap)
     left_out = len(chosen) - len(shown)
     rest = f" {left_out} more words vary; the table has them." if left_out else ""
-    return Figure(drawing.render(), "Every line is a finished point: what it chose, and what it "
-                  "reached on the last axes, better above. Strong lines are points that no other "
-                  f"beats in everything.{rest}")  # fmt: skip
+    return Figure(
+        drawing.render(),
+        "Every line is a finished point: what it chose, and what it "
+        "reached on the last axes, better above. Strong lines are points that no other "
+        f"beats in everything.{rest}",
+    )
 
 
 def _y(height: float) -> float:
@@ -169,9 +170,7 @@ def _heads(rows: Sequence[PointRow]) -> list[str]:
 
 def _choice(rows: Sequence[PointRow], head: str) -> Axis | None:
     texts = {row.point.index: row.point.chosen[head] for row in rows}
-    numbers = {
-        index: value for index, text in texts.items() if (value := _number(text)) is not None
-    }
+    numbers = {index: value for index, text in texts.items() if (value := _number(text)) is not None}
     title = short(head, [h for row in rows for h in row.point.chosen])
     if len(numbers) == len(texts):
         heights, marks = _numeric(numbers, lambda value: f"{value:.3g}")
@@ -185,18 +184,14 @@ def _choice(rows: Sequence[PointRow], head: str) -> Axis | None:
 def _objective(rows: Sequence[PointRow], name: str, way: Direction) -> Axis:
     """Better above, whichever way better is."""
     values = {row.point.index: row.values[name] for row in rows}
-    heights, marks = (
-        _numeric(values, lambda value: figure_text(name, value)) if values else ({}, [])
-    )
+    heights, marks = _numeric(values, lambda value: figure_text(name, value)) if values else ({}, [])
     if way == "minimize":
         heights = {index: 1 - height for index, height in heights.items()}
         marks = [(1 - height, text) for height, text in marks]
     return Axis(results.label(name), heights, marks)
 
 
-def _numeric(
-    values: dict[int, float], text: object
-) -> tuple[dict[int, float], list[tuple[float, str]]]:
+def _numeric(values: dict[int, float], text: object) -> tuple[dict[int, float], list[tuple[float, str]]]:
     """Places between the smallest and the largest number, by ratio where they are far apart."""
     assert callable(text)
     low, high = min(values.values()), max(values.values())
@@ -235,8 +230,13 @@ def _upright(drawing: Drawing, x: float, axis: Axis, number: int, gap: float) ->
     # Two rows of titles, in turns: neighbours' words would run into one another.
     title = _cut(axis.title, gap + PLOT_RIGHT if is_last else 2 * gap)
     anchor = "start" if number == 0 else "end" if is_last else "middle"
-    drawing.label(PLOT_WIDTH if is_last else x, PLOT_TOP - (28 if number % 2 else 12), title,
-                  anchor=anchor, style="name")  # fmt: skip
+    drawing.label(
+        PLOT_WIDTH if is_last else x,
+        PLOT_TOP - (28 if number % 2 else 12),
+        title,
+        anchor=anchor,
+        style="name",
+    )
     for height, text in axis.marks:
         words = _cut(text, PLOT_RIGHT if is_last else gap)
         drawing.label(x + 5, _y(height) + 4, words, style="mark thin")
@@ -288,12 +288,22 @@ def front_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figu
         style = "dot" if row in best else "hollow"
         drawing.dot(px, py, radius=5, style=style, title=_hint(row, better))
         is_right = px > WIDTH - 60
-        drawing.label(px + (-8 if is_right else 8), py - 6, row.name, style="mark",
-                      anchor="end" if is_right else "start")  # fmt: skip
-    ways = ", ".join(f"{results.label(n)} {'higher' if w == 'maximize' else 'lower'} is better"
-                     for n, w in list(better.items())[:2])  # fmt: skip
-    return Figure(drawing.render(), f"{ways}. The dashed line joins the points that no other beats "
-                                    "(the Pareto front); hollow ones are beaten.")  # fmt: skip
+        drawing.label(
+            px + (-8 if is_right else 8),
+            py - 6,
+            row.name,
+            style="mark",
+            anchor="end" if is_right else "start",
+        )
+    ways = ", ".join(
+        f"{results.label(n)} {'higher' if w == 'maximize' else 'lower'} is better"
+        for n, w in list(better.items())[:2]
+    )
+    return Figure(
+        drawing.render(),
+        f"{ways}. The dashed line joins the points that no other beats "
+        "(the Pareto front); hollow ones are beaten.",
+    )
 
 
 def history_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure | None:
@@ -306,22 +316,28 @@ def history_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Fi
     pick = max if better[name] == "maximize" else min
     so_far = [pick(values[: n + 1]) for n in range(len(values))]
     label = results.label(name)
-    drawing = Drawing(WIDTH, HEIGHT - 60, f"{label} of point after point",
-                      f"the best of {len(values)} so far")  # fmt: skip
+    drawing = Drawing(
+        WIDTH, HEIGHT - 60, f"{label} of point after point", f"the best of {len(values)} so far"
+    )
     one, unit = _unit(name, values)
     x = Scale(1, max(whole[-1].point.index + 1, 2), LEFT, WIDTH - RIGHT)
     scaled = [value / one for value in values]
     y = Scale(*padded(scaled), drawing.height - BOTTOM, TOP)
     drawing.upward(y, f"{label}{unit}", num=4)
     drawing.across(x, "point", whole=True)
-    drawing.line(_stairs([(x(row.point.index + 1), y(value / one))
-                          for row, value in zip(whole, so_far, strict=True)]), "curve")  # fmt: skip
+    drawing.line(
+        _stairs([(x(row.point.index + 1), y(value / one)) for row, value in zip(whole, so_far, strict=True)]),
+        "curve",
+    )
     for row, value in zip(whole, scaled, strict=True):
-        drawing.dot(x(row.point.index + 1), y(value), radius=3.5, style="dot",
-                    title=_hint(row, {name: better[name]}))  # fmt: skip
+        drawing.dot(
+            x(row.point.index + 1), y(value), radius=3.5, style="dot", title=_hint(row, {name: better[name]})
+        )
     best = figure_text(name, so_far[-1])
-    return Figure(drawing.render(), f"{label} of every finished point in the order of asking; the "
-                                    f"line is the best so far, {best}.")  # fmt: skip
+    return Figure(
+        drawing.render(),
+        f"{label} of every finished point in the order of asking; the line is the best so far, {best}.",
+    )
 
 
 def _stairs(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -345,8 +361,7 @@ def _hint(row: PointRow, better: dict[str, Direction]) -> str:
     return f"{row.name} {row.point.label}: {reached}"
 
 
-TONES: dict[str, Tone] = {"finished": "good", "failed": "bad", "preempted": "unclear",
-                          "pruned": "unclear"}  # fmt: skip
+TONES: dict[str, Tone] = {"finished": "good", "failed": "bad", "preempted": "unclear", "pruned": "unclear"}
 
 
 def page(sweep: Sweep) -> Document:
@@ -362,8 +377,9 @@ def page(sweep: Sweep) -> Document:
     sections = [Section(title, blocks) for title, blocks in parts if blocks]
     started = format.clean(sweep.started).replace("T", " ").removesuffix("Z")
     subtitle = f"{started} UTC · {sweep.folder.name} · {counted(rows)}"
-    return Document(f"{format.clean(sweep.name)}: sweep", format.clean(subtitle),
-                    headline(rows, better), sections)  # fmt: skip
+    return Document(
+        f"{format.clean(sweep.name)}: sweep", format.clean(subtitle), headline(rows, better), sections
+    )
 
 
 def counted(rows: Sequence[PointRow]) -> str:
@@ -384,8 +400,7 @@ def headline(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
     top = pick(best, key=lambda row: row.values[name])
     reached = ", ".join(f"{results.label(n)} {figure_text(n, top.values[n])}" for n in better)
     rest = f" {len(best)} points are beaten by none." if len(best) > 1 else ""
-    return format.clean(f"Best {results.label(name)}: {top.name} {top.point.label} "
-                       f"({reached}).{rest}")  # fmt: skip
+    return format.clean(f"Best {results.label(name)}: {top.name} {top.point.label} ({reached}).{rest}")
 
 
 def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
@@ -393,9 +408,13 @@ def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
     better = directions(sweep, rows)
     heads = list(dict.fromkeys(head for row in rows for head in row.point.chosen))
     best = front(rows, better) if len(better) > 1 else []
-    columns = [Column("point", "name"), *(Column(short(h, heads), "name") for h in heads),
-               Column("status", "name"), *(Column(results.label(n)) for n in better),
-               Column("time")]  # fmt: skip
+    columns = [
+        Column("point", "name"),
+        *(Column(short(h, heads), "name") for h in heads),
+        Column("status", "name"),
+        *(Column(results.label(n)) for n in better),
+        Column("time"),
+    ]
     lines = []
     for row in rows:
         tone = TONES.get(row.status, "")
@@ -404,8 +423,7 @@ def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
         chosen = [Cell(format.clean(row.point.chosen.get(head, ""))) for head in heads]
         reached = [Cell(figure_text(name, row.values.get(name))) for name in better]
         lines.append([Cell(row.name), *chosen, status, *reached, Cell(format.duration(seconds))])
-    return Table(f"{counted(rows)}. A point's log is points/NNN.log, counted from 000.", columns,
-                 lines)  # fmt: skip
+    return Table(f"{counted(rows)}. A point's log is points/NNN.log, counted from 000.", columns, lines)
 
 
 def _figures(rows: Sequence[PointRow], better: dict[str, Direction]) -> Iterator[Block]:
@@ -419,8 +437,13 @@ def _unfinished(sweep: Sweep, rows: Sequence[PointRow]) -> Iterator[Block]:
     """What went wrong, where to read more, and how to go on."""
     bad = [row for row in rows if row.status in ("failed", "preempted")]
     if bad:
-        yield Bullets([f"{row.name} {format.clean(row.point.label)}: {_error(row)} Log: "
-                       f"{sweep.log(row.point.index)}" for row in bad], tone="bad")  # fmt: skip
+        yield Bullets(
+            [
+                f"{row.name} {format.clean(row.point.label)}: {_error(row)} Log: {sweep.log(row.point.index)}"
+                for row in bad
+            ],
+            tone="bad",
+        )
     if any(row.status not in ("finished", "pruned") for row in rows):
         yield Bullets(["The same command tries again what is not finished, and nothing else."])
 
@@ -436,24 +459,31 @@ def _checkpoints(rows: Sequence[PointRow]) -> Iterator[Block]:
     if not whole:
         return
     inner = results_table([row.row for row in whole if row.row is not None])
-    lines = [[Cell(f"{row.name} {format.clean(row.point.label)}"), *cells]
-             for row, cells in zip(whole, inner.rows, strict=True)]  # fmt: skip
-    yield Table("The last checkpoint of every finished point; ranges are 95 % intervals.",
-                [Column("point", "name"), *inner.columns], lines)  # fmt: skip
+    lines = [
+        [Cell(f"{row.name} {format.clean(row.point.label)}"), *cells]
+        for row, cells in zip(whole, inner.rows, strict=True)
+    ]
+    yield Table(
+        "The last checkpoint of every finished point; ranges are 95 % intervals.",
+        [Column("point", "name"), *inner.columns],
+        lines,
+    )
 
 
 def _settings(sweep: Sweep) -> list[str]:
-    told = [f"{group}: {_spelled(options)}" for group, options in
-            (("launcher", sweep.launcher), ("sampler", sweep.sampler))]  # fmt: skip
+    told = [
+        f"{group}: {_spelled(options)}"
+        for group, options in (("launcher", sweep.launcher), ("sampler", sweep.sampler))
+    ]
     goals = ", ".join(f"{name}: {way}" for name, way in sweep.objectives.items())
     ranges = [f"{r['head']}: {_range(r)}" for r in sweep.ranges]
-    return [format.clean(line) for line in
-            [*told, *([f"objectives: {goals}"] if goals else []), *ranges]]  # fmt: skip
+    return [format.clean(line) for line in [*told, *([f"objectives: {goals}"] if goals else []), *ranges]]
 
 
 def _spelled(options: dict[str, Any]) -> str:
-    rest = ", ".join(f"{k} {v}" for k, v in options.items() if k not in ("name", "revision")
-                     and v is not None)  # fmt: skip
+    rest = ", ".join(
+        f"{k} {v}" for k, v in options.items() if k not in ("name", "revision") and v is not None
+    )
     return f"{options.get('name')} ({rest})" if rest else str(options.get("name"))
 
 

@@ -112,10 +112,8 @@ def _narrowed(shown: Table, width: int) -> Table:
 
 
 def _width(shown: Table) -> int:
-    texts = [[_broken(c), *(_text(row[i]).plain for row in shown.rows)]
-             for i, c in enumerate(shown.columns)]  # fmt: skip
-    widest = [max(cell_len(line) for text in column for line in text.splitlines())
-              for column in texts]  # fmt: skip
+    texts = [[_broken(c), *(_text(row[i]).plain for row in shown.rows)] for i, c in enumerate(shown.columns)]
+    widest = [max(cell_len(line) for text in column for line in text.splitlines()) for column in texts]
     return sum(widest) + 2 * len(widest)  # two spaces between columns
 
 
@@ -123,8 +121,9 @@ def _grid(shown: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, header_style="bold")
     for column in shown.columns:
         is_figures = column.holds == "figures"
-        grid.add_column(_broken(column), justify="right" if is_figures else "left",
-                        no_wrap=is_figures, overflow="fold")  # fmt: skip
+        grid.add_column(
+            _broken(column), justify="right" if is_figures else "left", no_wrap=is_figures, overflow="fold"
+        )
     for row in shown.rows:
         grid.add_row(*map(_text, row))
     return grid

@@ -25,19 +25,25 @@ from lcc.serving.openapi import WRITES, openapi
 from lcc.serving.protocol import Gone, Refusal, on_fault, on_gone, on_http, on_refusal
 
 ENDPOINTS: dict[str, Callable[[Served], Any]] = {
-    "chat": Chat, "completions": Completions, "embeddings": Embeddings, "classify": Classify,
+    "chat": Chat,
+    "completions": Completions,
+    "embeddings": Embeddings,
+    "classify": Classify,
     "translate": Translate,
-}  # fmt: skip
+}
 PAGE = Path(__file__).parent / "page"
-POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-          "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")  # fmt: skip
-FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
-         "/page.js": ("page.js", "text/javascript")}  # fmt: skip
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
-def application(
-    served: Served, key: str | None, *, failed: Callable[[BaseException], None]
-) -> ASGIApp:
+def application(served: Served, key: str | None, *, failed: Callable[[BaseException], None]) -> ASGIApp:
     """The ASGI application; `failed` is called when the engine cannot go on."""
 
     def fail(error: BaseException) -> None:
@@ -47,8 +53,9 @@ def application(
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         options = served.options
-        turner = Turner(served.session, asyncio.get_running_loop(), options.queue,
-                        options.queue_seconds, failed=fail)  # fmt: skip
+        turner = Turner(
+            served.session, asyncio.get_running_loop(), options.queue, options.queue_seconds, failed=fail
+        )
         await served.open(turner)
         yield
         await served.close()
@@ -56,14 +63,23 @@ def application(
     app: ASGIApp = Starlette(
         routes=_routes(served, has_key=key is not None),
         lifespan=lifespan,
-        exception_handlers={Refusal: on_refusal, Gone: on_gone, HTTPException: on_http,
-                            LccError: on_fault, Exception: on_fault},
-    )  # fmt: skip
+        exception_handlers={
+            Refusal: on_refusal,
+            Gone: on_gone,
+            HTTPException: on_http,
+            LccError: on_fault,
+            Exception: on_fault,
+        },
+    )
     app = Guard(app, served, key)
     if served.options.origins:
-        app = CORSMiddleware(app, allow_origins=list(served.options.origins),
-                             allow_methods=["GET", "POST"], max_age=600,
-                             allow_headers=["authorization", "content-type"])  # fmt: skip
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(served.options.origins),
+            allow_methods=["GET", "POST"],
+            max_age=600,
+            allow_headers=["authorization", "content-type"],
+        )
     return app
 
 
@@ -83,8 +99,12 @@ def _routes(served: Served, *, has_key: bool) -> list[Route]:
     async def described(request: Request) -> Response:
         return Response(document, media_type="application/json")
 
-    routes = [Route("/v1/models", models), Route("/healthz", health), Route("/metrics", metrics),
-              Route("/openapi.json", described)]  # fmt: skip
+    routes = [
+        Route("/v1/models", models),
+        Route("/healthz", health),
+        Route("/metrics", metrics),
+        Route("/openapi.json", described),
+    ]
     for offer in sorted(served.offers):
         routes.append(Route(WRITES[offer][0], ENDPOINTS[offer](served).respond, methods=["POST"]))
     return routes + (page_routes(served) if served.options.page else [])
@@ -98,10 +118,16 @@ def page_routes(served: Served) -> list[Route]:
     """The page's files, and what it asks first: what the model can do."""
 
     async def facts(request: Request) -> Response:
-        return JSONResponse({"name": served.name, "engine": served.engine,
-                             "offers": sorted(served.offers), "fields": list(served.fields),
-                             "context": served.context,
-                             "max_tokens": served.options.max_tokens})  # fmt: skip
+        return JSONResponse(
+            {
+                "name": served.name,
+                "engine": served.engine,
+                "offers": sorted(served.offers),
+                "fields": list(served.fields),
+                "context": served.context,
+                "max_tokens": served.options.max_tokens,
+            }
+        )
 
     return [*(_file(path, *what) for path, what in FILES.items()), Route("/page.json", facts)]
 

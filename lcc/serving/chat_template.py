@@ -34,14 +34,25 @@ class Prompter:
 
     async def open(self) -> None:
         """Start the process and wait until it answers."""
-        environment = {"PATH": os.environ.get("PATH", ""), "HF_HUB_OFFLINE": "1",
-                       "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                       "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
-                       "HOME": os.environ.get("HOME", "/"), "USE_TORCH": "0"}  # fmt: skip
+        environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+            "HOME": os.environ.get("HOME", "/"),
+            "USE_TORCH": "0",
+        }
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "lcc.serving.template_process", str(self._folder),
-            stdin=PIPE, stdout=PIPE, env=environment, limit=LINE_BYTES,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "lcc.serving.template_process",
+            str(self._folder),
+            stdin=PIPE,
+            stdout=PIPE,
+            env=environment,
+            limit=LINE_BYTES,
+        )
         if not await self._line(START_SECONDS):
             await self.close()
             raise LccError("the process that renders chat templates does not start.")
@@ -66,11 +77,15 @@ class Prompter:
             answer = await self._asked(json.dumps(messages).encode() + b"\n")
             if answer is None:
                 await self.close()
-                raise Refusal(400, "the model's chat template did not finish on these messages "
-                              f"within {self._seconds:g} s.", param="messages")  # fmt: skip
+                raise Refusal(
+                    400,
+                    f"the model's chat template did not finish on these messages within {self._seconds:g} s.",
+                    param="messages",
+                )
         if "error" in answer:
-            raise Refusal(400, "the model's chat template refuses these messages: "
-                          f"{answer['error']}", param="messages")  # fmt: skip
+            raise Refusal(
+                400, f"the model's chat template refuses these messages: {answer['error']}", param="messages"
+            )
         return list(answer["ids"])
 
     async def _asked(self, line: bytes) -> dict[str, Any] | None:

@@ -83,31 +83,45 @@ class Chat:
         self.served.check_prompt(len(ids), "messages")
         limit = body.max_completion_tokens or body.max_tokens or self.served.options.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else -1
-        requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
-                    for i in range(body.n or 1)]  # fmt: skip
+        requests = [
+            request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
+            for i in range(body.n or 1)
+        ]
         return await self._told(begin(self.served, http, requests, len(ids)), body)
 
     async def _told(self, writing: Writing, body: ChatBody) -> Response:
-        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
-                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
+        return await respond(
+            writing,
+            body,
+            events=lambda steps: self._events(writing, steps, body),
+            reply=lambda told: self._reply(writing, told, body),
+        )
 
     def _reply(self, writing: Writing, told: list[Told], body: ChatBody) -> ChatReply:
         choices: list[ChatChoice] = [
-            {"index": i, "message": {"role": "assistant", "content": one.text},
-             "logprobs": self._logprobs(one.tokens, body), "finish_reason": one.finish}
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": one.text},
+                "logprobs": self._logprobs(one.tokens, body),
+                "finish_reason": one.finish,
+            }
             for i, one in enumerate(told)
-        ]  # fmt: skip
-        return {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time()),
-                "model": self.served.name, "choices": choices, "usage": writing.usage}  # fmt: skip
+        ]
+        return {
+            "id": new_id("chatcmpl"),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.served.name,
+            "choices": choices,
+            "usage": writing.usage,
+        }
 
     async def _events(self, writing: Writing, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
         head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
         for index in range(writing.num_answers):
-            yield chunk(
-                CHAT_CHUNK, head, [_delta(index, {"role": "assistant", "content": ""})], **usage
-            )
+            yield chunk(CHAT_CHUNK, head, [_delta(index, {"role": "assistant", "content": ""})], **usage)
         async for index, step in steps:
             logprobs = self._logprobs(step.tokens, body)
             if step.text or (logprobs and logprobs["content"]):
@@ -161,24 +175,39 @@ class Completions:
         limit, logprobs = body.max_tokens or USUAL_TOKENS, -1
         if body.logprobs is not None:
             logprobs = body.logprobs
-        requests = [request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
-                    for ids in prompts for i in range(body.n or 1)]  # fmt: skip
+        requests = [
+            request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
+            for ids in prompts
+            for i in range(body.n or 1)
+        ]
         writing = begin(self.served, http, requests, sum(map(len, prompts)))
-        return await respond(writing, body, events=lambda steps: self._events(writing, steps, body),
-                             reply=lambda told: self._reply(writing, told, body))  # fmt: skip
+        return await respond(
+            writing,
+            body,
+            events=lambda steps: self._events(writing, steps, body),
+            reply=lambda told: self._reply(writing, told, body),
+        )
 
     def _reply(self, writing: Writing, told: list[Told], body: CompletionBody) -> TextReply:
         choices: list[TextChoice] = [
-            {"index": i, "text": one.text, "logprobs": self._logprobs(one.tokens, 0, body),
-             "finish_reason": one.finish}
+            {
+                "index": i,
+                "text": one.text,
+                "logprobs": self._logprobs(one.tokens, 0, body),
+                "finish_reason": one.finish,
+            }
             for i, one in enumerate(told)
-        ]  # fmt: skip
-        return {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()),
-                "model": self.served.name, "choices": choices, "usage": writing.usage}  # fmt: skip
+        ]
+        return {
+            "id": new_id("cmpl"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.served.name,
+            "choices": choices,
+            "usage": writing.usage,
+        }
 
-    async def _events(
-        self, writing: Writing, steps: Any, body: CompletionBody
-    ) -> AsyncIterator[Any]:
+    async def _events(self, writing: Writing, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
         head = {"id": new_id("cmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
@@ -187,8 +216,12 @@ class Completions:
             logprobs = self._logprobs(step.tokens, offsets[index], body)
             offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
             if step.text or step.finish or (logprobs and logprobs["tokens"]):
-                choice = {"index": index, "text": step.text, "logprobs": logprobs,
-                          "finish_reason": step.finish}  # fmt: skip
+                choice = {
+                    "index": index,
+                    "text": step.text,
+                    "logprobs": logprobs,
+                    "finish_reason": step.finish,
+                }
                 yield chunk(COMPLETION_CHUNK, head, [choice], **usage)
         if wants_usage:
             yield chunk(COMPLETION_CHUNK, head, [], usage=writing.usage)
@@ -256,8 +289,12 @@ class Embeddings:
     def _reply(self, http: HttpRequest, data: list[Vector], num_read: int) -> EmbeddingsReply:
         self.served.meters.prompt_tokens.inc(num_read)
         http.scope["usage"].update(prompt_tokens=num_read)
-        return {"object": "list", "data": data, "model": self.served.name,
-                "usage": {"prompt_tokens": num_read, "total_tokens": num_read}}  # fmt: skip
+        return {
+            "object": "list",
+            "data": data,
+            "model": self.served.name,
+            "usage": {"prompt_tokens": num_read, "total_tokens": num_read},
+        }
 
 
 async def encoder_ids(text: str, served: Served) -> list[int]:
@@ -294,9 +331,11 @@ class Classify:
         names = self.served.labels
         data = [_class(i, row, names) for i, row in enumerate(scores)]
         reply: ClassifyReply = {
-            "object": "list", "data": data, "model": self.served.name,
+            "object": "list",
+            "data": data,
+            "model": self.served.name,
             "usage": {"prompt_tokens": num_read, "total_tokens": num_read},
-        }  # fmt: skip
+        }
         return JSONResponse(reply)
 
     async def _ranked(self, rows: Sequence[list[int]]) -> list[np.ndarray[Any, Any]]:
@@ -310,8 +349,7 @@ class Classify:
         for one in whole:
             self.served.check_prompt(len(one), "input")
         found = await computed(self.served.turner, "logits", whole)
-        said = [_likelihood(logits, label)
-                for logits, label in zip(found, labels * len(rows), strict=True)]  # fmt: skip
+        said = [_likelihood(logits, label) for logits, label in zip(found, labels * len(rows), strict=True)]
         return list(np.array(said).reshape(len(rows), len(labels)))
 
 
@@ -350,14 +388,15 @@ class Translate:
         requests = [self._request(ids, body) for ids in rows]
         writing = begin(self.served, http, requests, sum(map(len, rows)))
         return await respond(
-            writing, body, events=lambda steps: self._events(writing, steps),
+            writing,
+            body,
+            events=lambda steps: self._events(writing, steps),
             reply=lambda told: self._reply(writing, told),
-        )  # fmt: skip
+        )
 
     def _reply(self, writing: Writing, told: Sequence[Told]) -> TranslateReply:
         data: list[Translation] = [
-            {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
-            for i, one in enumerate(told)
+            {"index": i, "text": one.text.strip(), "finish_reason": one.finish} for i, one in enumerate(told)
         ]
         return {"object": "list", "data": data, "model": self.served.name, "usage": writing.usage}
 
@@ -369,9 +408,16 @@ class Translate:
         limit = min(most, task.decode.limit(len(ids)))
         beams = task.decode.num_beams if "beams" in abilities else 1
         draw = task.sampling
-        return Request(tuple(ids), room(self.served, len(ids), limit), num_beams=beams,
-                       stop=task.decode.stop, temperature=draw.temperature, top_k=draw.top_k,
-                       top_p=draw.top_p, repetition_penalty=draw.repetition_penalty)  # fmt: skip
+        return Request(
+            tuple(ids),
+            room(self.served, len(ids), limit),
+            num_beams=beams,
+            stop=task.decode.stop,
+            temperature=draw.temperature,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+            repetition_penalty=draw.repetition_penalty,
+        )
 
     async def _events(self, writing: Writing, steps: Any) -> AsyncIterator[Any]:
         async for index, step in steps:

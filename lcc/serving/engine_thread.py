@@ -269,8 +269,9 @@ class Answers:
         self._turner = turner
         self._events: asyncio.Queue[tuple[int, Step | Exception]] = asyncio.Queue()
         deadline = time.monotonic() + turner.queue_seconds
-        self._tickets = [Ticket(request, self._teller(index), deadline)
-                         for index, request in enumerate(requests)]  # fmt: skip
+        self._tickets = [
+            Ticket(request, self._teller(index), deadline) for index, request in enumerate(requests)
+        ]
         turner.submit(self._tickets)
 
     def _teller(self, index: int) -> Callable[[Step | Exception], None]:

@@ -126,23 +126,26 @@ class Writing:
     @property
     def usage(self) -> Usage:
         """What was read and written so far."""
-        return {"prompt_tokens": self.num_prompt, "completion_tokens": self.num_new,
-                "total_tokens": self.num_prompt + self.num_new}  # fmt: skip
+        return {
+            "prompt_tokens": self.num_prompt,
+            "completion_tokens": self.num_new,
+            "total_tokens": self.num_prompt + self.num_new,
+        }
 
 
-def begin(
-    served: Served, http: HttpRequest, requests: Sequence[Request], num_prompt: int
-) -> Writing:
+def begin(served: Served, http: HttpRequest, requests: Sequence[Request], num_prompt: int) -> Writing:
     """Let the engine write; raises Refusal where too many wait already."""
     answers = Answers(served.turner, requests)
     return Writing(served, http, num_prompt, answers, len(requests))
 
 
 async def respond(
-    writing: Writing, body: Generating | TranslateBody, *,
+    writing: Writing,
+    body: Generating | TranslateBody,
+    *,
     events: Callable[[AsyncIterator[tuple[int, Step]]], AsyncIterator[Any]],
     reply: Callable[[list[Told]], Any],
-) -> Response:  # fmt: skip
+) -> Response:
     """A stream of events where the body asks for one, else one reply; slots are left either way."""
     if body.stream:
         try:
@@ -194,8 +197,12 @@ class Spelling:
         top: list[dict[str, float]] | None = None
         if num_top:
             top = [{self.token(n): finite(p) for n, p in token.top} for token in tokens]
-        return {"tokens": words, "token_logprobs": [finite(t.logprob) for t in tokens],
-                "top_logprobs": top, "text_offset": offsets}  # fmt: skip
+        return {
+            "tokens": words,
+            "token_logprobs": [finite(t.logprob) for t in tokens],
+            "top_logprobs": top,
+            "text_offset": offsets,
+        }
 
 
 def finite(logprob: float | None) -> float:
@@ -231,9 +238,7 @@ class Handed:
         """No slot was taken."""
 
 
-async def grounded(
-    served: Served, messages: Sequence[Message]
-) -> tuple[list[Message], str | None]:  # fmt: skip
+async def grounded(served: Served, messages: Sequence[Message]) -> tuple[list[Message], str | None]:
     """The messages as the model shall see them, and what is said in its place where it is unsure.
 
     Searched in a thread: the event loop must go on.

@@ -28,10 +28,15 @@ from lcc.serving.protocol import GONE, Gone, Refusal, refusal_of
 OPEN_ROUTES = ("/healthz",)
 MAX_HEADERS = 100
 # Nothing that is answered here may be framed, sniffed or kept; the page has a policy of its own.
-ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
-          (b"cross-origin-resource-policy", b"same-origin"))  # fmt: skip
-USUAL = ((b"cache-control", b"no-store"),
-         (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))  # fmt: skip
+ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+USUAL = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 
 
 @dataclass
@@ -61,11 +66,16 @@ class Guard:
         headers, options = Headers(scope=scope), self.served.options
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if size > options.max_header_bytes or len(scope["headers"]) > MAX_HEADERS:
-            return Refusal(431, f"the headers are larger than {options.max_header_bytes} bytes, "
-                           f"or more than {MAX_HEADERS}.")  # fmt: skip
+            return Refusal(
+                431,
+                f"the headers are larger than {options.max_header_bytes} bytes, or more than {MAX_HEADERS}.",
+            )
         if not self._is_own_host(headers, options):
-            return Refusal(403, "this server does not answer to that Host; allow it with "
-                           "serve.hosts.", code="host_not_allowed")  # fmt: skip
+            return Refusal(
+                403,
+                "this server does not answer to that Host; allow it with serve.hosts.",
+                code="host_not_allowed",
+            )
         if self.key is not None and scope["path"] not in OPEN_ROUTES:
             return self._unknown(headers, scope)
         return None
@@ -86,8 +96,12 @@ class Guard:
             return None
         # The page is opened by browsers, which ask for a password only when told this.
         scheme = 'Basic realm="lcc", charset="UTF-8"' if scope["path"] == "/" else "Bearer"
-        return Refusal(401, "show the API key: Authorization: Bearer KEY.", code="invalid_api_key",
-                       headers={"WWW-Authenticate": scheme})  # fmt: skip
+        return Refusal(
+            401,
+            "show the API key: Authorization: Bearer KEY.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": scheme},
+        )
 
     def _note(self, scope: Scope, watch: _Watch) -> None:
         usage = scope["usage"]
@@ -99,10 +113,15 @@ class Guard:
         self.served.meters.seconds.labels(route).observe(seconds)
         client = scope.get("client") or ("", 0)
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "id": watch.id,
-            "client": client[0], "method": scope["method"][:10], "route": route, "status": status,
-            "seconds": round(seconds, 4), **usage,
-        }  # fmt: skip
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "id": watch.id,
+            "client": client[0],
+            "method": scope["method"][:10],
+            "route": route,
+            "status": status,
+            "seconds": round(seconds, 4),
+            **usage,
+        }
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 

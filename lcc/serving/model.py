@@ -94,9 +94,11 @@ class ServeOptions:
                 "python -c 'import secrets; print(secrets.token_hex(32))'."
             )
         if found is None and not self.is_loopback:
-            raise SafetyError(f"serve.host={self.host} can be reached by other machines, and no "
-                              f"key is set; set {KEY_VARIABLE} or serve.key_file, or listen on "
-                              "127.0.0.1.")  # fmt: skip
+            raise SafetyError(
+                f"serve.host={self.host} can be reached by other machines, and no "
+                f"key is set; set {KEY_VARIABLE} or serve.key_file, or listen on "
+                "127.0.0.1."
+            )
         return found
 
     def _given_key(self) -> str | None:
@@ -109,9 +111,7 @@ class ServeOptions:
             raise DataError(f"serve.key_file: cannot read {path}: {error}.") from None
         # A group may read it: so do systemd's credentials and secrets shared with one service.
         if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
-            raise SafetyError(
-                f"serve.key_file: others can read or change {path}; say chmod 600 {path}."
-            )
+            raise SafetyError(f"serve.key_file: others can read or change {path}; say chmod 600 {path}.")
         return text
 
     @property
@@ -142,12 +142,17 @@ class Meters:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter("lcc_requests", "Requests answered.", ("route", "status"),
-                                registry=registry)  # fmt: skip
-        self.seconds = Histogram("lcc_request_seconds", "From the headers to the last byte.",
-                                 ("route",), buckets=SECONDS, registry=registry)  # fmt: skip
-        self.first_token = Histogram("lcc_first_token_seconds", "Until an answer's first token.",
-                                     buckets=SECONDS, registry=registry)  # fmt: skip
+        self.requests = Counter("lcc_requests", "Requests answered.", ("route", "status"), registry=registry)
+        self.seconds = Histogram(
+            "lcc_request_seconds",
+            "From the headers to the last byte.",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "lcc_first_token_seconds", "Until an answer's first token.", buckets=SECONDS, registry=registry
+        )
         self.prompt_tokens = Counter("lcc_prompt_tokens", "Tokens read.", registry=registry)
         self.new_tokens = Counter("lcc_completion_tokens", "Tokens written.", registry=registry)
 
@@ -269,14 +274,17 @@ class Served:
         if num_tokens == 0:
             raise Refusal(422, f"{param}: it has no tokens.", param=param)
         if num_tokens > self.prompt_room:
-            raise Refusal(422, f"{param}: {num_tokens} tokens, where {self.prompt_room} are the "
-                          "most.", code="context_length_exceeded", param=param)  # fmt: skip
+            raise Refusal(
+                422,
+                f"{param}: {num_tokens} tokens, where {self.prompt_room} are the most.",
+                code="context_length_exceeded",
+                param=param,
+            )
 
     def check_ids(self, ids: tuple[int, ...], param: str) -> None:
         """Raise Refusal for token numbers that the vocabulary does not have."""
         if max(ids) >= self.num_tokens:
-            raise Refusal(422, f"{param}: tokens are numbered 0 to {self.num_tokens - 1}.",
-                          param=param)  # fmt: skip
+            raise Refusal(422, f"{param}: tokens are numbered 0 to {self.num_tokens - 1}.", param=param)
 
     @property
     def num_tokens(self) -> int:
@@ -296,15 +304,22 @@ def opened(folder: Path, recipe: Recipe, options: ServeOptions, engine: str) -> 
     """The model in memory; raises RecipeError where engine, head and task do not go together."""
     examine(folder)
     task = _fitting(recipe.task, folder)
-    opening = Opening(threads=recipe.threads or free_cores(), slots=options.slots,
-                      context=options.context, device=recipe.device_type,
-                      dtype=recipe.dtype, prefix_mb=options.prefix_mb)  # fmt: skip
+    opening = Opening(
+        threads=recipe.threads or free_cores(),
+        slots=options.slots,
+        context=options.context,
+        device=recipe.device_type,
+        dtype=recipe.dtype,
+        prefix_mb=options.prefix_mb,
+    )
     chosen = select(engine, folder, opening, store=Store(ROOT), say=_say, rows=options.slots)
     session = chosen.open(opening)
     served = Served(folder, session, options, task, chosen.engine)
     if not served.offers:
-        raise RecipeError(f"model {session.card.name!r} ({session.card.head}) has nothing to "
-                          "serve; choose another, or add a task it was trained for.")  # fmt: skip
+        raise RecipeError(
+            f"model {session.card.name!r} ({session.card.head}) has nothing to "
+            "serve; choose another, or add a task it was trained for."
+        )
     return served
 
 
@@ -318,13 +333,16 @@ def _fitting(task: Task | None, folder: Path) -> Task | None:
         return None
     head = read_card(folder).head
     if task.head != head:
-        raise RecipeError(f"task {task.name!r} needs a {task.head} head, which this model ({head}) "
-                          f"does not have; leave the task out.")  # fmt: skip
+        raise RecipeError(
+            f"task {task.name!r} needs a {task.head} head, which this model ({head}) "
+            f"does not have; leave the task out."
+        )
     if task.labels != "from_data":
         return task
     named = read_json(folder / "config.json").get("id2label") or {}
     if head != "classify":
-        raise RecipeError(f"task {task.name!r} takes its labels from data; name them: "
-                          "'task.labels=[negative,positive]'.")  # fmt: skip
+        raise RecipeError(
+            f"task {task.name!r} takes its labels from data; name them: 'task.labels=[negative,positive]'."
+        )
     names = tuple(str(named[i]) for i in sorted(named, key=int))
     return dataclasses.replace(task, labels=names)

@@ -19,8 +19,10 @@ from lcc.serving.protocol import Refusal
 
 MAX_MESSAGES = 1000
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what asks for nothing, where an engine cannot do it
-    "logprobs": (False,), "top_logprobs": (), "repetition_penalty": (1.0,),
-}  # fmt: skip
+    "logprobs": (False,),
+    "top_logprobs": (),
+    "repetition_penalty": (1.0,),
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,12 @@ class Caps:
     def check(self, body: Any, served: Served) -> None:
         """Raise Refusal for what is too much, or asked of a model that is not here."""
         if body.model is not None and body.model != served.name:
-            raise Refusal(404, f"no model is named {body.model[:100]!r}; this is {served.name!r}.",
-                          code="model_not_found", param="model")  # fmt: skip
+            raise Refusal(
+                404,
+                f"no model is named {body.model[:100]!r}; this is {served.name!r}.",
+                code="model_not_found",
+                param="model",
+            )
         for name, bound in self.most.items():
             value = getattr(body, name, None)
             if value is not None and value > bound:
@@ -43,17 +49,18 @@ class Caps:
         for name, num in self.longest.items():
             value = getattr(body, name, None)
             if isinstance(value, tuple) and not _is_row(value) and len(value) > num:
-                raise Refusal(422, f"{name}: {len(value)} items, where {num} are the most.",
-                              param=name)  # fmt: skip
+                raise Refusal(422, f"{name}: {len(value)} items, where {num} are the most.", param=name)
         for name in self.absent:
             if getattr(body, name, None) not in (None, *NEUTRAL.get(name, ())):
-                raise Refusal(422, f"{name}: the engine {served.engine!r} cannot do that.",
-                              param=name)  # fmt: skip
+                raise Refusal(422, f"{name}: the engine {served.engine!r} cannot do that.", param=name)
 
     def drawn(self, properties: dict[str, Any], served: Served) -> dict[str, Any]:
         """JSON Schema properties of a body with these bounds in them."""
-        found = {name: _bounded(name, schema, self) for name, schema in properties.items()
-                 if name not in self.absent}  # fmt: skip
+        found = {
+            name: _bounded(name, schema, self)
+            for name, schema in properties.items()
+            if name not in self.absent
+        }
         if "model" in found:
             found["model"] = {"anyOf": [{"const": served.name}, {"type": "null"}], "default": None}
         return found
@@ -62,8 +69,11 @@ class Caps:
 def caps_of(served: Served) -> Caps:
     """The bounds of what is served."""
     options, abilities = served.options, served.session.abilities
-    most: dict[str, float] = {"n": options.max_choices, "max_tokens": options.max_tokens,
-                              "max_completion_tokens": options.max_tokens}  # fmt: skip
+    most: dict[str, float] = {
+        "n": options.max_choices,
+        "max_tokens": options.max_tokens,
+        "max_completion_tokens": options.max_tokens,
+    }
     if "sampling" not in abilities:
         most["temperature"] = 0
     absent = set()
@@ -71,8 +81,7 @@ def caps_of(served: Served) -> Caps:
         absent |= {"logprobs", "top_logprobs"}
     if "repetition_penalty" not in abilities:
         absent.add("repetition_penalty")
-    longest = {"messages": MAX_MESSAGES, "prompt": options.max_choices,
-               "input": options.max_inputs}  # fmt: skip
+    longest = {"messages": MAX_MESSAGES, "prompt": options.max_choices, "input": options.max_inputs}
     return Caps(most, longest, frozenset(absent))
 
 
@@ -126,9 +135,15 @@ def openapi(served: Served, *, has_key: bool) -> dict[str, Any]:
     paths["/healthz"]["get"]["security"] = []
     paths["/healthz"]["get"]["responses"]["503"] = _answer("The engine failed.", protocol.Health)
     text = {"schema": {"type": "string"}}
-    paths["/metrics"] = {"get": {"summary": "Counters for Prometheus.", "responses": {
-        "200": {"description": "Prometheus' text format.", "content": {"text/plain": text}},
-        **_refusals("401", "403", "431")}}}  # fmt: skip
+    paths["/metrics"] = {
+        "get": {
+            "summary": "Counters for Prometheus.",
+            "responses": {
+                "200": {"description": "Prometheus' text format.", "content": {"text/plain": text}},
+                **_refusals("401", "403", "431"),
+            },
+        }
+    }
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": f"lcc serve: {served.name}", "version": version_of("lcc") or "unknown"},
@@ -141,9 +156,7 @@ def openapi(served: Served, *, has_key: bool) -> dict[str, Any]:
     return document
 
 
-def _post(
-    served: Served, offer: str, summary: str, body: type[Any], reply: type[Any]
-) -> dict[str, Any]:
+def _post(served: Served, offer: str, summary: str, body: type[Any], reply: type[Any]) -> dict[str, Any]:
     schema = _inlined(card_schema(body))
     schema["properties"] = caps_of(served).drawn(schema["properties"], served)
     for name in ("input", "prompt"):
@@ -170,8 +183,11 @@ def _fit(schema: dict[str, Any], served: Served) -> None:
         schema["maxItems"] = served.prompt_room
     if schema.get("type") == "object":
         names = served.fields
-        schema |= {"properties": {name: {"type": "string"} for name in names},
-                   "required": list(names), "additionalProperties": False}  # fmt: skip
+        schema |= {
+            "properties": {name: {"type": "string"} for name in names},
+            "required": list(names),
+            "additionalProperties": False,
+        }
         schema.pop("minProperties", None)
     if len(served.fields) > 1 and "anyOf" in schema:
         schema["anyOf"] = [arm for arm in schema["anyOf"] if arm.get("type") != "string"]

@@ -229,8 +229,14 @@ class Refusal(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """OpenAI's form of an error."""
-        return {"error": {"message": self.sentence, "type": kind_of(self.status),
-                          "param": self.param, "code": self.code}}  # fmt: skip
+        return {
+            "error": {
+                "message": self.sentence,
+                "type": kind_of(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
     def response(self) -> Response:
         """The error as an HTTP response."""
@@ -276,8 +282,10 @@ async def on_gone(request: Request, error: Exception) -> Response:
 
 async def on_http(request: Request, error: Any) -> Response:
     """Starlette's own refusals (no such route, no such method) in our form."""
-    sentence = {404: f"there is no {request.url.path[:100]} here; GET /openapi.json lists what is.",
-                405: f"{request.method[:20]} is not for this address."}  # fmt: skip
+    sentence = {
+        404: f"there is no {request.url.path[:100]} here; GET /openapi.json lists what is.",
+        405: f"{request.method[:20]} is not for this address.",
+    }
     said = sentence.get(error.status_code, str(error.detail))
     code = "not_found" if error.status_code == 404 else None
     return Refusal(error.status_code, said, code=code, headers=error.headers).response()
@@ -296,9 +304,12 @@ async def on_fault(request: Request, error: Exception) -> Response:
 def raw(refusal: Refusal) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Headers and body for where there is no application yet (the protocol)."""
     body = json.dumps(refusal.body).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close"),
-               (b"content-length", str(len(body)).encode()),
-               *((k.lower().encode(), v.encode()) for k, v in refusal.headers.items())]  # fmt: skip
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"connection", b"close"),
+        (b"content-length", str(len(body)).encode()),
+        *((k.lower().encode(), v.encode()) for k, v in refusal.headers.items()),
+    ]
     return headers, body
 
 

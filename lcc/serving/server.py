@@ -116,8 +116,7 @@ class BoundedProtocol(H11Protocol):
         """Say why, if a response can still begin, and hang up."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers, body = raw(refusal)
-            start = h11.Response(status_code=refusal.status, headers=headers,
-                                 reason=phrase(refusal.status))  # fmt: skip
+            start = h11.Response(status_code=refusal.status, headers=headers, reason=phrase(refusal.status))
             for event in (start, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None and not self.cycle.response_complete:
@@ -179,8 +178,10 @@ def listening(options: ServeOptions) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ResourceError(f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
-                            "choose another with serve.port=, 0 for any.") from None  # fmt: skip
+        raise ResourceError(
+            f"cannot listen on {options.host}:{options.port} ({error.strerror}); "
+            "choose another with serve.port=, 0 for any."
+        ) from None
     return listener
 
 
@@ -190,21 +191,27 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _config(
-    served: Served, key: str | None, failed: Callable[[BaseException], None]
-) -> uvicorn.Config:
+def _config(served: Served, key: str | None, failed: Callable[[BaseException], None]) -> uvicorn.Config:
     options = served.options
     _more_files(options.max_connections)
     # Its warnings are one a bad request, which anybody can send by the million.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     protocol: Any = functools.partial(BoundedProtocol, bounds=options)
     return uvicorn.Config(
-        application(served, key, failed=failed), http=protocol, ws="none", loop="asyncio",
-        lifespan="on", log_config=None, access_log=False, proxy_headers=False,
-        server_header=False, backlog=BACKLOG, timeout_keep_alive=options.keep_alive_seconds,
+        application(served, key, failed=failed),
+        http=protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=options.keep_alive_seconds,
         timeout_graceful_shutdown=options.drain_seconds,
         h11_max_incomplete_event_size=options.max_header_bytes,
-    )  # fmt: skip
+    )
 
 
 def _more_files(num: int) -> None:

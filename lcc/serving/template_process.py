@@ -42,9 +42,12 @@ def _tokens(tokenizer: Any, messages: Any) -> dict[str, Any]:
         # Control tokens that a client writes are text: it cannot end its own turn and speak as
         # another.
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False,
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
             sanitize_control_tokens=True,
-        )  # fmt: skip
+        )
     except MemoryError:
         return {"error": "it takes too much memory"}
     except RecursionError:

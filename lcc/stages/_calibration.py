@@ -50,9 +50,7 @@ class Groups:
     run had finished. Several processes are each given a share, and know all facts in the end.
     """
 
-    def __init__(
-        self, source: Iterator[InputGroup], facts: Facts, packed: MutableMapping[str, Any]
-    ) -> None:
+    def __init__(self, source: Iterator[InputGroup], facts: Facts, packed: MutableMapping[str, Any]) -> None:
         self._source, self.facts, self.packed = source, facts, packed
 
     def __iter__(self) -> Iterator[InputGroup]:
@@ -95,10 +93,21 @@ def input_groups(
     kept = Kept(context.state / "blocks", dtype=bundle.card.dtype, warn=warn)
     context.dist.barrier()  # All know the same blocks to be finished.
     batches = text_batches(context, bundle, model, calibration)
-    around = Surroundings(context.progress, context.dist, kept=kept, aside=_aside(bundle, context),
-                          memory=Memory(bundle.streamed, _room(model), context.state))  # fmt: skip
-    found = calibrated(model, _own(batches, context.dist), layers, gram=needs == "gram",
-                       one_by_one=calibration.mode == "true_sequential", around=around)  # fmt: skip
+    around = Surroundings(
+        context.progress,
+        context.dist,
+        kept=kept,
+        aside=_aside(bundle, context),
+        memory=Memory(bundle.streamed, _room(model), context.state),
+    )
+    found = calibrated(
+        model,
+        _own(batches, context.dist),
+        layers,
+        gram=needs == "gram",
+        one_by_one=calibration.mode == "true_sequential",
+        around=around,
+    )
     if bundle.streamed is not None:
         bundle.streamed.changed, bundle.aside = kept.entries, around.aside
     return Groups(found, kept.facts, TensorFolder(context.state / "packed"))
@@ -109,9 +118,7 @@ def processes(distributed: Distributed, needs: Needs) -> Distributed:
     return Distributed() if needs is None else distributed
 
 
-def _stored(
-    stats: StoredStats, layers: Mapping[str, Linear], context: Context, *, dist: Dist
-) -> Groups:
+def _stored(stats: StoredStats, layers: Mapping[str, Linear], context: Context, *, dist: Dist) -> Groups:
     if dist.world_size == 1:
         return Groups(stored_groups(stats, layers), {}, {})
     facts: Facts = {}
@@ -142,9 +149,7 @@ def _aside(bundle: Bundle, context: Context) -> Aside | None:
     return Aside(bundle.module, probe_inputs(bundle.module, context.device))
 
 
-def text_batches(
-    context: Context, bundle: Bundle, model: Any, calibration: Calibration
-) -> list[Batch]:
+def text_batches(context: Context, bundle: Bundle, model: Any, calibration: Calibration) -> list[Batch]:
     """Rows of the training split through the task's template, drawn with the step's seed."""
     data = context.data
     rows = list(data.rows("train"))
@@ -174,6 +179,5 @@ def few_tokens(num_tokens: int, num_inputs: int, calibration: Calibration) -> li
         samples = -(-calibration.samples * enough // num_tokens)
         options.append(f"calibration.samples to at least {samples}")
     return [
-        f"{num_tokens} calibration tokens are few for {num_inputs} inputs; raise"
-        f" {' and '.join(options)}."
+        f"{num_tokens} calibration tokens are few for {num_inputs} inputs; raise {' and '.join(options)}."
     ]

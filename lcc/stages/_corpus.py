@@ -53,8 +53,7 @@ class Documents:
     def stream(self, split: str, start: int = 0) -> Iterator[tuple[int, Document]]:
         """Documents from byte `start` on, each with the byte where the next one begins."""
         last = self._last_byte(split)
-        rows = takewhile(lambda pair: last is None or pair[0] <= last,
-                         self.context.data.stream(split, start))  # fmt: skip
+        rows = takewhile(lambda pair: last is None or pair[0] <= last, self.context.data.stream(split, start))
         same = (lambda pair: str(pair[1]["doc"])) if self.unit == "doc" else (lambda pair: pair[0])
         for _, members in groupby(rows, key=same):
             pairs = list(members)
@@ -85,15 +84,26 @@ def sentences(texts: Iterable[str]) -> Document:
 
 
 def material_of(
-    corpus: Corpus | TextRows, tokenizer: PreTrainedTokenizerBase, *, length: int,
+    corpus: Corpus | TextRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
     isolated: bool = False,
-) -> Material:  # fmt: skip
+) -> Material:
     """The corpus with what its tokenizer has for objectives to use."""
     sentinels = _sentinels(tokenizer)
     special = {*tokenizer.all_special_ids, *sentinels}
     ordinary = [i for i in range(len(tokenizer)) if i not in special]
-    return Material(corpus, length, frame_of(tokenizer), ordinary, mask=tokenizer.mask_token_id,
-                    eos=tokenizer.eos_token_id, sentinels=sentinels, isolated=isolated)  # fmt: skip
+    return Material(
+        corpus,
+        length,
+        frame_of(tokenizer),
+        ordinary,
+        mask=tokenizer.mask_token_id,
+        eos=tokenizer.eos_token_id,
+        sentinels=sentinels,
+        isolated=isolated,
+    )
 
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -104,21 +114,20 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return found
 
 
-def corpus_of(
-    split: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, *, ends: bool
-) -> Corpus:
+def corpus_of(split: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, *, ends: bool) -> Corpus:
     """The split as tokens on disk, made once below the step's state."""
     context = documents.context
     return tokenised(
-        lambda start: documents.stream(split, start), Encoding(tokenizer, ends=ends),
-        context.state / f"corpus-{split}", dist=context.dist, progress=context.progress,
+        lambda start: documents.stream(split, start),
+        Encoding(tokenizer, ends=ends),
+        context.state / f"corpus-{split}",
+        dist=context.dist,
+        progress=context.progress,
         label=split,
-    )  # fmt: skip
+    )
 
 
-def renew_vocabulary(
-    bundle: Bundle, asked: NewTokenizer, documents: Documents, *, dress: Dress
-) -> None:
+def renew_vocabulary(bundle: Bundle, asked: NewTokenizer, documents: Documents, *, dress: Dress) -> None:
     """Train the tokenizer and give the model rows for it, in place."""
     context = documents.context
     made = trained_tokenizer(asked, context, documents.texts, dress)
@@ -141,9 +150,12 @@ def trained_tokenizer(
 
 
 def _train(
-    asked: NewTokenizer, progress: Progress, texts: Callable[[], Iterator[str]], dress: Dress,
+    asked: NewTokenizer,
+    progress: Progress,
+    texts: Callable[[], Iterator[str]],
+    dress: Dress,
     folder: Path,
-) -> None:  # fmt: skip
+) -> None:
     track = progress.track("train tokenizer", unit="text", polls=False)
     with signals.watched(), track as bar:
 
@@ -154,8 +166,9 @@ def _train(
                 bar.advance()
                 yield text
 
-        made = train_tokenizer(polled(), kind=asked.kind, vocab_size=asked.vocab_size,
-                               dress=dress, lowercase=asked.lowercase)  # fmt: skip
+        made = train_tokenizer(
+            polled(), kind=asked.kind, vocab_size=asked.vocab_size, dress=dress, lowercase=asked.lowercase
+        )
         signals.check("train tokenizer")
     building = folder.with_name("tokenizer-building")
     made.save_pretrained(building)

@@ -42,8 +42,7 @@ class Attach:
         note, is_packed = read_note(folder), bundle.card.form == "packed"
         assert bundle.path is not None and note.base == "dense"
         base = open_bundle(bundle.path)
-        bundle.module = put_adapter(base_for(bundle, note, seed=context.seed), folder,
-                                    merge=is_packed)  # fmt: skip
+        bundle.module = put_adapter(base_for(bundle, note, seed=context.seed), folder, merge=is_packed)
         if note.labels and base.lacks_head("classify"):
             base_for(base, note, seed=context.seed)  # a head to put the trained one in place of
         bundle.write = partial(_write, base, folder)
@@ -53,9 +52,13 @@ class Attach:
         if own_loader:
             bundle.with_card(loads_with="lcc")
         reason = GRID if is_packed else NO_WEIGHT
-        return Outcome(bundle=bundle, notes=[
-            f"The adapter stays beside its base: {reason}.", HOW_BOTTLENECKS if own_loader else HOW,
-        ])  # fmt: skip
+        return Outcome(
+            bundle=bundle,
+            notes=[
+                f"The adapter stays beside its base: {reason}.",
+                HOW_BOTTLENECKS if own_loader else HOW,
+            ],
+        )
 
 
 def _write(base: Bundle, adapter: Path, bundle: Bundle, folder: Path) -> None:

@@ -50,8 +50,11 @@ class Bench:
     batch_sizes: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 8)
 
     def run(self, bundle: Bundle | None, context: Context) -> Outcome:
-        folders = {name.removeprefix(PREFIX): path / "model"
-                   for name, path in context.inputs.items() if name.startswith(PREFIX)}  # fmt: skip
+        folders = {
+            name.removeprefix(PREFIX): path / "model"
+            for name, path in context.inputs.items()
+            if name.startswith(PREFIX)
+        }
         if not folders:
             raise DataError("bench: the run has no checkpoint to measure.")
         racers = list(self._racers(folders, context))
@@ -61,10 +64,16 @@ class Bench:
             empty = running[racers[-1].label]  # measures the machine before it loads its model
             machine = empty.ask("machine")
             for racer in racers:
-                racer.opened(running[racer.label].ask(
-                    "load", model=str(racer.folder), native=racer.native, device=context.device,
-                    dtype=context.dtype, slots=max(self.batch_sizes),
-                ))  # fmt: skip
+                racer.opened(
+                    running[racer.label].ask(
+                        "load",
+                        model=str(racer.folder),
+                        native=racer.native,
+                        device=context.device,
+                        dtype=context.dtype,
+                        slots=max(self.batch_sizes),
+                    )
+                )
             self._race(racers, running, context)
             for racer in racers:
                 racer.memory = running[racer.label].ask("memory")
@@ -110,8 +119,7 @@ class Bench:
                     for size in racer.batch_sizes:
                         if not racer.native or number <= 0:
                             requests = 1 if number < 0 or racer.native else self.requests
-                            racer.turn(running[racer.label], size, warm=number < 0,
-                                       requests=requests)  # fmt: skip
+                            racer.turn(running[racer.label], size, warm=number < 0, requests=requests)
                         bar.advance(1 if number >= 0 else 0)
 
 

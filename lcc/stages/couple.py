@@ -60,11 +60,14 @@ class Couple:
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         encoder, old = bundle.load().base_model, bundle.tokenizer
         if encoder.config.model_type != "bert":
-            raise RecipeError(f"couple: a model of the family {encoder.config.model_type!r} cannot "
-                              "become a decoder with cross-attention; choose a BERT.")  # fmt: skip
+            raise RecipeError(
+                f"couple: a model of the family {encoder.config.model_type!r} cannot "
+                "become a decoder with cross-attention; choose a BERT."
+            )
         made = trained_tokenizer(self.tokenizer, context, lambda: self._texts(context), DRESS)
-        words, num_known = transferred(encoder.embeddings.word_embeddings.weight.detach(), old,
-                                       made, seed=context.seed)  # fmt: skip
+        words, num_known = transferred(
+            encoder.embeddings.word_embeddings.weight.detach(), old, made, seed=context.seed
+        )
         bundle.module = self._coupled(encoder, words, made, seed=context.seed)
         bundle.tokenizer = made
         bundle.with_card(head="seq2seq", auto_class=AUTO_CLASSES["seq2seq"], headless=False)
@@ -76,7 +79,7 @@ class Couple:
                 "transferred_rows_share": Measure(num_known / len(made), "share"),
                 "drawn_parameters": Measure(sum(p.numel() for p in cross), "count"),
             },
-        )  # fmt: skip
+        )
 
     def _texts(self, context: Context) -> Iterator[str]:
         task = context.required_task
@@ -86,9 +89,7 @@ class Couple:
             yield task.prompt(row)
             yield task.completion(row)
 
-    def _coupled(
-        self, encoder: Any, words: Tensor, tokenizer: PreTrainedTokenizerBase, *, seed: int
-    ) -> Any:
+    def _coupled(self, encoder: Any, words: Tensor, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Any:
         ids = {"vocab_size": len(tokenizer), **special_ids(tokenizer)}
         state = {**encoder.state_dict(), WORDS: words}
         layers = _evenly(encoder.config.num_hidden_layers, self.decoder_layers)
@@ -96,9 +97,14 @@ class Couple:
             torch.manual_seed(seed)
             first = transformers.BertModel(_changed(encoder.config, **ids))
             second = transformers.BertLMHeadModel(
-                _changed(encoder.config, is_decoder=True, add_cross_attention=True,
-                         num_hidden_layers=len(layers), **ids)
-            )  # fmt: skip
+                _changed(
+                    encoder.config,
+                    is_decoder=True,
+                    add_cross_attention=True,
+                    num_hidden_layers=len(layers),
+                    **ids,
+                )
+            )
             first.load_state_dict(state)
             second.bert.load_state_dict(_with_layers(state, layers), strict=False)
             whole = transformers.EncoderDecoderModel(encoder=first, decoder=second)
@@ -133,6 +139,9 @@ def _with_layers(state: dict[str, Tensor], layers: list[int]) -> dict[str, Tenso
     found = {n: t for n, t in state.items() if not n.startswith("encoder.layer.")}
     for new, old in enumerate(layers):
         prefix = f"encoder.layer.{old}."
-        found |= {f"encoder.layer.{new}.{n.removeprefix(prefix)}": t
-                  for n, t in state.items() if n.startswith(prefix)}  # fmt: skip
+        found |= {
+            f"encoder.layer.{new}.{n.removeprefix(prefix)}": t
+            for n, t in state.items()
+            if n.startswith(prefix)
+        }
     return found

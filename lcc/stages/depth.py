@@ -115,9 +115,14 @@ class Depth:
         return wanted
 
     def _search(
-        self, search: Skipping, parts: list[Part], batches: list[Batch], context: Context,
-        *, num_removed: int,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        self,
+        search: Skipping,
+        parts: list[Part],
+        batches: list[Batch],
+        context: Context,
+        *,
+        num_removed: int,
+    ) -> list[dict[str, Any]]:
         """The parts in the order they go, each with the KL after it; a killed search goes on."""
         file = context.state / "removed.json"
         rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
@@ -136,9 +141,7 @@ class Depth:
                 bar.advance(kl=found[least])
         return rows
 
-    def _take_out(
-        self, bundle: Bundle, model: Any, left_out: set[Part]
-    ) -> dict[str, tuple[int, int]]:
+    def _take_out(self, bundle: Bundle, model: Any, left_out: set[Part]) -> dict[str, tuple[int, int]]:
         if self.part == "layer":
             counts = remove_blocks(model, {part.block for part in left_out})
         else:
@@ -172,6 +175,7 @@ def _candidates(search: Skipping, parts: list[Part]) -> list[Part]:
     for name in search.stops:
         left[stack_of(name)] = left.get(stack_of(name), 0) + (name not in gone)
     return [
-        part for part in parts
+        part
+        for part in parts
         if part not in search.left_out and (part.output or left[stack_of(part.block)] > 1)
-    ]  # fmt: skip
+    ]

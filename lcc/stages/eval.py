@@ -59,9 +59,12 @@ class Guessing:
     advance: Callable[[float], None]
 
     def counted(
-        self, answers: list[Answer], rows: Sequence[Row], module: Any,
+        self,
+        answers: list[Answer],
+        rows: Sequence[Row],
+        module: Any,
         tokenizer: PreTrainedTokenizerBase,
-    ) -> list[Answer]:  # fmt: skip
+    ) -> list[Answer]:
         """The answers with what was hidden in each and how much of it was guessed."""
         encode = Encoding(tokenizer, ends=False)
         seen = encode([[self.task.text(row)] for row in self.training[:FREQUENT_ROWS]])
@@ -69,26 +72,38 @@ class Guessing:
         counts: list[dict[str, float]] = [{} for _ in rows]
         for objective in self._objectives():
             # A text of one sentence makes no pair; its tokens can be guessed all the same.
-            documents = [[] if found.get("masked") else self._document(row, objective)
-                         for row, found in zip(rows, counts, strict=True)]  # fmt: skip
+            documents = [
+                [] if found.get("masked") else self._document(row, objective)
+                for row, found in zip(rows, counts, strict=True)
+            ]
             corpus = TextRows.of(encode(documents))
             length = min(self.window, context_length(module))
-            drawing = Drawing(objective, material_of(corpus, tokenizer, length=length),
-                              seed=self.seed, split="eval")  # fmt: skip
-            more = guesses(module, drawing, pad=pad_id(tokenizer), frequent=frequent,
-                           batch_size=self.batch_size, advance=self.advance)  # fmt: skip
-            counts = [{n: found.get(n, 0.0) + value for n, value in new.items()}
-                      for found, new in zip(counts, more, strict=True)]  # fmt: skip
-        return [dataclasses.replace(one, counts=found)
-                for one, found in zip(answers, counts, strict=True)]  # fmt: skip
+            drawing = Drawing(
+                objective, material_of(corpus, tokenizer, length=length), seed=self.seed, split="eval"
+            )
+            more = guesses(
+                module,
+                drawing,
+                pad=pad_id(tokenizer),
+                frequent=frequent,
+                batch_size=self.batch_size,
+                advance=self.advance,
+            )
+            counts = [
+                {n: found.get(n, 0.0) + value for n, value in new.items()}
+                for found, new in zip(counts, more, strict=True)
+            ]
+        return [dataclasses.replace(one, counts=found) for one, found in zip(answers, counts, strict=True)]
 
     def _objectives(self) -> list[Objective]:
         if self.task.head == "masked":
             return [Masked()]
         if self.task.head == "paired":
             return [NextSentence(), Masked()]
-        raise DataError(f"task {self.task.name!r}: head {self.task.head} hides no tokens; drop "
-                        "masked_accuracy and its like from task.metrics.")  # fmt: skip
+        raise DataError(
+            f"task {self.task.name!r}: head {self.task.head} hides no tokens; drop "
+            "masked_accuracy and its like from task.metrics."
+        )
 
     def _document(self, row: Row, objective: Objective) -> Document:
         text = self.task.text(row)
@@ -111,24 +126,32 @@ class Beside:
         """Add the table `baseline` and what it is; metrics that score no answer stay out."""
         baseline = self.task.baseline
         said = baseline.outputs(self.task, self.training, rows)
-        theirs = [dataclasses.replace(one, output=text, finished=True)
-                  for one, text in zip(answers, said, strict=True)]  # fmt: skip
+        theirs = [
+            dataclasses.replace(one, output=text, finished=True)
+            for one, text in zip(answers, said, strict=True)
+        ]
         judged = [metric for metric in self.task.metrics if metric.needs == "answers"]
         outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
         outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
 
-    def _row(
-        self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]
-    ) -> dict[str, Any]:
+    def _row(self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]:
         language = self.task.language
         own = metric.statistics(mine, language=language)
         other = metric.statistics(theirs, language=language)
         base = interval(other, metric.score, self.weights)
         delta = paired(own, other, metric.score, self.weights)
-        return {"metric": name_of(metric), "baseline": name_of(self.task.baseline),
-                "unit": metric.unit, "value": base.value, "low": base.low, "high": base.high,
-                "delta": delta.value, "delta_low": delta.low, "delta_high": delta.high,
-                "verdict": _word(delta, metric.higher_is_better)}  # fmt: skip
+        return {
+            "metric": name_of(metric),
+            "baseline": name_of(self.task.baseline),
+            "unit": metric.unit,
+            "value": base.value,
+            "low": base.low,
+            "high": base.high,
+            "delta": delta.value,
+            "delta_low": delta.low,
+            "delta_high": delta.high,
+            "verdict": _word(delta, metric.higher_is_better),
+        }
 
 
 def _word(delta: Interval, higher_is_better: bool) -> str:
@@ -142,10 +165,14 @@ def baseline_answers(
 ) -> list[Answer]:
     """What the baseline says, in place of a model that has no head for the task yet."""
     said = task.baseline.outputs(task, training, rows)
-    outcome.notes.append(f"The model has no trained {task.head} head yet: the baseline answers in "
-                         f"its place ({task.baseline.said}).")  # fmt: skip
-    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
-            for row, text in zip(rows, said, strict=True)]  # fmt: skip
+    outcome.notes.append(
+        f"The model has no trained {task.head} head yet: the baseline answers in "
+        f"its place ({task.baseline.said})."
+    )
+    return [
+        Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
+        for row, text in zip(rows, said, strict=True)
+    ]
 
 
 # -----------------------------------------------------------------------------
@@ -207,9 +234,7 @@ class Eval:
     def _task(self, context: Context) -> Task:
         task = context.required_task.for_data(context.data)
         if not task.metrics:
-            raise DataError(
-                f"task {task.name!r} has no metrics; add task.metrics, e.g. [accuracy]."
-            )
+            raise DataError(f"task {task.name!r} has no metrics; add task.metrics, e.g. [accuracy].")
         if self.max_new_tokens is None:
             return task
         decode = dataclasses.replace(task.decode, max_new_tokens=self.max_new_tokens)
@@ -227,25 +252,32 @@ class Eval:
         needs = {metric.needs for metric in task.metrics}
         with context.progress.track("evaluate", total=len(rows), unit="sample") as bar:
             model = Answering(
-                bundle.load(device=context.device, dtype=context.dtype), bundle.tokenizer, task,
-                demos=demos, batch_size=self.batch_size, window=self.window, stride=self.stride,
+                bundle.load(device=context.device, dtype=context.dtype),
+                bundle.tokenizer,
+                task,
+                demos=demos,
+                batch_size=self.batch_size,
+                window=self.window,
+                stride=self.stride,
                 advance=lambda n: bar.advance(n),
-            )  # fmt: skip
+            )
             found = model.answers(rows, needs)
             if "guesses" in needs:
                 asked = Guessing(
-                    task, context.data.rows("train"), context.seed, window=self.window,
-                    batch_size=self.batch_size, advance=bar.advance,
-                )  # fmt: skip
+                    task,
+                    context.data.rows("train"),
+                    context.seed,
+                    window=self.window,
+                    batch_size=self.batch_size,
+                    advance=bar.advance,
+                )
                 found = asked.counted(found, rows, model.module, bundle.tokenizer)
         outcome.measures.update(self._protocol(task, needs, num_shots, context.dtype))
         if bundle.card.form == "packed":
             _compare_native(bundle, model, rows, outcome)
         return found
 
-    def _protocol(
-        self, task: Task, needs: set[str], num_shots: int, dtype: str
-    ) -> dict[str, Measure]:
+    def _protocol(self, task: Task, needs: set[str], num_shots: int, dtype: str) -> dict[str, Measure]:
         """How it was measured, in words and numbers that stand beside the scores."""
         told = {"num_shots": Measure(num_shots, "count")}
         if "answers" in needs and task.is_ranked:
@@ -264,8 +296,9 @@ class Eval:
             text = (
                 f"whole texts, windows of {self.window} tokens, stride {self.stride}, each window "
                 "opened by BOS where the tokenizer has one, every token predicted once"
-                if not task.template else "completions given their prompts, end token left out"
-            )  # fmt: skip
+                if not task.template
+                else "completions given their prompts, end token left out"
+            )
             told["likelihood_protocol"] = Measure(text)
         if "guesses" in needs:
             told["guessing_protocol"] = Measure(
@@ -319,14 +352,20 @@ class Comparison:
             outcome.measures[name] = Measure(told)
 
     def _word(self, metric: Metric, delta: Interval, theirs: Floats) -> str:
-        return verdict(delta, float(metric.score(theirs.sum(axis=0))),
-                       keep_ratio=self.options.keep_ratio,
-                       higher_is_better=metric.higher_is_better)  # fmt: skip
+        return verdict(
+            delta,
+            float(metric.score(theirs.sum(axis=0))),
+            keep_ratio=self.options.keep_ratio,
+            higher_is_better=metric.higher_is_better,
+        )
 
 
 def _measures(name: str, found: Interval, unit: str) -> dict[str, Measure]:
-    return {name: Measure(found.value, unit), f"{name}_low": Measure(found.low, unit),
-            f"{name}_high": Measure(found.high, unit)}  # fmt: skip
+    return {
+        name: Measure(found.value, unit),
+        f"{name}_low": Measure(found.low, unit),
+        f"{name}_high": Measure(found.high, unit),
+    }
 
 
 def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
@@ -338,16 +377,19 @@ def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
         cut = sum(not a.finished for a in answers) / len(answers)
         outcome.measures["unfinished_share"] = Measure(cut, "share")
         if num_empty:
-            outcome.notes.append(f"{num_empty} of {len(answers)} answers are empty; they stay in "
-                                 "every score as errors.")  # fmt: skip
+            outcome.notes.append(
+                f"{num_empty} of {len(answers)} answers are empty; they stay in every score as errors."
+            )
 
 
 def _without_head(
     bundle: Bundle, task: Task, training: Sequence[Row], rows: list[Row], outcome: Outcome
 ) -> list[Answer]:
     if task.head != "classify" and not task.is_cloze:
-        raise DataError(f"model {bundle.card.name!r} has no trained {task.head} head for task "
-                        f"{task.name!r}; choose another model or fine-tune it first.")  # fmt: skip
+        raise DataError(
+            f"model {bundle.card.name!r} has no trained {task.head} head for task "
+            f"{task.name!r}; choose another model or fine-tune it first."
+        )
     found = majority(task, training, rows)
     outcome.notes.append(
         f"The model has no trained {task.head} head yet: this baseline answers every sample "
@@ -376,8 +418,10 @@ def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: 
     is_same = said[0] == said[1]
     told = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
     outcome.measures["native_output"] = Measure("same" if is_same else "different")
-    outcome.notes.append("Packed weights were dequantized for speed of evaluation; through their "
-                         f"own format one short sample gives {told}.")  # fmt: skip
+    outcome.notes.append(
+        "Packed weights were dequantized for speed of evaluation; through their "
+        f"own format one short sample gives {told}."
+    )
 
 
 def _with_scores(answers: list[Answer], statistics: dict[str, Floats], task: Task) -> list[Answer]:

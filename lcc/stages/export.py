@@ -46,8 +46,10 @@ class Export:
 
     def __post_init__(self) -> None:
         if self.importance and not getattr(self.format, "wants_statistics", False):
-            raise ValueError(f"importance changes nothing in format {name_of(self.format)} with "
-                             "these options; leave it out")  # fmt: skip
+            raise ValueError(
+                f"importance changes nothing in format {name_of(self.format)} with "
+                "these options; leave it out"
+            )
         if self.calibration.mode != "dense":
             raise ValueError("calibration.mode is dense: an export looks at the finished model")
         reads = ("task", "data") if self.prompts == "task" else ()
@@ -73,11 +75,12 @@ class Export:
         parity = made.parity
         notes = [f"Compared with its source on {parity.num_prompts} prompts by {exporter.engine}."]
         return Outcome(
-            files={"export": folder}, notes=notes if exporter.engine else [],
+            files={"export": folder},
+            notes=notes if exporter.engine else [],
             measures={
                 "export_bytes": Measure(folder_bytes(folder), "bytes"),
                 "agreement": Measure(parity.agreement, "share"),
                 "logit_error": Measure(parity.logit_error, "share"),
                 "num_prompts": Measure(parity.num_prompts, "count"),
             },
-        )  # fmt: skip
+        )

@@ -131,8 +131,10 @@ class Factorize:
                     cut = decompose(layer.weight.detach(), whitened)
                     most = break_even(layer.out_features, layer.in_features)
                     energy = float(cut.energy.sum())
-                    found[name] = (Decomposition(cut.left[:, :most].float(), cut.values,
-                                                 cut.right[:most].float()), energy)  # fmt: skip
+                    found[name] = (
+                        Decomposition(cut.left[:, :most].float(), cut.values, cut.right[:most].float()),
+                        energy,
+                    )
                     bar.advance()
         return {name: found[name] for name in layers}, num_tokens
 
@@ -153,8 +155,13 @@ class Factorize:
         is_whole = rank >= break_even(*shape)
         lost = 0.0 if is_whole else float(decomposition.energy[rank:].sum()) / max(energy, 1e-300)
         after = whole if is_whole or self.store == "merged" else rank * sum(shape)
-        return {"layer": name, "rank": "whole" if is_whole else rank,
-                "output_error": lost, "before": whole, "after": after}  # fmt: skip
+        return {
+            "layer": name,
+            "rank": "whole" if is_whole else rank,
+            "output_error": lost,
+            "before": whole,
+            "after": after,
+        }
 
     def _merge(self, layers: dict[str, Linear], pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
         if self.store == "factors":
@@ -173,9 +180,7 @@ class Factorize:
         bundle.write = partial(_write, ranks=ranks)
         bundle.with_card(form="packed", format=FORMAT, loads_with="lcc")
 
-    def _measures(
-        self, rows: list[dict[str, Any]], num_before: int, model: Any
-    ) -> dict[str, Measure]:
+    def _measures(self, rows: list[dict[str, Any]], num_before: int, model: Any) -> dict[str, Measure]:
         num_after = sum(p.numel() for p in model.parameters())
         errors = [row["output_error"] for row in rows]
         whole = sum(row["before"] for row in rows)
@@ -188,11 +193,15 @@ class Factorize:
 
     def _note(self, change: int) -> str:
         if self.store == "merged":
-            return ("0 bytes saved and no faster: the two factors of each layer are multiplied out"
-                    " again, so that plain transformers loads the model.")  # fmt: skip
-        return (f"{-change} parameters fewer. Loads with lcc only: no config of plain transformers"
-                " can say that a layer is two; store: merged makes a copy that loads anywhere and"
-                " saves no bytes.")  # fmt: skip
+            return (
+                "0 bytes saved and no faster: the two factors of each layer are multiplied out"
+                " again, so that plain transformers loads the model."
+            )
+        return (
+            f"{-change} parameters fewer. Loads with lcc only: no config of plain transformers"
+            " can say that a layer is two; store: merged makes a copy that loads anywhere and"
+            " saves no bytes."
+        )
 
 
 def refuse_sequential(stage: str, calibration: Calibration) -> None:

@@ -115,9 +115,11 @@ class Lesson:
         own, theirs = _num_classes(self.stepper.model), _num_classes(teacher)
         if ids is None and own != theirs and self.stepper.head not in CLASSES:
             ids = _shared_ids(bundle, opened)  # Equal tokenizers under embeddings of other lengths.
-        fits = own == theirs if self.stepper.head in CLASSES or ids is None else (
-            len(ids) <= own and max(ids) < theirs
-        )  # fmt: skip
+        fits = (
+            own == theirs
+            if self.stepper.head in CLASSES or ids is None
+            else (len(ids) <= own and max(ids) < theirs)
+        )
         if not fits:
             raise DataError(
                 f"finetune.teacher: {self.name!r} predicts {theirs} classes, the model "
@@ -161,9 +163,14 @@ class Lesson:
                 return teacher(batch)
 
         samples.fill(
-            asked, head=step.head, pad=step.pad, device=step.device,
-            micro_tokens=step.micro_tokens, progress=context.progress, dist=context.dist,
-        )  # fmt: skip
+            asked,
+            head=step.head,
+            pad=step.pad,
+            device=step.device,
+            micro_tokens=step.micro_tokens,
+            progress=context.progress,
+            dist=context.dist,
+        )
 
     def _hidden(self, teacher: Any, ids: Tensor | None, context: Context) -> HiddenMatch:
         head = self.stepper.head
@@ -186,9 +193,7 @@ class Lesson:
 
     def _first_batches(self) -> list[Any]:
         step, examples = self.stepper, self.train
-        pieces = micro_batches(
-            range(len(examples)), examples.lengths, micro_tokens=step.micro_tokens
-        )
+        pieces = micro_batches(range(len(examples)), examples.lengths, micro_tokens=step.micro_tokens)
         chosen = pieces[:: max(1, len(pieces) // NUM_FITTED)]
         rows = ([examples.rows[i] for i in piece] for piece in chosen)
         return [collate(r, head=step.head, pad=step.pad, device=step.device) for r in rows]
@@ -237,8 +242,10 @@ class Finetune(TrainingOptions):
 
     def __post_init__(self) -> None:
         if self.ema is not None and hasattr(self.method, "allocator"):
-            raise ValueError(f"ema would keep the ranks that {name_of(self.method)} takes away; "
-                             "leave ema out, or choose method=lora")  # fmt: skip
+            raise ValueError(
+                f"ema would keep the ranks that {name_of(self.method)} takes away; "
+                "leave ema out, or choose method=lora"
+            )
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
@@ -257,9 +264,11 @@ class Finetune(TrainingOptions):
         bundle.module = model
         bundle.with_card(headless=False)
         return Outcome(
-            bundle=bundle, measures=training_measures(training), notes=self._notes(train),
+            bundle=bundle,
+            measures=training_measures(training),
+            notes=self._notes(train),
             files={"curves.jsonl": training.curves.path},
-        )  # fmt: skip
+        )
 
     def _examples(
         self, split: str, bundle: Bundle, task: Task, context: Context, *, limit: int | None
@@ -274,14 +283,21 @@ class Finetune(TrainingOptions):
                 bar.advance()
         examples = Examples(encoded, task.head)
         if split == "train" and not len(examples):
-            raise DataError(f"finetune: none of {len(rows)} training rows has a target within "
-                            f"max_length={self.max_length}.")  # fmt: skip
+            raise DataError(
+                f"finetune: none of {len(rows)} training rows has a target within "
+                f"max_length={self.max_length}."
+            )
         return examples
 
     def _training(
-        self, model: Module, bundle: Bundle, context: Context,
-        *, train: Examples, validation: Examples,
-    ) -> Training:  # fmt: skip
+        self,
+        model: Module,
+        bundle: Bundle,
+        context: Context,
+        *,
+        train: Examples,
+        validation: Examples,
+    ) -> Training:
         if self.dropout is not None:
             set_dropout(model, self.dropout)
         if self.gradient_checkpointing:
@@ -296,13 +312,23 @@ class Finetune(TrainingOptions):
         sharded = sharded_for(model, self.distributed, (self.method, self.optimizer), context)
         model = sharded.working if sharded else model
         stepper = Stepper(
-            model=model, head=head, student=logits_function(model, head),
+            model=model,
+            head=head,
+            student=logits_function(model, head),
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
-            pad=_pad_id(bundle), seed=context.seed, device=context.device, dtype=context.dtype,
-            dist=context.dist, progress=context.progress, label_smoothing=self.label_smoothing,
-            packing=self.packing, projection=projection_of(model, head), loss_chunk=self.loss_chunk,
-            sharded=sharded, distributed=self.distributed,
-        )  # fmt: skip
+            pad=_pad_id(bundle),
+            seed=context.seed,
+            device=context.device,
+            dtype=context.dtype,
+            dist=context.dist,
+            progress=context.progress,
+            label_smoothing=self.label_smoothing,
+            packing=self.packing,
+            projection=projection_of(model, head),
+            loss_chunk=self.loss_chunk,
+            sharded=sharded,
+            distributed=self.distributed,
+        )
         if self.teacher is not None:
             lesson = Lesson(self.teacher, self.distill, stepper, train)
             stepper.distillation = lesson.distillation(bundle, context)
@@ -310,13 +336,21 @@ class Finetune(TrainingOptions):
             sharded.shard()
             masks = sharded.like(masks)
         return Training(
-            options=self, stepper=stepper, train=train, validation=validation, clip=self.clip,
-            optimizer_card=self.optimizer, lr=self._lr,
-            state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
-            tracker=context.tracker, progress=context.progress,
-            masks=masks, lr_ratios=getattr(self.method, "lr_ratios", {}),
+            options=self,
+            stepper=stepper,
+            train=train,
+            validation=validation,
+            clip=self.clip,
+            optimizer_card=self.optimizer,
+            lr=self._lr,
+            state=context.state,
+            curves=CurveFile(context.folder / "curves.jsonl"),
+            tracker=context.tracker,
+            progress=context.progress,
+            masks=masks,
+            lr_ratios=getattr(self.method, "lr_ratios", {}),
             allocation=allocation_of(self.method, model),
-        )  # fmt: skip
+        )
 
     def _run(self, training: Training) -> None:
         from lcc.training.autograd import fused_adapters  # its class wants torch when read
@@ -335,15 +369,20 @@ class Finetune(TrainingOptions):
     def _notes(self, train: Examples) -> list[str]:
         notes = []
         if self.ema is not None:
-            notes.append("Averaged weights were evaluated and are published (exponential moving "
-                         f"average, decay {self.ema.decay:g}).")  # fmt: skip
+            notes.append(
+                "Averaged weights were evaluated and are published (exponential moving "
+                f"average, decay {self.ema.decay:g})."
+            )
         if train.num_without_target:
-            notes.append(f"{train.num_without_target} training rows were left out: nothing of "
-                         f"their answer fits into max_length={self.max_length}.")  # fmt: skip
+            notes.append(
+                f"{train.num_without_target} training rows were left out: nothing of "
+                f"their answer fits into max_length={self.max_length}."
+            )
         num_cut = sum(bool(getattr(row, "num_truncated", 0)) for row in train.rows)
         if num_cut:
-            notes.append(f"{num_cut} of {len(train)} training rows were cut to "
-                         f"max_length={self.max_length} tokens.")  # fmt: skip
+            notes.append(
+                f"{num_cut} of {len(train)} training rows were cut to max_length={self.max_length} tokens."
+            )
         return notes
 
 
@@ -357,8 +396,10 @@ def _refuse_recomputing(method: Any) -> None:
 
 def _refuse_packed_prompts(model: Module, method: Any) -> None:
     if is_prompt(model):
-        raise RecipeError(f"finetune.packing: {name_of(method)} puts its vectors before a row, not "
-                          "before each text in it; set it to false.")  # fmt: skip
+        raise RecipeError(
+            f"finetune.packing: {name_of(method)} puts its vectors before a row, not "
+            "before each text in it; set it to false."
+        )
 
 
 def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
@@ -371,9 +412,11 @@ def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
             " none; train the head before packing."
         )
     if bundle.path is not None and rounds_inputs(bundle.path):
-        raise RecipeError(f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
-                          "and no gradient passes through rounding; train before it, or pack "
-                          "weights alone.")  # fmt: skip
+        raise RecipeError(
+            f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
+            "and no gradient passes through rounding; train before it, or pack "
+            "weights alone."
+        )
 
 
 def _give_head(bundle: Bundle, task: Task, seed: int) -> None:

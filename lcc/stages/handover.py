@@ -53,8 +53,7 @@ class Handover:
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task
         if task.grounding is None:
-            raise DataError(f"handover: task {task.name!r} is grounded in nothing; set "
-                            "task.grounding.file.")  # fmt: skip
+            raise DataError(f"handover: task {task.name!r} is grounded in nothing; set task.grounding.file.")
         level = threshold(cases(task, context.data.rows("validation")), self.max_wrong)
         chosen = math.floor(1000 * level) / 1000  # as it will be written
         outcome = Outcome(measures={"threshold": Measure(chosen)})

@@ -46,17 +46,20 @@ class Merge:
         bundle.module = merged.model
         notes = []
         if note.base == "nf4":
-            notes.append("The adapter was trained over NF4 weights and is merged into those, "
-                         "dequantized, not into the original weights.")  # fmt: skip
+            notes.append(
+                "The adapter was trained over NF4 weights and is merged into those, "
+                "dequantized, not into the original weights."
+            )
             bundle.with_card(origin=f"dequantized NF4 of {bundle.card.origin or bundle.card.name}")
         bundle.with_card(form="dense", headless=False)
         return Outcome(
-            bundle=bundle, notes=notes,
+            bundle=bundle,
+            notes=notes,
             measures={
                 "max_abs_logit_difference": Measure(merged.max_abs_logit_difference, "logits"),
                 "largest_logit": Measure(merged.largest_logit, "logits"),
             },
-        )  # fmt: skip
+        )
 
 
 def _probes(bundle: Bundle) -> list[list[int]]:

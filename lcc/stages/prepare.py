@@ -36,10 +36,9 @@ class Prepare:
             for rule, num_rows in {**counts.removed, **counts.left_out}.items()
         ]
         splits = [
-            {"split": name, "rows": rows, "documents": counts.documents[name],
-             **counts.labels.get(name, {})}
+            {"split": name, "rows": rows, "documents": counts.documents[name], **counts.labels.get(name, {})}
             for name, rows in counts.rows.items()
-        ]  # fmt: skip
+        ]
         return Outcome(
             measures={
                 "num_rows_read": Measure(counts.read, "count"),

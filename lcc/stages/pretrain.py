@@ -68,15 +68,18 @@ class Pretrain(TrainingOptions):
 
     def __post_init__(self) -> None:
         if self.packing:
-            raise ValueError("packing is a matter of the objective here: causal always packs "
-                             "documents into blocks, the others never do")  # fmt: skip
+            raise ValueError(
+                "packing is a matter of the objective here: causal always packs "
+                "documents into blocks, the others never do"
+            )
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         if bundle.lacks_head(self.objective.head):
             bundle.with_head(self.objective.head, seed=context.seed)
         limits = {"train": self.samples, "validation": self.eval_samples}
-        documents = Documents(context, context.required_task, self.document,
-                              self.objective.by_sentence, limits)  # fmt: skip
+        documents = Documents(
+            context, context.required_task, self.document, self.objective.by_sentence, limits
+        )
         if self.tokenizer is not None:
             dress = dress_for(self.objective.head)
             renew_vocabulary(bundle, self.tokenizer, documents, dress=dress)
@@ -92,9 +95,11 @@ class Pretrain(TrainingOptions):
         bundle.with_card(headless=False)
         train = feeds["train"]
         return Outcome(
-            bundle=bundle, notes=self._notes(train), files={"curves.jsonl": training.curves.path},
+            bundle=bundle,
+            notes=self._notes(train),
+            files={"curves.jsonl": training.curves.path},
             measures={**training_measures(training), **_corpus_measures(train, bundle)},
-        )  # fmt: skip
+        )
 
     def _feeds(self, model: Module, bundle: Bundle, documents: Documents) -> dict[str, Drawing]:
         """Training and validation examples; the latter keep one drawing throughout."""
@@ -103,13 +108,14 @@ class Pretrain(TrainingOptions):
         feeds = {}
         for split in ("train", "validation"):
             corpus = corpus_of(split, documents, bundle.tokenizer, ends=ends)
-            material = material_of(corpus, bundle.tokenizer, length=self.max_length,
-                                   isolated=is_isolated)  # fmt: skip
+            material = material_of(corpus, bundle.tokenizer, length=self.max_length, isolated=is_isolated)
             seed = documents.context.seed
             feeds[split] = Drawing(self.objective, material, seed=seed, split=split)
         if not len(feeds["train"]):
-            raise DataError("pretrain: no document of the training split is long enough to learn "
-                            f"from by objective {name_of(self.objective)}.")  # fmt: skip
+            raise DataError(
+                "pretrain: no document of the training split is long enough to learn "
+                f"from by objective {name_of(self.objective)}."
+            )
         return feeds
 
     def _training(
@@ -125,32 +131,52 @@ class Pretrain(TrainingOptions):
         model = sharded.working if sharded else model
         micro = min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size))
         stepper = Stepper(
-            model=model, head=self.objective.head, student=self.objective.student(model),
-            own_loss=self.objective.loss(model), micro_tokens=micro, pad=pad_id(bundle.tokenizer),
-            seed=context.seed, device=context.device, dtype=context.dtype, dist=context.dist,
-            progress=context.progress, label_smoothing=self.label_smoothing,
-            projection=projection_of(model, self.objective.head), loss_chunk=self.loss_chunk,
-            distributed=self.distributed, sharded=sharded,
-        )  # fmt: skip
+            model=model,
+            head=self.objective.head,
+            student=self.objective.student(model),
+            own_loss=self.objective.loss(model),
+            micro_tokens=micro,
+            pad=pad_id(bundle.tokenizer),
+            seed=context.seed,
+            device=context.device,
+            dtype=context.dtype,
+            dist=context.dist,
+            progress=context.progress,
+            label_smoothing=self.label_smoothing,
+            projection=projection_of(model, self.objective.head),
+            loss_chunk=self.loss_chunk,
+            distributed=self.distributed,
+            sharded=sharded,
+        )
         if sharded is not None:
             sharded.shard()
             masks = sharded.like(masks)
         return Training(
-            options=self, stepper=stepper, train=feeds["train"], validation=feeds["validation"],
-            clip=self.clip, optimizer_card=self.optimizer, lr=self.lr or Full.default_lr,
-            state=context.state, curves=CurveFile(context.folder / "curves.jsonl"),
-            tracker=context.tracker, progress=context.progress,
+            options=self,
+            stepper=stepper,
+            train=feeds["train"],
+            validation=feeds["validation"],
+            clip=self.clip,
+            optimizer_card=self.optimizer,
+            lr=self.lr or Full.default_lr,
+            state=context.state,
+            curves=CurveFile(context.folder / "curves.jsonl"),
+            tracker=context.tracker,
+            progress=context.progress,
             masks=masks,
-        )  # fmt: skip
+        )
 
     def _notes(self, train: Drawing) -> list[str]:
         if name_of(self.objective) != "causal":
             return []
         if train.material.isolated:
-            return ["Documents share blocks, and none sees another: positions start again with "
-                    "each, and attention stays within it."]  # fmt: skip
-        return ["Documents share blocks: no target stands across a border, but this architecture "
-                "looks across it."]  # fmt: skip
+            return [
+                "Documents share blocks, and none sees another: positions start again with "
+                "each, and attention stays within it."
+            ]
+        return [
+            "Documents share blocks: no target stands across a border, but this architecture looks across it."
+        ]
 
 
 def _corpus_measures(train: Drawing, bundle: Bundle) -> dict[str, Measure]:

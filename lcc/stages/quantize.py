@@ -50,8 +50,7 @@ AS_STORED = (
 )
 INTEGERS = "Inputs are rounded to 8 bits too; GPU engines multiply in integers, this one in floats."
 FEW_READERS = (
-    "transformers reads this; vLLM's kernels take symmetric grids of 4 and 8 bits, and no packed"
-    " embeddings."
+    "transformers reads this; vLLM's kernels take symmetric grids of 4 and 8 bits, and no packed embeddings."
 )
 
 
@@ -160,9 +159,7 @@ class Quantize:
                 f"quantize.quantizer: {name_of(self.quantizer)} moves scales between layers before"
                 " the first is rounded, and needs statistics on disk; set calibration.mode=dense."
             )
-        groups = input_groups(
-            bundle, context, layers, self.calibration, needs=self.needs, everybody=True
-        )
+        groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs, everybody=True)
 
         def choose(group: InputGroup) -> Tensor:
             assert group.stats is not None
@@ -195,9 +192,7 @@ class Quantize:
     def _targets(self, model: Any) -> tuple[dict[str, Linear], dict[str, Any]]:
         """The linear layers of the blocks, and embedding and head where asked."""
         # bitsandbytes leaves what transformers keeps in float32 (T5's wo) as it is.
-        kept = set(model._keep_in_fp32_modules or ()) | set(
-            model._keep_in_fp32_modules_strict or ()
-        )
+        kept = set(model._keep_in_fp32_modules or ()) | set(model._keep_in_fp32_modules_strict or ())
         layers = {n: m for n, m in block_linears(model).items() if not kept & set(n.split("."))}
         if not layers:
             raise RecipeError(
@@ -244,8 +239,13 @@ class Quantize:
         tables = {"bytes": table, **({"bits": bits_table(rounding)} if len(bits) > 1 else {})}
         writes = bundle.card.head in ("causal", "seq2seq")
         is_grid = self.quantizer.format == "compressed-tensors"
-        notes = [INTEGERS if getattr(self.quantizer, "rounds_inputs", False)
-                 else AS_STORED if writes and is_grid else NO_GAIN]  # fmt: skip
+        notes = [
+            INTEGERS
+            if getattr(self.quantizer, "rounds_inputs", False)
+            else AS_STORED
+            if writes and is_grid
+            else NO_GAIN
+        ]
         if min(bits) < 4 or not self.symmetric or self.include_embeddings:
             notes.append(FEW_READERS)
         if is_grid:
@@ -277,8 +277,7 @@ def _after(group: InputGroup, moved: Mapping[str, Tensor]) -> InputGroup:
 def bits_table(rounding: Rounding) -> list[dict[str, Any]]:
     """One row per layer: its bits, and what they cost."""
     return [
-        {"layer": name, "bits": grid.bits, **rounding.facts[name]}
-        for name, grid in rounding.grids.items()
+        {"layer": name, "bits": grid.bits, **rounding.facts[name]} for name, grid in rounding.grids.items()
     ]
 
 
@@ -336,9 +335,7 @@ def _refuse_budget(stage: Quantize, word: str) -> None:
     if stage.average_bits is None:
         return
     if stage.bits_for:
-        raise RecipeError(
-            "quantize.average_bits: bits_for says the bits of layers already; leave one out."
-        )
+        raise RecipeError("quantize.average_bits: bits_for says the bits of layers already; leave one out.")
     least, most = min(stage.offered_bits()), max(stage.offered_bits())
     if not least <= stage.average_bits <= most:
         raise RecipeError(
@@ -347,8 +344,7 @@ def _refuse_budget(stage: Quantize, word: str) -> None:
         )
     if stage.calibration.mode in ("sequential", "true_sequential"):
         raise RecipeError(
-            "quantize.average_bits: weighing all layers against each other needs"
-            " calibration.mode=dense."
+            "quantize.average_bits: weighing all layers against each other needs calibration.mode=dense."
         )
 
 
@@ -372,8 +368,7 @@ def _refuse_for_inputs(stage: Quantize, word: str, config: dict[str, Any]) -> No
     if stage.group_size not in ("auto", "channel") or not stage.symmetric:
         key = "symmetric" if not stage.symmetric else "group_size"
         raise RecipeError(
-            f"quantize.{key}: integer kernels take one symmetric scale per channel; leave it out"
-            f" with {word}."
+            f"quantize.{key}: integer kernels take one symmetric scale per channel; leave it out with {word}."
         )
     if stage.include_embeddings:
         raise RecipeError(
@@ -397,9 +392,7 @@ def _refuse_mixture(stage: Quantize, config: dict[str, Any]) -> None:
 
 def _refuse_unreadable(config: dict[str, Any], what: str, way_out: str) -> None:
     if config.get("model_type") in UNREADABLE:
-        raise RecipeError(
-            f"{what}: transformers cannot keep a {config['model_type']} packed; use {way_out}."
-        )
+        raise RecipeError(f"{what}: transformers cannot keep a {config['model_type']} packed; use {way_out}.")
 
 
 def layer_bits(stage: Quantize, layers: Iterable[str]) -> dict[str, int]:

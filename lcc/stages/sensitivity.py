@@ -106,8 +106,7 @@ class Actions:
                 if name not in layers:
                     continue
                 weights[layer], lost = self._without_channels(name, layer)
-                one = sum(p.numel() // p.shape[dim] for m in unit.members
-                          for p, dim in m.parameters())  # fmt: skip
+                one = sum(p.numel() // p.shape[dim] for m in unit.members for p, dim in m.parameters())
                 entries += lost * one
         return Change(weights, -self.width * entries) if weights else None
 
@@ -231,9 +230,12 @@ class Sensitivity:
         return found
 
     def _try(
-        self, probing: Probing, actions: Actions,
-        parts: dict[str, tuple[str, dict[str, Linear]]], context: Context,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        self,
+        probing: Probing,
+        actions: Actions,
+        parts: dict[str, tuple[str, dict[str, Linear]]],
+        context: Context,
+    ) -> list[dict[str, Any]]:
         """One row for every part and action; a killed run goes on after its last one."""
         file = context.state / "rows.json"
         rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
@@ -243,8 +245,14 @@ class Sensitivity:
                 block, layers = parts[part]
                 change = actions.change(action, layers)
                 kl = None if change is None else probing.divergence(block, change.weights)
-                rows.append({"part": part, "action": action, "kl": kl,
-                             "bytes": None if change is None else change.bytes})  # fmt: skip
+                rows.append(
+                    {
+                        "part": part,
+                        "action": action,
+                        "kl": kl,
+                        "bytes": None if change is None else change.bytes,
+                    }
+                )
                 write_text(file, json.dumps(rows))
                 bar.advance()
         return rows

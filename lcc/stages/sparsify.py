@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 SAMPLE_BYTES = 1 << 22  # enough to measure how well zeros compress
 
 
-def facts(
-    dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern
-) -> dict[str, Any]:
+def facts(dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern) -> dict[str, Any]:
     """What became of one layer; GateError when it missed what was asked."""
     weight = layer.weight.detach()
     zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
@@ -140,8 +138,7 @@ class Sparsify:
         word = name_of(self.criterion)
         if hasattr(self.criterion, "score_by_gradient"):
             raise RecipeError(
-                f"sparsify.criterion: {word} reads gradients, which only width takes; use sparsegpt"
-                " or wanda."
+                f"sparsify.criterion: {word} reads gradients, which only width takes; use sparsegpt or wanda."
             )
         most = MOST_BY_SIZE if word == "magnitude" else MOST_IN_ONE_SHOT
         what = word
@@ -170,9 +167,7 @@ class Sparsify:
             groups = input_groups(bundle, context, layers, self.calibration, needs=self.needs)
             for group in groups:
                 warnings = warnings or self._warnings(group.stats)
-                dense = {
-                    name: layer.weight.detach().clone() for name, layer in group.layers.items()
-                }
+                dense = {name: layer.weight.detach().clone() for name, layer in group.layers.items()}
                 self._prune(group, patterns)
                 for name, layer in group.layers.items():
                     groups.facts[name] = facts(dense[name], layer, group.stats, patterns[name])
@@ -212,9 +207,7 @@ class Sparsify:
             shares = uniform(sizes, self.sparsity)
         return {name: Pattern(self.pattern, shares[owners[name]]) for name in layers}
 
-    def _outliers(
-        self, context: Context, layers: Mapping[str, Linear], owners: Mapping[str, str]
-    ) -> Shares:
+    def _outliers(self, context: Context, layers: Mapping[str, Linear], owners: Mapping[str, str]) -> Shares:
         assert "stats" in context.inputs, "check() lets owl pass with stored statistics only"
         stats = StoredStats(context.inputs["stats"] / "stats", device=context.device)
         scores: dict[str, list[Tensor]] = {}

@@ -100,9 +100,7 @@ class Narrowing:
 
     def in_order(self, num_kept: Mapping[str, int]) -> None:
         """Cut every unit as soon as its input is known, so that later layers may see it."""
-        groups = input_groups(
-            self.bundle, self.context, self.layers, self.calibration, needs=self.needs
-        )
+        groups = input_groups(self.bundle, self.context, self.layers, self.calibration, needs=self.needs)
         for name, fact in groups.facts.items():  # Finished before a kill; values are put back.
             self.readers[name][0].keep(fact["kept"])
         with self.context.progress.track("width", len(self.layers), "layer") as bar:
@@ -203,9 +201,7 @@ class Narrowing:
         if self.repair == "ridge":
             assert stats is not None and gram is not None
             new = ridge_repair(weight, gram, chosen, damping=self.damping)
-            self.warnings = self.warnings or few_tokens(
-                stats.num_tokens, layer.in_features, self.calibration
-            )
+            self.warnings = self.warnings or few_tokens(stats.num_tokens, layer.in_features, self.calibration)
         elif self.repair == "bias":
             assert stats is not None
             shift = bias_repair(weight, stats.mean, chosen)
@@ -227,9 +223,7 @@ class Refit:
     def fit(self, model: Any, job: Narrowing, kept: Kept) -> None:
         """Weigh what reads the narrower streams block by block, then the last norm, in place."""
         layers: dict[str, Linear] = {
-            name: model.get_submodule(name)
-            for name, (unit, _) in job.readers.items()
-            if unit.name in STREAMS
+            name: model.get_submodule(name) for name, (unit, _) in job.readers.items() if unit.name in STREAMS
         }
         for group in calibrated(model, self.batches, layers):
             assert group.stats is not None
@@ -342,9 +336,7 @@ class Width:
                 " them, or set accept_damage=true."
             )
         if self.allocation == "global" and self.dims == "hidden":
-            raise RecipeError(
-                "width.allocation: the hidden width is one number for all layers; use uniform."
-            )
+            raise RecipeError("width.allocation: the hidden width is one number for all layers; use uniform.")
         if "sequential" in self.calibration.mode and self._looks_at_all(family):
             raise RecipeError(
                 "width.calibration.mode: this cut ranks over all layers before it changes the"
@@ -371,8 +363,16 @@ class Width:
             units = self._units(model)
             self._refuse(units, model)
             plan = Plan(model.config, units, dims=self.dims)
-            job = Narrowing(bundle, context, units, self.criterion, self.repair, self.damping,
-                            self.calibration, self.needs)  # fmt: skip
+            job = Narrowing(
+                bundle,
+                context,
+                units,
+                self.criterion,
+                self.repair,
+                self.damping,
+                self.calibration,
+                self.needs,
+            )
             kept = self._cut(job, plan, str(model.config.model_type))
         restate(model.config, {field: after for field, (_, after) in plan.sizes.items()})
         bundle.module = rebuilt(model)
@@ -396,10 +396,7 @@ class Width:
                 importances, ratio=self.ratio, floor=self.floor, standardize=not by_loss
             )
         plan.decide(self.ratio, self.round_to)
-        kept = {
-            unit.name: unit.best(importances[unit.name], plan.num_kept[unit.name])
-            for unit in job.units
-        }
+        kept = {unit.name: unit.best(importances[unit.name], plan.num_kept[unit.name]) for unit in job.units}
         job.at_once(kept)
         return kept
 

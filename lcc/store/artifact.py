@@ -64,8 +64,9 @@ def verify(folder: Path, *, key: str | None = None) -> dict[str, Any]:
             raise Damage(f"{name} has {size} bytes instead of {facts['bytes']}")
     for name, found in digests(folder, promised).items():
         if found != promised[name]["sha256"]:
-            raise Damage(f"{name} has changed (SHA-256 {found[:12]} instead of "
-                         f"{promised[name]['sha256'][:12]})")  # fmt: skip
+            raise Damage(
+                f"{name} has changed (SHA-256 {found[:12]} instead of {promised[name]['sha256'][:12]})"
+            )
     return manifest
 
 
@@ -74,10 +75,12 @@ def write(folder: Path, key: str, *, files: dict[str, str]) -> dict[str, Any]:
     manifest = {
         "format": FORMAT,
         "key": key,
-        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-                  for name, digest in sorted(files.items())},
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+            for name, digest in sorted(files.items())
+        },
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }
     manifest["digest"] = _own_digest(manifest)
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -126,10 +129,16 @@ def _is_manifest(manifest: Any, key: str) -> bool:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return False
     files = manifest.get("files")
-    return manifest.get("key") == key and isinstance(files, dict) and all(
-        isinstance(facts, dict) and isinstance(facts.get("bytes"), int)
-        and isinstance(facts.get("sha256"), str) for facts in files.values()
-    )  # fmt: skip
+    return (
+        manifest.get("key") == key
+        and isinstance(files, dict)
+        and all(
+            isinstance(facts, dict)
+            and isinstance(facts.get("bytes"), int)
+            and isinstance(facts.get("sha256"), str)
+            for facts in files.values()
+        )
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -156,8 +165,10 @@ class Artifact:
         try:
             report: dict[str, Any] = json.loads((self.path / REPORT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise IntegrityError(f"{self.path / REPORT} cannot be read; run the recipe again, "
-                                 "which sets the damaged step aside.") from None  # fmt: skip
+            raise IntegrityError(
+                f"{self.path / REPORT} cannot be read; run the recipe again, "
+                "which sets the damaged step aside."
+            ) from None
         return report
 
 

@@ -55,8 +55,10 @@ def references(root: Path) -> dict[str, list[str]]:
         except FileNotFoundError:
             continue  # deleted while we were looking
         except (ValueError, KeyError, TypeError):
-            raise IntegrityError(f"{path} cannot be read, so nobody knows which artifacts it "
-                                 f"needs; mend it or delete {path.parent}.") from None  # fmt: skip
+            raise IntegrityError(
+                f"{path} cannot be read, so nobody knows which artifacts it "
+                f"needs; mend it or delete {path.parent}."
+            ) from None
         for key, name in named:
             found[key].append(f"{path.parent.name}/{name}")
     return dict(found)
@@ -72,13 +74,18 @@ def usage(store: Store) -> list[Usage]:
             store.warn(str(error))
             report = {}
         stats = list(_stats(artifact.path))
-        entries.append(Usage(
-            key=artifact.key, name=str(report.get("name", "?")), kind=str(report.get("kind", "?")),
-            bytes=sum(s.st_size for s in stats),
-            own_bytes=sum(s.st_size for s in stats if s.st_nlink == 1),
-            created=str(artifact.manifest.get("created", "")),
-            used_by=refs.get(artifact.key, []), pinned=artifact.key in pins,
-        ))  # fmt: skip
+        entries.append(
+            Usage(
+                key=artifact.key,
+                name=str(report.get("name", "?")),
+                kind=str(report.get("kind", "?")),
+                bytes=sum(s.st_size for s in stats),
+                own_bytes=sum(s.st_size for s in stats if s.st_nlink == 1),
+                created=str(artifact.manifest.get("created", "")),
+                used_by=refs.get(artifact.key, []),
+                pinned=artifact.key in pins,
+            )
+        )
     return entries
 
 

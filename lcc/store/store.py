@@ -70,8 +70,9 @@ class Store:
             # Collected, or set aside by another process, while we were reading: look again.
             return self.find(key)
         except OSError as error:
-            raise IntegrityError(f"{error.filename or path}: cannot be read ({error.strerror}); "
-                                 f"mend it or delete {path}.") from error  # fmt: skip
+            raise IntegrityError(
+                f"{error.filename or path}: cannot be read ({error.strerror}); mend it or delete {path}."
+            ) from error
         return None
 
     @contextmanager
@@ -93,9 +94,7 @@ class Store:
         finally:
             lease.release()
 
-    def publish(
-        self, work: Work, *, report: dict[str, Any], reuse: Iterable[Path] = ()
-    ) -> Artifact:
+    def publish(self, work: Work, *, report: dict[str, Any], reuse: Iterable[Path] = ()) -> Artifact:
         """Make `work` an artifact in one rename; nothing is visible before, everything after.
 
         Files that are byte for byte those of the `reuse` artifacts are hard-linked to them.
@@ -147,9 +146,7 @@ class Store:
         """Let `key` be collected once no run refers to it."""
         (self.root / "pins" / key).unlink(missing_ok=True)
 
-    def _wait_for_lease(
-        self, key: str, label: str, timeout_seconds: float | None
-    ) -> Lease | Artifact:
+    def _wait_for_lease(self, key: str, label: str, timeout_seconds: float | None) -> Lease | Artifact:
         limit = self.wait_seconds if timeout_seconds is None else timeout_seconds
         started, pause, told = time.monotonic(), POLL_SECONDS[0], ""
         while True:
@@ -162,8 +159,10 @@ class Store:
                 continue
             signals.check(f"waiting for {label}")
             if limit is not None and time.monotonic() - started >= limit:
-                raise BusyError(f"{label} is held by {holder} for more than {limit:g} s; "
-                                "run again when that process is done.")  # fmt: skip
+                raise BusyError(
+                    f"{label} is held by {holder} for more than {limit:g} s; "
+                    "run again when that process is done."
+                )
             if str(holder) != told:
                 told = str(holder)
                 self.warn(f"waiting for {label}, held by {told}.")
@@ -221,15 +220,15 @@ class Store:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 continue
-            self.warn(f"{path} is damaged: {damage}; it was moved to {target} and will be "
-                      "made again.")  # fmt: skip
+            self.warn(f"{path} is damaged: {damage}; it was moved to {target} and will be made again.")
             return
 
 
 def _check_lease(work: Work) -> None:
     if not work.lease.is_held():
-        raise BusyError(f"the lease of {work.key[:12]} was lost (this process slept too long); "
-                        "run again to continue.")  # fmt: skip
+        raise BusyError(
+            f"the lease of {work.key[:12]} was lost (this process slept too long); run again to continue."
+        )
 
 
 # -----------------------------------------------------------------------------
@@ -256,8 +255,10 @@ def _by_prefix(store: Store, word: str, steps: dict[str, str]) -> str:
     names = {artifact.key: artifact.path for artifact in store.artifacts()}
     found = [key for key in names if key.startswith(word)]
     if len(word) < MIN_PREFIX or not set(word) <= HEX or not found:
-        raise RecipeError(f"{word!r} is no step of the last run, and no key in the store starts "
-                          f"with it{did_you_mean(word, steps)}")  # fmt: skip
+        raise RecipeError(
+            f"{word!r} is no step of the last run, and no key in the store starts "
+            f"with it{did_you_mean(word, steps)}"
+        )
     if len(found) > 1:
         shown = ", ".join(key[: max(12, len(word) + 4)] for key in found)
         raise RecipeError(f"{word!r} could be {shown}; write more of the key.")

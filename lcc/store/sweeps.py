@@ -139,8 +139,10 @@ def find_sweep(name: str | None, root: Path = ROOT) -> Path:
     if name is not None and (Path(name) / "sweep.json").is_file():
         return Path(name)
     if not found:
-        raise RecipeError("no sweep in this folder yet; start one with lcc run -m +recipe=NAME "
-                          "and a word with several values, for example seed=1,2.")  # fmt: skip
+        raise RecipeError(
+            "no sweep in this folder yet; start one with lcc run -m +recipe=NAME "
+            "and a word with several values, for example seed=1,2."
+        )
     if name is None:
         return max(found.values(), key=lambda path: path.stat().st_mtime_ns).parent
     if name not in found:
@@ -152,6 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {error.lineno} is no JSON; delete it and run the same "
-                        "command again.") from None  # fmt: skip
+        raise DataError(
+            f"{path}: line {error.lineno} is no JSON; delete it and run the same command again."
+        ) from None
     return facts

@@ -48,8 +48,9 @@ class Board:
 
     def found(self, point: Point) -> None:
         """An earlier driver's point still waits or runs."""
-        self.progress.say(f"{self._name(point)}: found again, it waits or runs since an earlier "
-                          "start of this sweep")  # fmt: skip
+        self.progress.say(
+            f"{self._name(point)}: found again, it waits or runs since an earlier start of this sweep"
+        )
 
     def ended(self, bar: Bar, point: Point, result: Result, *, reused: bool) -> None:
         """A point is settled."""
@@ -104,9 +105,7 @@ def watched_curve(pipeline: Pipeline, column: str) -> dict[str, float]:
             continue
         for place in ("work", "store"):
             rows = CurveFile(ROOT / place / step.key / "curves.jsonl").rows()
-            found = {
-                str(row["step"]): float(row[column]) for row in rows if _is_number(row, column)
-            }
+            found = {str(row["step"]): float(row[column]) for row in rows if _is_number(row, column)}
             if found:
                 return found
     return {}
@@ -130,8 +129,10 @@ def run_sweep(words: list[str], *, verb: str, quiet: bool = False) -> Driver:
     lease = sweep.leases.try_acquire(DRIVER)
     if lease is None:
         holder = sweep.leases.holder(DRIVER)
-        raise BusyError(f"{sweep.folder.name} is driven by {holder or 'another process'}; "
-                        "lcc sweep status shows how far it is.")  # fmt: skip
+        raise BusyError(
+            f"{sweep.folder.name} is driven by {holder or 'another process'}; "
+            "lcc sweep status shows how far it is."
+        )
     try:
         with _told_to_stop():
             driver = Driver(wanted, sweep, wanted.launcher.open(sweep.folder, sweep.folder.name))
@@ -177,8 +178,11 @@ class Driver:
     @property
     def failed(self) -> list[tuple[Point, Result]]:
         """The points that failed in this pass."""
-        return [(p, self.results[p.index]) for p in self.sweep.points
-                if self._status(p) in ("failed", "preempted")]  # fmt: skip
+        return [
+            (p, self.results[p.index])
+            for p in self.sweep.points
+            if self._status(p) in ("failed", "preempted")
+        ]
 
     def _status(self, point: Point) -> str:
         return self.results[point.index].status if point.index in self.results else ""
@@ -267,10 +271,14 @@ class Driver:
         self.crew.submit([self._task(point) for point in todo])
 
     def _task(self, point: Point) -> Task:
-        command = (sys.executable, "-m", "lcc.sweeps.point", str(self.sweep.folder),
-                   str(point.index))  # fmt: skip
-        return Task(point.index, command, self.sweep.log(point.index).absolute(), Path.cwd(),
-                    os.environ.get("PYTHONPATH", ""))  # fmt: skip
+        command = (sys.executable, "-m", "lcc.sweeps.point", str(self.sweep.folder), str(point.index))
+        return Task(
+            point.index,
+            command,
+            self.sweep.log(point.index).absolute(),
+            Path.cwd(),
+            os.environ.get("PYTHONPATH", ""),
+        )
 
     def _look(self, board: Board, bar: Bar) -> None:
         """Settle every open point whose process is gone."""
@@ -284,9 +292,7 @@ class Driver:
             self._open.discard(index)
             if point.pruned:
                 self._settle(point, replace(result, status="pruned"), board, bar)
-            elif result.status == "preempted" and (
-                self._restarts[index] < self.wanted.launcher.restarts
-            ):
+            elif result.status == "preempted" and (self._restarts[index] < self.wanted.launcher.restarts):
                 self._restarts[index] += 1
                 board.restarted(point, self._restarts[index])
             else:
@@ -295,14 +301,16 @@ class Driver:
     def _killed(self, point: Point, result: Result | None) -> Result:
         """The last word for a process that could not say one."""
         known = result or Result("failed", point.run)
-        killed = replace(known, status="failed", exit_code=ResourceError.exit_code,
-                         error=f"the process {self.crew.fate(point.index)}.")  # fmt: skip
+        killed = replace(
+            known,
+            status="failed",
+            exit_code=ResourceError.exit_code,
+            error=f"the process {self.crew.fate(point.index)}.",
+        )
         self.sweep.keep_result(point.index, killed)
         return killed
 
-    def _settle(
-        self, point: Point, result: Result, board: Board, bar: Bar, *, reused: bool = False
-    ) -> None:
+    def _settle(self, point: Point, result: Result, board: Board, bar: Bar, *, reused: bool = False) -> None:
         if result.status == "finished":
             facts = read_run(ROOT / result.run)
             point.values = values_of(facts, self.wanted.search.objectives)
@@ -336,8 +344,7 @@ class Driver:
     def _trial(self, point: Point) -> Trial:
         status = self._status(point)
         states: dict[str, TrialState] = {"finished": "finished", "pruned": "pruned", "": "running"}
-        values = tuple(point.values[name] for name in self.wanted.search.objectives
-                       if status == "finished")  # fmt: skip
+        values = tuple(point.values[name] for name in self.wanted.search.objectives if status == "finished")
         curve = {int(step): value for step, value in point.curve.items()}
         return Trial(point.chosen, states.get(status, "failed"), values, curve, point.memory)
 

@@ -68,11 +68,19 @@ def _lease(sweep: Sweep, point: Point) -> Lease:
 
 def _attempt(sweep: Sweep, point: Point, *, attempts: int) -> Result:
     began = time.monotonic()
-    result = Result("running", point.run, started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-                    attempts=attempts, host=f"{socket.gethostname()}:{os.getpid()}")  # fmt: skip
+    result = Result(
+        "running",
+        point.run,
+        started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        attempts=attempts,
+        host=f"{socket.gethostname()}:{os.getpid()}",
+    )
     sweep.keep_result(point.index, result)
-    print(f"--- attempt {attempts} at {result.started} on {result.host}: {' '.join(point.words)}",
-          file=sys.stderr, flush=True)  # fmt: skip
+    print(
+        f"--- attempt {attempts} at {result.started} on {result.host}: {' '.join(point.words)}",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         result.run = _run(sweep, point)
         result.status = "finished"
@@ -96,8 +104,11 @@ def _run(sweep: Sweep, point: Point) -> str:
 
     pipeline = point_pipeline(point.words, sweep.verb)
     if run_name(pipeline) != point.run:
-        print(f"warning: here these words mean {run_name(pipeline)}, where the sweep was started "
-              f"{point.run}: files or versions differ.", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: here these words mean {run_name(pipeline)}, where the sweep was started "
+            f"{point.run}: files or versions differ.",
+            file=sys.stderr,
+        )
     run = run_pipeline(pipeline, words=point.words, verb=sweep.verb)
     write_reports(run.folder)
     return run.name

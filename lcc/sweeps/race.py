@@ -41,8 +41,7 @@ def race(entrants: Sequence[Entrant], words: list[str], *, quiet: bool = False) 
     recipe = replace(recipe, name=f"{recipe.name}-sweep")
     bench = _bench(recipe, steps)
     try:
-        return run_pipeline(Pipeline(recipe, [*steps, *bench]), words=words, verb="sweep",
-                            quiet=quiet)  # fmt: skip
+        return run_pipeline(Pipeline(recipe, [*steps, *bench]), words=words, verb="sweep", quiet=quiet)
     except PreemptedError:
         raise
     except LccError as error:

@@ -130,5 +130,7 @@ def check_steps(pipeline: Pipeline, objectives: Iterable[str]) -> None:
     for name in objectives:
         place = name.rpartition(".")[0]
         if place and place not in steps:
-            raise RecipeError(f"objectives: {name!r} is measured by a step {place!r}, which this "
-                              f"recipe does not have{did_you_mean(place, steps)}")  # fmt: skip
+            raise RecipeError(
+                f"objectives: {name!r} is measured by a step {place!r}, which this "
+                f"recipe does not have{did_you_mean(place, steps)}"
+            )

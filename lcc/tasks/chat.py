@@ -78,9 +78,7 @@ def exchanges(
         yield plain_ids(before, tokenizer), plain_ids(turns[i]["content"], tokenizer)
 
 
-def encode(
-    task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int
-) -> Example:
+def encode(task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Example:
     """A whole conversation for training: every turn of the assistant is a target."""
     turns = _turns(task, row)
     turns = turns[: len(turns) // 2 * 2]
@@ -130,19 +128,19 @@ def rendered(
 ) -> str:
     """Turns as the tokenizer's template writes them; `open_ended`: the model speaks next."""
     if not tokenizer.chat_template:
-        raise DataError(f"task {task.name!r}: chat is on, but this tokenizer has no chat "
-                        "template; set chat: false.")  # fmt: skip
+        raise DataError(
+            f"task {task.name!r}: chat is on, but this tokenizer has no chat template; set chat: false."
+        )
     shown: Any = list(turns)
-    return str(
-        tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=open_ended)
-    )
+    return str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=open_ended))
 
 
 def after(task: PromptSource, start: str, whole: str) -> str:
     """What `whole` says after `start`."""
     if not whole.startswith(start):
-        raise DataError(f"task {task.name!r}: the chat template changes the prompt once it "
-                        "is answered; set chat: false.")  # fmt: skip
+        raise DataError(
+            f"task {task.name!r}: the chat template changes the prompt once it is answered; set chat: false."
+        )
     return whole[len(start) :]
 
 

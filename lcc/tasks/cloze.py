@@ -24,16 +24,20 @@ def gap_ids(
     Raises DataError for a tokenizer without a mask, and where not exactly one is left.
     """
     if tokenizer.mask_token is None:
-        raise DataError("a cloze needs a mask token and this tokenizer has none; choose an encoder "
-                        "that was trained to fill gaps.")  # fmt: skip
+        raise DataError(
+            "a cloze needs a mask token and this tokenizer has none; choose an encoder "
+            "that was trained to fill gaps."
+        )
     frame = frame_of(tokenizer)
     whole = plain_ids(prompt.replace(GAP, str(tokenizer.mask_token)), tokenizer)
     room = len(whole) if max_length is None else max(1, max_length - frame.num_single)
     kept = whole[-room:] if side == "left" else whole[:room]
     if kept.count(tokenizer.mask_token_id) != 1:
-        raise DataError("a cloze has exactly one gap, and after cutting to "
-                        f"{max_length} tokens {kept.count(tokenizer.mask_token_id)} are left; set "
-                        "task.truncate to the side away from {mask}.")  # fmt: skip
+        raise DataError(
+            "a cloze has exactly one gap, and after cutting to "
+            f"{max_length} tokens {kept.count(tokenizer.mask_token_id)} are left; set "
+            "task.truncate to the side away from {mask}."
+        )
     return frame.single(kept), len(whole) - len(kept)
 
 
@@ -52,6 +56,7 @@ def word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[i
     found = [plain_ids(word, tokenizer)[0] for word in words]
     if len(set(found)) < len(found):
         told = ", ".join(map(repr, words))
-        raise DataError(f"of the words {told} two begin with the same token; choose others in "
-                        "task.verbalizer.")  # fmt: skip
+        raise DataError(
+            f"of the words {told} two begin with the same token; choose others in task.verbalizer."
+        )
     return found

@@ -57,9 +57,7 @@ def passage_windows(
         start += step
 
 
-def encode(
-    task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Example:
+def encode(task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
     """The window that holds the answer, labelled with its first and last token; none: no label."""
     begin, end = _answer(task, row)
     num = 0
@@ -85,18 +83,16 @@ def _answer(task: PromptSource, row: Row) -> tuple[int, int]:
     return (begin, begin + len(text)) if text else (-1, -1)
 
 
-def _window(
-    frame: Frame, question: list[int], ids: list[int], places: list[tuple[int, int]]
-) -> Window:
+def _window(frame: Frame, question: list[int], ids: list[int], places: list[tuple[int, int]]) -> Window:
     whole, kinds = frame.pair(question, ids)
     return Window(whole, kinds, len(whole) - len(frame.after) - len(ids), places)
 
 
-def _placed(
-    text: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
     if not tokenizer.is_fast:
-        raise DataError("finding answers in a passage needs a fast tokenizer (tokenizer.json), "
-                        "which says where in the text each token stands.")  # fmt: skip
+        raise DataError(
+            "finding answers in a passage needs a fast tokenizer (tokenizer.json), "
+            "which says where in the text each token stands."
+        )
     made: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return list(made["input_ids"]), [(int(a), int(b)) for a, b in made["offset_mapping"]]

@@ -85,8 +85,10 @@ class Grounding:
         if not asked:
             return Grounded(list(messages), [], 1.0, None)
         entries, coverage = self.found(asked)
-        told = "\n".join(f"Q: {one.question}\nA: {_cut(one.answer, self.max_words)}"
-                         for one in entries) or "(nothing)"  # fmt: skip
+        told = (
+            "\n".join(f"Q: {one.question}\nA: {_cut(one.answer, self.max_words)}" for one in entries)
+            or "(nothing)"
+        )
         own = self.message.replace(PLACE, told)
         before = [one["content"] for one in messages if one["role"] == "system"]
         system = {"role": "system", "content": "\n\n".join([*before, own])}
@@ -111,8 +113,9 @@ class Grounding:
         found = []
         for number, row in enumerate(self.reader.read(), 1):
             if not row.get("question") or not row.get("answer"):
-                raise DataError(f"task.grounding: entry {number} needs question and answer; it has "
-                                f"{', '.join(row)}.")  # fmt: skip
+                raise DataError(
+                    f"task.grounding: entry {number} needs question and answer; it has {', '.join(row)}."
+                )
             found.append(Entry(str(row["question"]), str(row["answer"])))
         if not found:
             raise DataError("task.grounding: the FAQ holds no entries.")

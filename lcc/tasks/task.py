@@ -299,8 +299,9 @@ class Task:
         if self.head == "causal":
             return self._encode_causal(row, tokenizer, max_length)
         if self.is_cloze:
-            return cloze.encode(self.prompt(row), self.completion(row), tokenizer,
-                                max_length=max_length, side=self.truncate)  # fmt: skip
+            return cloze.encode(
+                self.prompt(row), self.completion(row), tokenizer, max_length=max_length, side=self.truncate
+            )
         prompt = self.prompt(row) or self.completion(row)
         ids, num_cut = self._encoder_ids(prompt, tokenizer, max_length)
         if self.head == "classify":
@@ -311,9 +312,7 @@ class Task:
         kept = cut(target, max_length, "right", num_tail=1)
         return Example(ids, kept, len(ids), num_cut + len(target) - len(kept))
 
-    def _encode_causal(
-        self, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Example:
+    def _encode_causal(self, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
         prompt = self._causal_ids(row, tokenizer, ())
         answer = self._answer_ids(row, tokenizer)
         num_whole = len(prompt) + len(answer)
@@ -323,9 +322,7 @@ class Task:
         ids = prompt + answer
         return Example(ids, labels, len(prompt), num_whole - len(ids))
 
-    def _causal_ids(
-        self, row: Row, tokenizer: PreTrainedTokenizerBase, demos: Sequence[Row]
-    ) -> list[int]:
+    def _causal_ids(self, row: Row, tokenizer: PreTrainedTokenizerBase, demos: Sequence[Row]) -> list[int]:
         if self.chat:
             return plain_ids(chatting.opening(self, row, tokenizer, demos), tokenizer)
         ids = plain_ids(self.prompt(row, demos), tokenizer)

@@ -46,9 +46,7 @@ class Cut:
         return {old: new for new, old in enumerate(self.old_ids)}
 
 
-def coverage(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, smaller: Cut
-) -> dict[str, int | float]:
+def coverage(texts: list[str], tokenizer: PreTrainedTokenizerBase, smaller: Cut) -> dict[str, int | float]:
     """How texts that decided nothing fare with the smaller vocabulary.
 
     `kept_share` of their tokens is still there; the others are fall-backs, spelled with
@@ -66,9 +64,7 @@ def coverage(
     }
 
 
-def cut(
-    tokenizer: PreTrainedTokenizerBase, used: Iterable[int], *, named: Iterable[int] = ()
-) -> Cut:
+def cut(tokenizer: PreTrainedTokenizerBase, used: Iterable[int], *, named: Iterable[int] = ()) -> Cut:
     """The tokenizer with only the `used` ids, what building them needs, specials and characters.
 
     `named` are ids that a config names (padding, decoder start …). Raises DataError for a
@@ -87,9 +83,7 @@ def cut(
 def _document(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise DataError(
-            f"vocab: {type(tokenizer).__name__} has no tokenizer.json; leave the step out."
-        )
+        raise DataError(f"vocab: {type(tokenizer).__name__} has no tokenizer.json; leave the step out.")
     document: dict[str, Any] = json.loads(backend.to_str())
     kind = document["model"]["type"]
     if kind not in MODELS:
@@ -216,18 +210,14 @@ def _renumber(node: Any, new: Mapping[str, int]) -> None:
         _renumber(value, new)
 
 
-def _rebuilt(
-    tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]
-) -> PreTrainedTokenizerBase:
+def _rebuilt(tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer as a stranger will load it: saved, cut on disk, opened again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
         for leftover in ("vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"):
             (folder / leftover).unlink(missing_ok=True)
-        (folder / "tokenizer.json").write_text(
-            json.dumps(document, ensure_ascii=False), encoding="utf-8"
-        )
+        (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
         settings_file = folder / "tokenizer_config.json"
         settings = json.loads(settings_file.read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)  # Old numbers; tokenizer.json has the new ones.
@@ -377,8 +367,11 @@ def transferred(
 
 def _pieces(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> list[list[int]]:
     """The old ids that write each new token; empty where they cannot."""
-    roles = {getattr(new, role): getattr(old, role) for role in new.SPECIAL_TOKENS_ATTRIBUTES
-             if isinstance(getattr(new, role, None), str)}  # fmt: skip
+    roles = {
+        getattr(new, role): getattr(old, role)
+        for role in new.SPECIAL_TOKENS_ATTRIBUTES
+        if isinstance(getattr(new, role, None), str)
+    }
     known = old.get_vocab()
     found: list[list[int]] = []
     for token in range(len(new)):

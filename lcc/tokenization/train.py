@@ -47,8 +47,9 @@ class Dress:
 
 _GENERATING = Dress(
     {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "<s> $A", "<s> $A <s>:1 $B:1",
-)  # fmt: skip
+    "<s> $A",
+    "<s> $A <s>:1 $B:1",
+)
 _ENCODING = Dress(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
      "mask_token": "[MASK]"},
@@ -56,8 +57,10 @@ _ENCODING = Dress(
 )  # fmt: skip
 _TRANSLATING = Dress(
     {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "$A </s>", "$A </s> $B:1 </s>:1", sentinels=100,
-)  # fmt: skip
+    "$A </s>",
+    "$A </s> $B:1 </s>:1",
+    sentinels=100,
+)
 DRESSES: dict[Head, Dress] = {"causal": _GENERATING, "seq2seq": _TRANSLATING}
 """What is customary for a head; every other one's model is an encoder of BERT's kind."""
 
@@ -104,9 +107,11 @@ def _bpe(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: bool) -
         built.normalizer = tokenizers.normalizers.Lowercase()
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=dress.tokens, show_progress=False,
+        vocab_size=vocab_size,
+        special_tokens=dress.tokens,
+        show_progress=False,
         initial_alphabet=alphabet,
-    )  # fmt: skip
+    )
     built.train_from_iterator(texts, trainer)
     return built
 
@@ -159,9 +164,7 @@ def _unigram(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: boo
     """
     unknown, normal = _unknown(dress, "unigram"), tokenizers.normalizers
     built = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    built.normalizer = (
-        normal.Sequence([normal.NFKC(), normal.Lowercase()]) if lowercase else normal.NFKC()
-    )
+    built.normalizer = normal.Sequence([normal.NFKC(), normal.Lowercase()]) if lowercase else normal.NFKC()
     built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     built.decoder = tokenizers.decoders.Metaspace()
     trainer = tokenizers.trainers.UnigramTrainer(
@@ -170,8 +173,10 @@ def _unigram(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: boo
     built.train_from_iterator(texts, trainer)
     document = json.loads(built.to_str())
     num_special, vocabulary = len(dress.tokens), document["model"]["vocab"]
-    pieces = sorted(([token, round(score, DIGITS)] for token, score in vocabulary[num_special:]),
-                    key=lambda piece: (-piece[1], piece[0]))  # fmt: skip
+    pieces = sorted(
+        ([token, round(score, DIGITS)] for token, score in vocabulary[num_special:]),
+        key=lambda piece: (-piece[1], piece[0]),
+    )
     document["model"]["vocab"] = vocabulary[:num_special] + pieces
     return tokenizers.Tokenizer.from_str(json.dumps(document))
 

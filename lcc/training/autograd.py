@@ -72,9 +72,14 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor,
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
         scale: float,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ down.T
         out = torch.nn.functional.linear(rows, weight, bias)
@@ -101,9 +106,13 @@ class _LowRank(torch.autograd.Function):
 
 
 def chunked_loss(
-    projection: Projection, states: Tensor, targets: Tensor, *, chunk: int,
+    projection: Projection,
+    states: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int,
     label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Cross entropy of `projection.output(states)`, summed over targets, `chunk` of them at a time.
 
     Gradients are made in the forward, chunk by chunk, so that no chunk's logits are computed twice
@@ -130,9 +139,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor],
-        chunk: int, *parameters: Parameter,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        states: Tensor,
+        targets: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        chunk: int,
+        *parameters: Parameter,
+    ) -> Tensor:
         losses, rows, sums = [], [], list[Tensor]()
         pieces = zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True)
         for some, wanted in pieces:

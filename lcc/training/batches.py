@@ -40,9 +40,7 @@ class Example(Protocol):
     def labels(self) -> list[int] | int: ...
 
 
-def epoch_batches(
-    lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch: int
-) -> list[list[int]]:
+def epoch_batches(lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
     """The optimizer steps of one epoch: indices whose lengths sum to about `batch_tokens`.
 
     The same for every world size and micro-batch budget. An example longer than the budget is a
@@ -87,9 +85,13 @@ def micro_batches(
 
 
 def share_of_rank(
-    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int,
+    pieces: Sequence[Micro],
+    lengths: Sequence[int],
+    *,
+    rank: int,
+    world_size: int,
     size: Size = padded,
-) -> list[Micro]:  # fmt: skip
+) -> list[Micro]:
     """The micro-batches that `rank` computes: longest first, each to the least loaded rank."""
     loads = [0] * world_size
     mine = []
@@ -255,8 +257,10 @@ def require_loss(head: Head) -> None:
 
 
 def unsupervised(head: Head) -> DataError:
-    return DataError(f"finetune: a task with the head {head!r} has no supervised loss to train on; "
-                    "choose a task with the head causal, seq2seq or classify.")  # fmt: skip
+    return DataError(
+        f"finetune: a task with the head {head!r} has no supervised loss to train on; "
+        "choose a task with the head causal, seq2seq or classify."
+    )
 
 
 # -----------------------------------------------------------------------------

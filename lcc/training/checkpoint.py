@@ -43,9 +43,15 @@ def no_others(oldest: int) -> Collection[int]:
 
 
 def write_state(
-    folder: Path, step: int, *, facts: Mapping[str, Any], tensors: Groups, dist: Dist = SINGLE,
-    device: str = "cpu", needed: Callable[[int], Collection[int]] = no_others,
-) -> None:  # fmt: skip
+    folder: Path,
+    step: int,
+    *,
+    facts: Mapping[str, Any],
+    tensors: Groups,
+    dist: Dist = SINGLE,
+    device: str = "cpu",
+    needed: Callable[[int], Collection[int]] = no_others,
+) -> None:
     """Write one generation: built beside, synced, put in place by one rename.
 
     Called by every process of `dist`, which share the folder: each writes its rows of what is
@@ -79,9 +85,7 @@ def _build(final: Path, *, facts: Mapping[str, Any], tensors: Groups, dist: Dist
         artifact.fsync(final.parent)
 
 
-def _fill(
-    building: Path, key: str, *, facts: Mapping[str, Any], tensors: Groups, dist: Dist
-) -> None:
+def _fill(building: Path, key: str, *, facts: Mapping[str, Any], tensors: Groups, dist: Dist) -> None:
     if dist.is_main:
         building.mkdir(parents=True)
     dist.barrier()
@@ -159,21 +163,24 @@ class Generations:
             disk.require_space(self.folder, missing * one, "the training's state")
 
     def write(
-        self, step: int, *, facts: Mapping[str, Any], tensors: Groups,
+        self,
+        step: int,
+        *,
+        facts: Mapping[str, Any],
+        tensors: Groups,
         needed: Callable[[int], Collection[int]] = no_others,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One more; raises DivergedError, and keeps those before, where a number is not finite."""
-        every = [
-            (n, t) for group, own in tensors.items() if group != "best" for n, t in own.items()
-        ]
+        every = [(n, t) for group, own in tensors.items() if group != "best" for n, t in own.items()]
         bad = next((n for n, t in every if not bool(local(t).isfinite().all())), None)
         if self.dist.sum([bad is not None], self.device)[0]:
             raise DivergedError(
                 f"finetune: {bad or 'a number'} is not finite after step {step}; that state is not "
                 "kept, but one before it where there was one; lower lr or clip harder."
             )
-        write_state(self.folder, step, facts=facts, tensors=tensors, dist=self.dist,
-                    device=self.device, needed=needed)  # fmt: skip
+        write_state(
+            self.folder, step, facts=facts, tensors=tensors, dist=self.dist, device=self.device, needed=needed
+        )
 
 
 def generations(folder: Path) -> list[Path]:
@@ -204,8 +211,10 @@ def _set_aside(generation: Path, damage: str, warn: Callable[[str], None]) -> No
     target = generation.with_name(f"damaged-{generation.name}")
     shutil.rmtree(target, ignore_errors=True)
     generation.rename(target)
-    warn(f"the training state {generation.name} is damaged: {damage}; it was moved to {target}; "
-         "an older one is used where there is one.")  # fmt: skip
+    warn(
+        f"the training state {generation.name} is damaged: {damage}; it was moved to {target}; "
+        "an older one is used where there is one."
+    )
 
 
 # -----------------------------------------------------------------------------
@@ -274,9 +283,7 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {"numbers": numbers, "groups": state["param_groups"]}
 
 
-def restore_optimizer(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
-) -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Give `optimizer` back what `optimizer_state` took, sharded as its parameters are now."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, Any] = {}
@@ -289,8 +296,9 @@ def restore_optimizer(
         for key in inner:
             node = node.setdefault(key, {})
         node[name] = value
-    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group
-              for group in facts["groups"]]  # fmt: skip
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in facts["groups"]
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

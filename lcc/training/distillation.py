@@ -50,9 +50,7 @@ def draw(logits: Tensor, sampling: Sampling, *, generator: Any) -> Samples:
     """Tokens (targets, num_samples) with their weights, and the teacher's entropy."""
     log_p = (logits.float().cpu() / sampling.temperature).log_softmax(-1)
     log_q = (log_p * sampling.proposal).log_softmax(-1)
-    ids = torch.multinomial(
-        log_q.exp(), sampling.num_samples, replacement=True, generator=generator
-    )
+    ids = torch.multinomial(log_q.exp(), sampling.num_samples, replacement=True, generator=generator)
     weights = (log_p.gather(1, ids) - log_q.gather(1, ids)).exp() / sampling.num_samples
     entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
     return Samples(ids, weights, entropy)
@@ -75,9 +73,16 @@ class SampledLogits:
         return [part for part in range(self.num_parts) if not self._file(part).is_file()]
 
     def fill(
-        self, teacher: LogitsOf, *, head: Any, pad: int, device: str, micro_tokens: int,
-        progress: Progress, dist: Dist = SINGLE,
-    ) -> None:  # fmt: skip
+        self,
+        teacher: LogitsOf,
+        *,
+        head: Any,
+        pad: int,
+        device: str,
+        micro_tokens: int,
+        progress: Progress,
+        dist: Dist = SINGLE,
+    ) -> None:
         """Run the teacher over the examples of the missing parts, each process over its own."""
         if dist.is_main:
             self._prepare()
@@ -87,8 +92,7 @@ class SampledLogits:
         dist.barrier()
         missing = self.missing
         dist.barrier()  # Nobody writes before all have looked.
-        with progress.track("sample the teacher", len(missing[dist.rank :: dist.world_size]),
-                            "part") as bar:  # fmt: skip
+        with progress.track("sample the teacher", len(missing[dist.rank :: dist.world_size]), "part") as bar:
             for part in missing[dist.rank :: dist.world_size]:
                 self._write(part, self._sampled(part, teacher, micro_tokens, head, pad, device))
                 bar.advance()
@@ -132,9 +136,7 @@ class SampledLogits:
             self._open[part] = file, [0, *accumulate(targets)]
         file, starts = self._open[part]
         first, last = starts[index % PART], starts[index % PART + 1]
-        ids, weights, entropy = (
-            file.get_slice(name)[first:last] for name in ("ids", "weights", "entropy")
-        )
+        ids, weights, entropy = (file.get_slice(name)[first:last] for name in ("ids", "weights", "entropy"))
         return ids.long(), weights, entropy
 
     def _prepare(self) -> None:
@@ -166,9 +168,7 @@ StatesOf = Callable[[Batch], tuple["Tensor", "Sequence[Tensor]"]]
 RIDGE = 1e-3  # of the mean squared state: what keeps a projection small where nothing is seen
 
 
-def vocabulary_map(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> list[int] | None:
+def vocabulary_map(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[int] | None:
     """The teacher's id of every token of the student; None where both number alike.
 
     Raises DataError for a token that the teacher does not know: a cut vocabulary has none.
@@ -204,8 +204,9 @@ def mapped_logits(logits: LogitsOf, ids: Tensor, head: Head) -> LogitsOf:
 def states_function(model: Any, head: Head) -> StatesOf:
     """Logits and hidden states of one forward; of a classifier, at every token but padding."""
     if head == "extract":
-        raise DataError("finetune.distill: hidden states are not compared for the head extract; "
-                        "leave hidden_weight out.")  # fmt: skip
+        raise DataError(
+            "finetune.distill: hidden states are not compared for the head extract; leave hidden_weight out."
+        )
 
     def states(batch: Batch) -> tuple[Tensor, Sequence[Tensor]]:
         inputs = dict(batch.inputs)
@@ -309,9 +310,14 @@ class Distillation:
 
 
 def sampled_loss(
-    logits: Tensor, targets: Tensor, samples: Samples, *, label_smoothing: float = 0.0,
-    weight: float = 0.0, temperature: float = 1.0,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    samples: Samples,
+    *,
+    label_smoothing: float = 0.0,
+    weight: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
     """`summed_loss` with a teacher known by samples: its expectation, and its gradient's, is that.
 
     The samples were drawn at the same temperature.

@@ -109,9 +109,11 @@ def _pair_states(model: Any) -> Iterator[StatesAt]:
         encoded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, S, H)
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.inputs["labels"])
         hidden = decoder(
-            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask,
+            input_ids=shifted,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
             use_cache=False,
-        ).last_hidden_state  # (B, T, H)  # fmt: skip
+        ).last_hidden_state  # (B, T, H)
         found: Tensor = hidden[batch.positions]
         return found if scale == 1.0 else found * scale
 
@@ -186,9 +188,7 @@ def pair_loss(model: Any) -> Callable[[Batch], Tensor]:
         assert isinstance(batch, PairBatch)
         assert batch.relations is not None and batch.weights is not None
         tokens, relation = both(batch)
-        each = torch.nn.functional.cross_entropy(
-            relation.float(), batch.relations, reduction="none"
-        )
+        each = torch.nn.functional.cross_entropy(relation.float(), batch.relations, reduction="none")
         return summed_loss(tokens, batch.targets) + (batch.weights * each).sum()
 
     return loss
@@ -223,8 +223,7 @@ def _both(model: Any) -> Callable[[Batch], tuple[Tensor, Tensor]]:
 
 def _token_head(model: Any) -> Any:
     """What turns hidden states into logits, where that alone gives what the whole model gives."""
-    candidates = [getattr(getattr(model, "cls", None), "predictions", None),
-                  getattr(model, "lm_head", None)]  # fmt: skip
+    candidates = [getattr(getattr(model, "cls", None), "predictions", None), getattr(model, "lm_head", None)]
     return next((h for h in candidates if h is not None and _is_whole(model, h)), None)
 
 
@@ -246,18 +245,21 @@ def token_logits(output: Any) -> Tensor:
 
 
 def summed_loss(
-    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, teacher: Tensor | None = None,
-    weight: float = 0.0, temperature: float = 1.0,
-) -> Tensor:  # fmt: skip
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    teacher: Tensor | None = None,
+    weight: float = 0.0,
+    temperature: float = 1.0,
+) -> Tensor:
     """(1 - w) CE + w T² KL(teacher ‖ student), summed over the targets (Hinton et al., 2015).
 
     In float32 at least: half precision loses the tail of a softmax over a large vocabulary.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     functional = torch.nn.functional
-    loss = functional.cross_entropy(
-        logits, targets, reduction="sum", label_smoothing=label_smoothing
-    )
+    loss = functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     if teacher is None:
         return loss
     # A model may have rows for more tokens than its tokenizer and its teacher know.

@@ -84,8 +84,10 @@ def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]
             is_hidden = parameter.ndim == 2 and id(parameter) not in outer
             decay = weight_decay if parameter.ndim >= 2 else 0.0
             kinds.setdefault((decay, is_hidden), []).append(parameter)
-    return [{"params": params, "weight_decay": decay, "is_hidden": is_hidden}
-            for (decay, is_hidden), params in kinds.items()]  # fmt: skip
+    return [
+        {"params": params, "weight_decay": decay, "is_hidden": is_hidden}
+        for (decay, is_hidden), params in kinds.items()
+    ]
 
 
 def _outer_parameters(model: Any) -> set[int]:
@@ -107,8 +109,12 @@ def with_own_rates(
 
     `ratios` gives the share by a part of the parameter's name.
     """
-    own = {id(p): ratio for n, p in model.named_parameters()
-           for part, ratio in ratios.items() if part in n and ratio != 1}  # fmt: skip
+    own = {
+        id(p): ratio
+        for n, p in model.named_parameters()
+        for part, ratio in ratios.items()
+        if part in n and ratio != 1
+    }
     if not own:
         return groups
     cut = []
@@ -136,9 +142,10 @@ def schedule_of(
         made = transformers.get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=0)
     else:
         schedule = (
-            transformers.get_cosine_schedule_with_warmup if name == "cosine"
+            transformers.get_cosine_schedule_with_warmup
+            if name == "cosine"
             else transformers.get_linear_schedule_with_warmup
-        )  # fmt: skip
+        )
         made = schedule(optimizer, warmup, num_steps + 1, last_epoch=0)
     return made
 
@@ -182,15 +189,16 @@ class RankAllocation:
     def plan(self, num_steps: int) -> None:
         """Fix when ranks begin to move and when they have settled."""
         if num_steps < LEAST_STEPS:
-            raise RecipeError(f"method: adalora moves ranks over {LEAST_STEPS} steps at least and "
-                              f"this training has {num_steps}; use lora.")  # fmt: skip
+            raise RecipeError(
+                f"method: adalora moves ranks over {LEAST_STEPS} steps at least and "
+                f"this training has {num_steps}; use lora."
+            )
         config = self._config
         settle = max(1, round(self.settle_ratio * num_steps))
         config.total_step, config.tfinal = num_steps, settle
         config.tinit = min(round(self.warmup_ratio * num_steps), num_steps - settle - 1)
         self.settled_at = num_steps - settle
-        self._factors = [p for n, p in self.model.named_parameters()
-                         if "lora_A" in n or "lora_B" in n]  # fmt: skip
+        self._factors = [p for n, p in self.model.named_parameters() if "lora_A" in n or "lora_B" in n]
 
     def regularise(self) -> None:
         """Add the gradient of the mean ‖PᵀP − I‖ over all A and B, in place."""
@@ -213,8 +221,11 @@ class RankAllocation:
 
     def ranks(self) -> dict[str, int]:
         """How many values each adapted layer kept."""
-        return {name.rpartition(".lora_E")[0]: int((value != 0).sum())
-                for name, value in self.model.named_parameters() if "lora_E" in name}  # fmt: skip
+        return {
+            name.rpartition(".lora_E")[0]: int((value != 0).sum())
+            for name, value in self.model.named_parameters()
+            if "lora_E" in name
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """What a resumed training needs, by name; with `pattern`, all of it."""

@@ -140,8 +140,10 @@ def state_before(spike: Spike, loss: float, counters: Counters, generations: Gen
     """
     what = f"finetune: a loss of {loss:.3g} in step {counters.step + 1} is a spike"
     if counters.rollbacks == spike.max_rollbacks:
-        raise DivergedError(f"{what} and {counters.rollbacks} rollbacks were enough; lower lr, "
-                            "clip harder or raise spike.factor.")  # fmt: skip
+        raise DivergedError(
+            f"{what} and {counters.rollbacks} rollbacks were enough; lower lr, "
+            "clip harder or raise spike.factor."
+        )
     early = spike.before(counters.anchors, counters.step + 1)
     saved = generations.newest(among=early)
     if saved is None:

@@ -147,9 +147,15 @@ Source = Callable[[int], Iterator[tuple[int, Document]]]
 
 
 def tokenised(
-    source: Source, encode: Encoding, folder: Path, *, dist: Dist, progress: Progress,
-    label: str, shard_tokens: int = SHARD_TOKENS,
-) -> Corpus:  # fmt: skip
+    source: Source,
+    encode: Encoding,
+    folder: Path,
+    *,
+    dist: Dist,
+    progress: Progress,
+    label: str,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Corpus:
     """The corpus in `folder`, made or completed; whole shards survive whatever stops this.
 
     Rank 0 writes, and all agree after each shard whether to go on. Raises PreemptedError between
@@ -167,8 +173,9 @@ def tokenised(
                 written = writer.write_next()
             stop, more = dist.sum([float(signals.requested()), float(written)])
             if stop:
-                raise PreemptedError(f"pretrain: asked to stop while tokenising {label}; "
-                                     "whole shards are kept.")  # fmt: skip
+                raise PreemptedError(
+                    f"pretrain: asked to stop while tokenising {label}; whole shards are kept."
+                )
             if not more:
                 break
             bar.advance(written)
@@ -213,17 +220,13 @@ class _Writer:
         with safetensors.safe_open(done[-1], framework="np") as file:
             return len(done), int(file.metadata()["next"])
 
-    def _encode(
-        self, batch: list[Document], tokens: list[list[int]], flags: list[list[int]]
-    ) -> int:
+    def _encode(self, batch: list[Document], tokens: list[list[int]], flags: list[list[int]]) -> int:
         whole = [one for one in self.encode(batch) if one.ids] if batch else []
         tokens += [one.ids for one in whole]
         flags += [one.flags for one in whole]
         return sum(len(one.ids) for one in whole)
 
-    def _write(
-        self, number: int, offset: int, tokens: list[list[int]], flags: list[list[int]]
-    ) -> None:
+    def _write(self, number: int, offset: int, tokens: list[list[int]], flags: list[list[int]]) -> None:
         from safetensors.numpy import save_file
 
         tensors = {
@@ -324,13 +327,11 @@ class Objective(Protocol):
         """The examples of an epoch, in the corpus' order."""
         ...
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
-             ) -> Drawn:  # fmt: skip
+    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         """One example; everything random about it comes from `dice`."""
         ...
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str
-                ) -> Batch:  # fmt: skip
+    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         """Examples as a batch."""
         ...
 
@@ -347,9 +348,15 @@ class Drawing:
     """An objective's examples as one epoch sees them; a Supply."""
 
     def __init__(
-        self, objective: Objective, material: Material, *, seed: int, split: str, epoch: int = 0,
+        self,
+        objective: Objective,
+        material: Material,
+        *,
+        seed: int,
+        split: str,
+        epoch: int = 0,
         pieces: Sequence[Piece] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.objective, self.material = objective, material
         self.seed, self.split, self.epoch = seed, split, epoch
         self.pieces = objective.pieces(material) if pieces is None else pieces
@@ -365,8 +372,14 @@ class Drawing:
         if epoch == self.epoch:
             return self
         if self._other is None or self._other.epoch != epoch:
-            self._other = Drawing(self.objective, self.material, seed=self.seed, split=self.split,
-                                  epoch=epoch, pieces=self.pieces)  # fmt: skip
+            self._other = Drawing(
+                self.objective,
+                self.material,
+                seed=self.seed,
+                split=self.split,
+                epoch=epoch,
+                pieces=self.pieces,
+            )
         return self._other
 
     def collate(self, indices: Sequence[int], *, pad: int, device: str) -> Batch:
@@ -406,8 +419,10 @@ def document_pieces(material: Material, room: int, *, least: int = 1) -> list[Pi
 def require_mask(material: Material) -> None:
     """Raises DataError for a tokenizer without a token to hide others by."""
     if material.mask is None:
-        raise DataError("pretrain: this tokenizer has no mask token; train one with "
-                        "tokenizer: {kind: wordpiece}, or choose objective causal.")  # fmt: skip
+        raise DataError(
+            "pretrain: this tokenizer has no mask token; train one with "
+            "tokenizer: {kind: wordpiece}, or choose objective causal."
+        )
 
 
 def padded_rows(rows: Sequence[Sequence[int]], value: int, device: str) -> Tensor:

@@ -108,13 +108,14 @@ class Stepper:
         """`work` over this rank's micro-batches, summed over ranks; smaller ones if it fails."""
         while True:
             size = packed if self.packing else padded
-            pieces = micro_batches(
-                batch, examples.lengths, micro_tokens=self.micro_tokens, size=size
-            )
+            pieces = micro_batches(batch, examples.lengths, micro_tokens=self.micro_tokens, size=size)
             mine = share_of_rank(
-                pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size,
+                pieces,
+                examples.lengths,
+                rank=self.dist.rank,
+                world_size=self.dist.world_size,
                 size=size,
-            )  # fmt: skip
+            )
             self._agree_to_go_on()
             local, failed, stopped = 0.0, False, False
             try:
@@ -130,8 +131,10 @@ class Stepper:
             if failed and self.sharded is not None:
                 # The others wait in a gather for this process: only a fresh group can try again.
                 self._halve(examples, pieces)
-                raise LostError(f"finetune: out of memory; tried again with micro_tokens="
-                                f"{self.micro_tokens}, which can be set at once.")  # fmt: skip
+                raise LostError(
+                    f"finetune: out of memory; tried again with micro_tokens="
+                    f"{self.micro_tokens}, which can be set at once."
+                )
             # Ranks must agree: a lone retry would leave the others waiting for its gradients.
             told = [local, float(failed), float(stopped)]
             loss, num_failed, num_stopped = self.dist.sum(told, self.device)
@@ -152,16 +155,12 @@ class Stepper:
             return []
         ranks = range(self.dist.world_size)
         sizes = [
-            len(
-                share_of_rank(pieces, examples.lengths, rank=rank, world_size=len(ranks), size=size)
-            )
+            len(share_of_rank(pieces, examples.lengths, rank=rank, world_size=len(ranks), size=size))
             for rank in ranks
         ]
         return [pieces[-1]] * (max(sizes) - sizes[self.dist.rank])  # the narrowest one
 
-    def _collated(
-        self, examples: Supply, pieces: Sequence[Micro], idle: Sequence[Micro]
-    ) -> Iterator[Batch]:
+    def _collated(self, examples: Supply, pieces: Sequence[Micro], idle: Sequence[Micro]) -> Iterator[Batch]:
         for number, piece in enumerate([*pieces, *idle]):
             if self.sharded is None:
                 signals.check("batch")
@@ -218,13 +217,21 @@ class Stepper:
         from lcc.training.autograd import chunked_loss  # its class wants torch when it is read
 
         with self._autocast():
-            return chunked_loss(projection, projection.states(batch), batch.targets, chunk=chunk,
-                                label_smoothing=label_smoothing)  # fmt: skip
+            return chunked_loss(
+                projection,
+                projection.states(batch),
+                batch.targets,
+                chunk=chunk,
+                label_smoothing=label_smoothing,
+            )
 
     def _compared(
-        self, logits: Tensor, batch: Batch, distillation: Distillation,
+        self,
+        logits: Tensor,
+        batch: Batch,
+        distillation: Distillation,
         teacher: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The loss of the logits against the teacher's."""
         smoothing = self.label_smoothing
         how = {"weight": distillation.weight, "temperature": distillation.temperature}
@@ -237,9 +244,7 @@ class Stepper:
                 teacher = distillation.teacher(batch)
         return summed_loss(logits, batch.targets, label_smoothing=smoothing, teacher=teacher, **how)
 
-    def _loss_with_states(
-        self, batch: Batch, distillation: Distillation, hidden: HiddenMatch
-    ) -> Tensor:
+    def _loss_with_states(self, batch: Batch, distillation: Distillation, hidden: HiddenMatch) -> Tensor:
         with self._autocast():
             logits, own = hidden.student(batch)
         with torch.no_grad(), self._autocast():

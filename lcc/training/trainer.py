@@ -63,15 +63,22 @@ def save(training: Training) -> int:
     reduction, sent = stepper.reduction.state()
     allocation = training.allocation
     groups: Groups = {
-        "trainable": training.trainable(), "optimizer": tensors, "best": best,
+        "trainable": training.trainable(),
+        "optimizer": tensors,
+        "best": best,
         "reduction": reduction,
         **({"allocation": allocation.tensors()} if allocation is not None else {}),
         **({"average": training.average.tensors} if training.options.ema else {}),
-    }  # fmt: skip
-    facts = {"counters": dataclasses.asdict(counters), "optimizer": optimizer,
-             "schedule": training.schedule.state_dict(), "reduction": sent,
-             "threads": torch.get_num_threads(), "ranks": allocation and allocation.pattern,
-             "world_size": training.dist.world_size}  # fmt: skip
+    }
+    facts = {
+        "counters": dataclasses.asdict(counters),
+        "optimizer": optimizer,
+        "schedule": training.schedule.state_dict(),
+        "reduction": sent,
+        "threads": torch.get_num_threads(),
+        "ranks": allocation and allocation.pattern,
+        "world_size": training.dist.world_size,
+    }
     if stepper.sharded is not None:
         groups = stepper.sharded.as_saved(groups)
     spike = training.spike
@@ -98,8 +105,9 @@ def _continue(training: Training, saved: Saved) -> None:
     counters = training.counters = Counters(**facts["counters"])
     training.stepper.micro_tokens = counters.micro_tokens
     parameters = training.trainable()
-    training.best = {name: kept_copy(placed(tensor, parameters[name]))
-                     for name, tensor in saved.tensors["best"].items()}  # fmt: skip
+    training.best = {
+        name: kept_copy(placed(tensor, parameters[name])) for name, tensor in saved.tensors["best"].items()
+    }
     training.good = counters.copy(), training.best
     take_up(training, saved)
     training.schedule.load_state_dict(facts["schedule"])
@@ -154,9 +162,12 @@ class Training:
             batches_from, self.train.lengths, batch_tokens=o.batch_tokens, seed=self.stepper.seed
         )
         self.epoch_ends = epoch_ends(
-            self.train.lengths, batch_tokens=o.batch_tokens, seed=self.stepper.seed,
-            epochs=o.epochs, max_steps=o.max_steps,
-        )  # fmt: skip
+            self.train.lengths,
+            batch_tokens=o.batch_tokens,
+            seed=self.stepper.seed,
+            epochs=o.epochs,
+            max_steps=o.max_steps,
+        )
         self.num_steps = self.epoch_ends[-1]
         self.counters = Counters(micro_tokens=self.stepper.micro_tokens)
         groups = parameter_groups(self.model, o.weight_decay)
@@ -167,9 +178,7 @@ class Training:
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
-        self.generations = Generations(
-            self.state, self.dist, self.stepper.device, self.progress.warn
-        )
+        self.generations = Generations(self.state, self.dist, self.stepper.device, self.progress.warn)
         self.spike = o.spike
         self.goes_back = o.spike is not None and o.spike.rollback is not None
         self.average = Average(o.ema, self.trainable())
@@ -258,12 +267,15 @@ class Training:
         counters.spikes += is_spike
         self._count(batch, loss, found, is_finite=is_finite)
         counters.row = {
-            "loss": loss, "lr": rate, "grad_norm": found.norm_before,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": found.norm_before,
             "clipped_share": found.clipped_share if is_finite else 0.0,
-            "tokens": counters.tokens, "seconds": counters.seconds,
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
             **({} if found.threshold is None else {"clip_threshold": found.threshold}),
             **({"spike": is_spike} if self.spike else {}),
-        }  # fmt: skip
+        }
 
     def _conclude(self, bar: Bar) -> bool:
         """Evaluate where it is due and tell the step's numbers; whether training ends here."""
@@ -338,8 +350,10 @@ class Training:
         stop = patience is not None and self.counters.evaluations_without_gain >= patience
         if stop and self.counters.step < self.num_steps:
             self.counters.finished = True
-            self.progress.say(f"stopped early at step {self.counters.step}: validation loss has "
-                              f"not fallen {patience} times in a row.")  # fmt: skip
+            self.progress.say(
+                f"stopped early at step {self.counters.step}: validation loss has "
+                f"not fallen {patience} times in a row."
+            )
         return stop
 
     def _is_save_due(self, saved_at: float) -> bool:

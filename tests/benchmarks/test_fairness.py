@@ -42,8 +42,15 @@ def text(tmp_path: Path) -> material.Text:
 
 def job(model: Path, text: material.Text, folder: Path, **changes: Any) -> dict[str, Any]:
     data = material.write_data(text, folder / "data")
-    return {"model": str(model), "data": str(data), "out": str(folder / "out"), "tokens": 512,
-            "seed": 0, "threads": 1, **changes}  # fmt: skip
+    return {
+        "model": str(model),
+        "data": str(data),
+        "out": str(folder / "out"),
+        "tokens": 512,
+        "seed": 0,
+        "threads": 1,
+        **changes,
+    }
 
 
 def test_what_is_scored_never_calibrates(text: material.Text, tmp_path: Path) -> None:
@@ -79,9 +86,7 @@ def test_the_peer_gets_the_very_tokens_that_lcc_sees(
     assert seen == rows
 
 
-def test_times_of_the_solver_lie_within_the_whole(
-    model: Path, text: material.Text, tmp_path: Path
-) -> None:
+def test_times_of_the_solver_lie_within_the_whole(model: Path, text: material.Text, tmp_path: Path) -> None:
     given = job(model, text, tmp_path, steps={"sparsify": {"criterion": "wanda", "sparsity": 0.5}})
     facts = ours.compress(given)
     assert 0 < facts["solver_seconds"] < facts["seconds"]
@@ -105,8 +110,13 @@ def test_the_parent_does_not_diverge_from_itself(model: Path, tmp_path: Path) ->
 
 
 def test_the_floor_counts_every_product_once(tmp_path: Path) -> None:
-    config = {"hidden_size": 4, "intermediate_size": 8, "num_attention_heads": 2,
-              "num_key_value_heads": 1, "num_hidden_layers": 3}  # fmt: skip
+    config = {
+        "hidden_size": 4,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 3,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = floors.floors(tmp_path, 10, {"flops": 1.0, "bandwidth": 1.0})
     layers = [(8, 4), (4, 4), (16, 4), (4, 8)]  # q, k and v; o; gate and up; down

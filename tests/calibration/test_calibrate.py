@@ -196,8 +196,7 @@ def test_a_killed_calibration_goes_on_at_its_last_finished_block(
     finished = {file.name for file in (again / "state" / "blocks").iterdir()}
     assert len(finished) == (3 if name == "t5" else 1)
     found = [
-        cases.shrink(SINGLE, source[name], str(folder), place == "whole", mode)
-        for folder in (again, once)
+        cases.shrink(SINGLE, source[name], str(folder), place == "whole", mode) for folder in (again, once)
     ]
     assert found[0] == found[1]
     one, other = cases.tensors(again / "model"), cases.tensors(once / "model")

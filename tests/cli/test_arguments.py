@@ -44,9 +44,7 @@ def test_yes_and_help_are_switches() -> None:
 
 
 def test_after_two_dashes_nothing_is_a_flag() -> None:
-    assert parse(["--", "-x", "--json", "a=1"]) == Arguments(
-        words=["-x", "--json"], overrides=["a=1"]
-    )
+    assert parse(["--", "-x", "--json", "a=1"]) == Arguments(words=["-x", "--json"], overrides=["a=1"])
 
 
 @pytest.mark.parametrize(

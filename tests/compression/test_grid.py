@@ -54,11 +54,7 @@ def test_the_searched_scale_is_the_best_of_all_that_were_tried(bits: int, symmet
             low, high = shrink * min(0, *values), shrink * max(0, *values)
             steps = grid.highest - grid.lowest
             one = (2 * max(-low, high) if symmetric else high - low) / steps
-            point = (
-                0
-                if symmetric
-                else max(grid.lowest, min(round(grid.lowest - low / one), grid.highest))
-            )
+            point = 0 if symmetric else max(grid.lowest, min(round(grid.lowest - low / one), grid.highest))
             tried.append(slow_error(values, one, point, grid, weighing))
         at = 0 if zero is None else int(zero[row, group])
         found = slow_error(values, float(scale[row, group]), at, grid, weighing)
@@ -90,9 +86,7 @@ def test_a_gram_without_correlations_finds_what_its_diagonal_finds() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_groups_of_zeros_and_single_signs_stay_what_they_are(symmetric: bool, dtype: str) -> None:
-    weight = torch.stack(
-        [torch.zeros(8), torch.full((8,), 0.5), -torch.arange(8.0), torch.eye(8)[3]]
-    )
+    weight = torch.stack([torch.zeros(8), torch.full((8,), 0.5), -torch.arange(8.0), torch.eye(8)[3]])
     for importance in (None, torch.zeros(8), torch.ones(8), torch.eye(8)):
         grid = Grid(8, 4, dtype, symmetric)
         rounded = grid.round(weight, *search_scales(weight, grid, importance))
@@ -138,9 +132,7 @@ def test_a_stacked_grid_splits_into_those_of_its_layers() -> None:
     parts = GroupGrid(grid.encode(weight, whole, zero), whole, 4, zero).split([3, 7])
     for part, rows in zip(parts, weight.split([3, 7]), strict=True):
         scale, zero = widest_scales(rows, grid)
-        assert torch.equal(
-            part.dense(), GroupGrid(grid.encode(rows, scale, zero), scale, 4, zero).dense()
-        )
+        assert torch.equal(part.dense(), GroupGrid(grid.encode(rows, scale, zero), scale, 4, zero).dense())
 
 
 @pytest.mark.parametrize("average", [3.0, 3.3, 4.0, 4.5, 5.9, 8.0])
@@ -192,9 +184,7 @@ def test_the_compiled_search_finds_what_plain_torch_finds(
     assert float((compiled == plain).float().mean()) > 0.99  # sums in another order may tie
 
     def error(best: torch.Tensor) -> torch.Tensor:
-        errors = [
-            ((grid._rounded(groups, s, z) - groups).square() * weighing).sum(-1) for s, z in options
-        ]
+        errors = [((grid._rounded(groups, s, z) - groups).square() * weighing).sum(-1) for s, z in options]
         return torch.stack(errors).gather(0, best[None])[0]
 
     assert torch.allclose(error(compiled), error(plain), rtol=1e-4)

@@ -73,9 +73,7 @@ def test_only_flap_drops_what_is_loud_and_constant(criterion: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "activation", "wanda", "taylor"])
-def test_a_dimension_of_the_stream_that_nobody_uses_goes_first(
-    criterion: str, tmp_path: Path
-) -> None:
+def test_a_dimension_of_the_stream_that_nobody_uses_goes_first(criterion: str, tmp_path: Path) -> None:
     model = tiny.llama()
     gone = set(range(0, 32, 8))
     with torch.no_grad():
@@ -157,9 +155,7 @@ def test_where_a_config_states_two_widths_a_global_ranking_moves_between_them(
     ("num", "ratio", "round_to", "kept"),
     [(1536, 0.25, "auto", 1152), (64, 0.3, "auto", 44), (64, 0.3, 16, 48), (100, 0.02, 1, 98)],
 )
-def test_widths_are_multiples_that_kernels_like(
-    num: int, ratio: float, round_to: Any, kept: int
-) -> None:
+def test_widths_are_multiples_that_kernels_like(num: int, ratio: float, round_to: Any, kept: int) -> None:
     assert rounded(num, ratio, round_to=round_to) == kept
 
 

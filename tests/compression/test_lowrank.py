@@ -63,8 +63,9 @@ def test_output_share_is_that_of_the_outputs() -> None:
 def test_ranks_by_loss_are_the_best_of_all_that_fit() -> None:
     torch.manual_seed(0)
     shapes = {"a": (8, 8), "b": (8, 8), "c": (12, 8)}
-    energies = {n: torch.rand(8).sort(descending=True).values ** p
-                for n, p in zip(shapes, (1, 6, 3), strict=True)}  # fmt: skip
+    energies = {
+        n: torch.rand(8).sort(descending=True).values ** p for n, p in zip(shapes, (1, 6, 3), strict=True)
+    }
     found = ranks_by_loss(energies, shapes, 0.4)
     budget = 0.6 * sum(o * i for o, i in shapes.values())
 

@@ -113,8 +113,15 @@ def half(case: Case, factor: Factor, scope: Any, *, block_size: int) -> Any:
     """What stays of each block when half of a case's weights go."""
     patterns, sizes = [Pattern("unstructured", 0.5)], [len(case.weight)]
     diagonal = case.gram.diagonal()
-    return quotas(case.weight, diagonal, factor.order, patterns=patterns, sizes=sizes,
-                  scope=scope, block_size=block_size).choose  # fmt: skip
+    return quotas(
+        case.weight,
+        diagonal,
+        factor.order,
+        patterns=patterns,
+        sizes=sizes,
+        scope=scope,
+        block_size=block_size,
+    ).choose
 
 
 def pruning(mask: Any) -> Any:
@@ -211,9 +218,7 @@ def test_looking_ahead_rounds_the_same() -> None:
 def test_the_block_size_changes_nothing() -> None:
     small = case(5, 64)
     levels, factor = small.levels(), factorize(small.gram, order="falling")
-    codes = [
-        solve_columns(small.weight, factor, levels=levels, block_size=b) for b in (8, 24, 64, 128)
-    ]
+    codes = [solve_columns(small.weight, factor, levels=levels, block_size=b) for b in (8, 24, 64, 128)]
     assert all(torch.equal(codes[0], other) for other in codes[1:])
 
 

@@ -33,8 +33,11 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "vit": tiny.vit,
 }  # fmt: skip
 FIND: dict[str, Callable[[Any], list[Unit]]] = {
-    "ffn": feed_forwards, "heads": query_heads, "kv_groups": key_value_groups, "hidden": streams,
-}  # fmt: skip
+    "ffn": feed_forwards,
+    "heads": query_heads,
+    "kv_groups": key_value_groups,
+    "hidden": streams,
+}
 REFUSED = {("heads", f) for f in ("gpt2", "bert", "marian", "whisper")}
 REFUSED |= {("kv_groups", f) for f in ("gpt2", "bert", "marian", "whisper")}
 REFUSED |= {("hidden", "marian")}
@@ -102,9 +105,7 @@ def masked(model: Any, dims: str, kept: dict[str, list[int]]) -> Any:
             for member in unit.members:
                 for parameter, dim in member.parameters():
                     gone = set(range(member.length)) - set(member.entries(kept[unit.name]))
-                    parameter.data.index_fill_(
-                        dim % parameter.dim(), torch.tensor(sorted(gone)), 0.0
-                    )
+                    parameter.data.index_fill_(dim % parameter.dim(), torch.tensor(sorted(gone)), 0.0)
         for unit in units:
             if dims == "hidden" and unit.name in STREAMS:
                 for member in unit.members:
@@ -164,9 +165,7 @@ def test_the_stream_is_what_torch_prunings_graph_finds_where_that_is_right(famil
         if isinstance(item.dep.target.module, torch.nn.Linear)
     }
     stream = {
-        (m.name, m.axis == "in")
-        for m in streams(model)[0].members
-        if isinstance(m.layer, torch.nn.Linear)
+        (m.name, m.axis == "in") for m in streams(model)[0].members if isinstance(m.layer, torch.nn.Linear)
     }
     assert stream == found
 
@@ -184,20 +183,18 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "mistral": lambda: tiny._seeded(
         transformers.MistralForCausalLM, transformers.MistralConfig(**tiny.DECODER)
     ),
-    "qwen2": lambda: tiny._seeded(
-        transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**tiny.DECODER)
-    ),
+    "qwen2": lambda: tiny._seeded(transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**tiny.DECODER)),
 }
 EXPRESSIBLE = [
-    (d, v) for d in FIND for v in VARIANTS
+    (d, v)
+    for d in FIND
+    for v in VARIANTS
     if d in ("ffn", "hidden") or not any(f in v for f in ("bert", "whisper"))
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("dims", "variant"), EXPRESSIBLE)
-def test_variants_of_the_families_are_cut_exactly_too(
-    dims: str, variant: str, tmp_path: Path
-) -> None:
+def test_variants_of_the_families_are_cut_exactly_too(dims: str, variant: str, tmp_path: Path) -> None:
     make = VARIANTS[variant]
     model, kept = narrowed(make(), dims)
     expected = logits(masked(make(), dims, kept))

@@ -30,9 +30,7 @@ def test_repair_lowers_the_error_and_leaves_a_whole_layer_alone() -> None:
 def test_relative_error_is_that_of_the_outputs() -> None:
     torch.manual_seed(0)
     x, weight, kept = torch.randn(50, 6), torch.randn(3, 6), torch.tensor([1, 4])
-    lost = ((x @ weight.T - x[:, kept] @ weight[:, kept].T) ** 2).sum() / (
-        (x @ weight.T) ** 2
-    ).sum()
+    lost = ((x @ weight.T - x[:, kept] @ weight[:, kept].T) ** 2).sum() / ((x @ weight.T) ** 2).sum()
     found = relative_error(weight, weight[:, kept], kept, x.T @ x)
     assert found == pytest.approx(float(lost), rel=1e-4)
 

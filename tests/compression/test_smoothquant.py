@@ -51,9 +51,7 @@ def shaken(model: Any) -> Any:
 
 @pytest.mark.parametrize("quantizer", [Awq(), SmoothQuant()])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_float_model_says_the_same_after_smoothing(
-    family: str, quantizer: Any, tmp_path: Path
-) -> None:
+def test_the_float_model_says_the_same_after_smoothing(family: str, quantizer: Any, tmp_path: Path) -> None:
     make, expected = FAMILIES[family]
     model = shaken(make())
     tied = model.get_output_embeddings() is not None and (
@@ -69,8 +67,7 @@ def test_the_float_model_says_the_same_after_smoothing(
     after = probe_logits(model)
     assert torch.allclose(after, before, atol=1e-5 * float(before.abs().max()))
     assert len(moved) == expected
-    assert any(not torch.equal(layer.weight, weights[name])
-               for name, layer in block_linears(model).items())  # fmt: skip
+    assert any(not torch.equal(layer.weight, weights[name]) for name, layer in block_linears(model).items())
     assert not tied or (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 

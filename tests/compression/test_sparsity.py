@@ -16,9 +16,14 @@ from lcc.compression.sparsity import (
 
 @pytest.mark.parametrize(
     ("word", "sparsity", "num_zeros"),
-    [("unstructured", 0.3, 10), ("2:4", 0.5, 16), ("4:8", 0.5, 16), ("block16", 0.5, 16),
-     ("block8", 0.25, 8)],
-)  # fmt: skip
+    [
+        ("unstructured", 0.3, 10),
+        ("2:4", 0.5, 16),
+        ("4:8", 0.5, 16),
+        ("block16", 0.5, 16),
+        ("block8", 0.25, 8),
+    ],
+)
 def test_every_row_has_the_zeros_asked(word: str, sparsity: float, num_zeros: int) -> None:
     pattern = Pattern(word, sparsity)
     assert pattern.num_zeros(32) == num_zeros

@@ -32,9 +32,7 @@ def test_all_rules_keep_the_total(sparsity: float) -> None:
 def test_blocks_with_outliers_keep_more_within_the_bound() -> None:
     outliers = dict(zip(SIZES, (0.05, 0.01, 0.02, 0.03, 0.04, 0.0), strict=True))
     shares = by_outliers(outliers, SIZES, 0.5, bound=0.08)
-    assert sorted(shares, key=shares.__getitem__) == sorted(
-        outliers, key=outliers.__getitem__, reverse=True
-    )
+    assert sorted(shares, key=shares.__getitem__) == sorted(outliers, key=outliers.__getitem__, reverse=True)
     assert max(shares.values()) - min(shares.values()) == pytest.approx(0.16)
 
 

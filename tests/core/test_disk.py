@@ -25,11 +25,14 @@ def test_what_is_asked_and_what_is_free_are_both_said(tmp_path: Path) -> None:
     assert free_bytes(tmp_path) > 1
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights"),
-    OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "weights"),
-    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "weights"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_is_told_whoever_noticed_it(tmp_path: Path, error: Exception) -> None:
     said = pytest.raises(ResourceError, match=r"the model needs 3\.0 MB of free disk in")
     with said, disk.told(tmp_path, 3_000_000, "the model"):
@@ -45,10 +48,14 @@ def test_a_failing_disk_is_told_with_the_file(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("no space for doubt"), FileNotFoundError(errno.ENOENT, "gone", "x"),
-    DataError("row 7 says: no space left on device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no space for doubt"),
+        FileNotFoundError(errno.ENOENT, "gone", "x"),
+        DataError("row 7 says: no space left on device"),
+    ],
+)
 def test_any_other_error_passes(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, disk.told(tmp_path, 1, "the model"):
         raise error

@@ -35,8 +35,10 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = ("import sys; from lcc.core.machine import machine, versions; machine(); versions(); "
-            "print('torch' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys; from lcc.core.machine import machine, versions; machine(); versions(); "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

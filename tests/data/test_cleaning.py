@@ -43,8 +43,13 @@ def _removed(cleaning: Cleaning, *rows: Row) -> dict[str, int]:
     ],
 )
 def test_a_rule_removes_what_it_names(source: str, target: str, reason: str) -> None:
-    rules = Cleaning(languages={"source": "en", "target": "zh"}, min_words=2, max_words=60,
-                     markup="drop", placeholders="equal")  # fmt: skip
+    rules = Cleaning(
+        languages={"source": "en", "target": "zh"},
+        min_words=2,
+        max_words=60,
+        markup="drop",
+        placeholders="equal",
+    )
     assert _removed(rules, {"source": source, "target": target}) == {reason: 1}
 
 
@@ -70,17 +75,29 @@ def test_duplicates_differ_in_case_width_and_punctuation_only() -> None:
 
 def test_near_duplicates_are_found_whatever_number_they_hold() -> None:
     near = {"source": "The train leaves at nine o'clocks.", "target": "火车在九点钟出发了。"}
-    numbered = [{"source": f"Page {n} of the report was printed", "target": f"已打印报告第{n}页。"}
-                for n in (1, 2)]  # fmt: skip
+    numbered = [
+        {"source": f"Page {n} of the report was printed", "target": f"已打印报告第{n}页。"} for n in (1, 2)
+    ]
     assert _removed(Cleaning(near_duplicates=0.8), near, *numbered) == {"near duplicate": 2}
     assert _removed(Cleaning(near_duplicates=None), near, *numbered) == {}
 
 
 def test_near_duplicates_agree_with_comparing_every_pair() -> None:
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
-             "lambda", "mu"]  # fmt: skip
-    texts = [" ".join(words[(i * k) % 12] for k in range(1, 9)) + f" {words[i % 5]}"
-             for i in range(60)]  # fmt: skip
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+    ]
+    texts = [" ".join(words[(i * k) % 12] for k in range(1, 9)) + f" {words[i % 5]}" for i in range(60)]
     slow: list[str] = []
     for text in texts:
         own = shingles_of(text)
@@ -91,8 +108,11 @@ def test_near_duplicates_agree_with_comparing_every_pair() -> None:
 
 
 def test_texts_with_two_labels_teach_nothing() -> None:
-    rows = [{"text": "A fine day.", "label": "good"}, {"text": "a fine day", "label": "bad"},
-            {"text": "Rain again.", "label": "bad"}]  # fmt: skip
+    rows = [
+        {"text": "A fine day.", "label": "good"},
+        {"text": "a fine day", "label": "bad"},
+        {"text": "Rain again.", "label": "bad"},
+    ]
     kept, removed = Cleaning().clean(rows, QUIET)
     assert [row["text"] for row in kept] == ["Rain again."]
     assert removed == {"conflicting labels": 2}
@@ -117,14 +137,24 @@ def test_a_chinese_text_may_name_english_things() -> None:
 
 def test_placeholders_of_every_kind_are_seen() -> None:
     assert placeholders_of("%(name)s has {count} of %d in $HOME, {{x}}, %1") == (
-        "$HOME", "%(name)s", "%1", "%d", "{count}", "{{x}}",
-    )  # fmt: skip
+        "$HOME",
+        "%(name)s",
+        "%1",
+        "%d",
+        "{count}",
+        "{{x}}",
+    )
     assert placeholders_of("a 50% share of it") == ()
 
 
 def test_cleaning_is_fast_enough_for_many_rows() -> None:
-    rows = [{"source": f"Sentence number {n} about topic {n * 7919 % 1013} and {n:x}.",
-             "target": f"关于主题{n * 7919 % 1013}的第{n}句话。"} for n in range(2000)]  # fmt: skip
+    rows = [
+        {
+            "source": f"Sentence number {n} about topic {n * 7919 % 1013} and {n:x}.",
+            "target": f"关于主题{n * 7919 % 1013}的第{n}句话。",
+        }
+        for n in range(2000)
+    ]
     start = time.perf_counter()
     Cleaning(languages={"source": "en", "target": "zh"}).clean(rows, QUIET)
     assert time.perf_counter() - start < 8  # 50,000 rows in well under 200 s on a busy core

@@ -36,9 +36,8 @@ def _packaged(name: str) -> DatasetSpec:
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("tiny_en_zh", {"source", "target"}), ("tiny_sentiment", {"text", "label"}),
-     ("tiny_text", {"text"})],
-)  # fmt: skip
+    [("tiny_en_zh", {"source", "target"}), ("tiny_sentiment", {"text", "label"}), ("tiny_text", {"text"})],
+)
 def test_the_tiny_datasets_need_nothing_and_fill_every_split(
     tmp_path: Path, name: str, fields: set[str]
 ) -> None:
@@ -64,12 +63,17 @@ def test_preparing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_columns_get_our_names_and_what_was_removed_is_counted(tmp_path: Path) -> None:
-    rows = [{"en": row["source"], "zh": row["target"], "page": row["doc"], "note": "x"}
-            for row in pairs(12, 5)]  # fmt: skip
+    rows = [
+        {"en": row["source"], "zh": row["target"], "page": row["doc"], "note": "x"} for row in pairs(12, 5)
+    ]
     rows += [rows[0], {"en": "", "zh": "空", "page": "a", "note": "x"}]
-    spec = _spec(tmp_path, rows, fields={"source": "en", "target": "zh", "doc": "page"},
-                 cleaning={"languages": {"source": "en", "target": "zh"}, "near_duplicates": None},
-                 splits={"validation": 5, "test": 5})  # fmt: skip
+    spec = _spec(
+        tmp_path,
+        rows,
+        fields={"source": "en", "target": "zh", "doc": "page"},
+        cleaning={"languages": {"source": "en", "target": "zh"}, "near_duplicates": None},
+        splits={"validation": 5, "test": 5},
+    )
     counts = dataset.prepare(spec, tmp_path / "out", QUIET)
     assert counts.read == 62
     assert counts.removed == {"empty": 1, "duplicate": 1}
@@ -189,9 +193,7 @@ def test_the_format_is_told_from_the_fields() -> None:
 
 def test_lengths_are_percentiles_of_words() -> None:
     rows = [{"text": "word " * n} for n in range(1, 101)]
-    assert inspection.lengths(rows) == [
-        {"field": "text", "p5": 5, "p50": 50, "p95": 95, "longest": 100}
-    ]
+    assert inspection.lengths(rows) == [{"field": "text", "p5": 5, "p50": 50, "p95": 95, "longest": 100}]
 
 
 def test_a_field_that_the_task_needs_is_asked_for_by_its_override() -> None:

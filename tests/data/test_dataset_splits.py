@@ -31,9 +31,7 @@ def test_no_document_stands_in_two_splits() -> None:
 def test_row_order_decides_nothing() -> None:
     rows = _rows()
     shuffled = random.Random(3).sample(rows, len(rows))
-    first, second = (
-        Splits(validation=6, test=8, max_train=20).deal(r)[0] for r in (rows, shuffled)
-    )
+    first, second = (Splits(validation=6, test=8, max_train=20).deal(r)[0] for r in (rows, shuffled))
     for name in SPLITS:
         assert {row["id"] for row in first[name]} == {row["id"] for row in second[name]}
 
@@ -41,8 +39,10 @@ def test_row_order_decides_nothing() -> None:
 def test_a_number_asked_is_a_number_given() -> None:
     dealt, left_out = Splits(validation=6, test=8, max_train=20).deal(_rows())
     assert {name: len(rows) for name, rows in dealt.items()} == {
-        "train": 20, "validation": 6, "test": 8,
-    }  # fmt: skip
+        "train": 20,
+        "validation": 6,
+        "test": 8,
+    }
     assert sum(left_out.values()) == 60 - 34
 
 
@@ -80,8 +80,16 @@ def test_a_leak_is_found_and_named() -> None:
 
 
 def test_a_field_that_all_rows_share_may_stand_outside_the_fence() -> None:
-    rows = [{"id": row["id"], "doc": row["doc"], "question": row["source"],
-             "answer": row["target"], "instruction": "Translate."} for row in _rows()]  # fmt: skip
+    rows = [
+        {
+            "id": row["id"],
+            "doc": row["doc"],
+            "question": row["source"],
+            "answer": row["target"],
+            "instruction": "Translate.",
+        }
+        for row in _rows()
+    ]
     all_fields, _ = Splits(validation=5, test=5).deal(rows)
     assert not all_fields["train"]
     dealt, _ = Splits(validation=5, test=5, fence=("question", "answer")).deal(rows)
@@ -96,8 +104,10 @@ def test_splits_that_the_data_bring_are_kept() -> None:
         row["split"] = "test"
     dealt, _ = Splits(validation=0.05, test=0.05).deal(rows)
     assert {name: len(found) for name, found in dealt.items()} == {
-        "train": 40, "validation": 10, "test": 10,
-    }  # fmt: skip
+        "train": 40,
+        "validation": 10,
+        "test": 10,
+    }
     assert all("split" not in row for found in dealt.values() for row in found)
 
 

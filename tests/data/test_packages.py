@@ -41,9 +41,15 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _wheel(index: Path, name: str = "pets-1.0-py3-none-any.whl") -> Path:
     info = "pets-1.0.dist-info"
     metadata = b"Metadata-Version: 2.1\nName: pets\nVersion: 1.0\n"
-    return zip_of(index / name, {"pets/cat.txt": b"meow", f"{info}/METADATA": metadata,
-                                 f"{info}/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
-                                 f"{info}/RECORD": b""})  # fmt: skip
+    return zip_of(
+        index / name,
+        {
+            "pets/cat.txt": b"meow",
+            f"{info}/METADATA": metadata,
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
+            f"{info}/RECORD": b"",
+        },
+    )
 
 
 def test_a_fetched_wheel_is_found_again_under_any_spelling(cache: Path, index: Path) -> None:
@@ -75,19 +81,20 @@ def test_a_file_damaged_in_the_cache_is_refused(cache: Path, index: Path) -> Non
 
 def test_fetching_an_sdist_runs_nothing_of_it(cache: Path, index: Path, tmp_path: Path) -> None:
     mark = tmp_path / "it-ran"
-    tar_of(index / "pets-1.0.tar.gz", {
-        "pets-1.0/setup.py": HOSTILE % str(mark),
-        "pets-1.0/PKG-INFO": b"Metadata-Version: 2.1\nName: pets\nVersion: 1.0\n",
-    })  # fmt: skip
+    tar_of(
+        index / "pets-1.0.tar.gz",
+        {
+            "pets-1.0/setup.py": HOSTILE % str(mark),
+            "pets-1.0/PKG-INFO": b"Metadata-Version: 2.1\nName: pets\nVersion: 1.0\n",
+        },
+    )
     path = packages.fetch("pets==1.0", progress=Progress(quiet=True), sdist=True)
     assert "pets-1.0/setup.py" in members(path)
     assert not mark.exists()
 
 
 def test_what_the_index_lacks_is_one_sentence_with_a_way_out(cache: Path, index: Path) -> None:
-    with pytest.raises(
-        ResourceError, match=r"'pets==1.0' could not be downloaded: .*network"
-    ) as no:
+    with pytest.raises(ResourceError, match=r"'pets==1.0' could not be downloaded: .*network") as no:
         packages.fetch("pets==1.0", progress=Progress(quiet=True))
     assert no.value.exit_code == 6
     assert "\n" not in str(no.value)
@@ -144,15 +151,12 @@ def test_a_debian_package_is_read_without_unpacking_it(tmp_path: Path) -> None:
     )
     (root / "usr/share").mkdir(parents=True)
     (root / "usr/share/cat.txt").write_text("meow")
-    subprocess.run(["dpkg-deb", "-b", str(root), str(tmp_path / "pets.deb")], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(["dpkg-deb", "-b", str(root), str(tmp_path / "pets.deb")], check=True, capture_output=True)
     assert dict(contents(tmp_path / "pets.deb")) == {"usr/share/cat.txt": b"meow"}
 
 
 @pytest.mark.network
 def test_the_real_index_serves_a_source_distribution_as_data(cache: Path) -> None:
     sha256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-    path = packages.fetch(
-        "vaderSentiment==3.3.2", progress=Progress(quiet=True), sdist=True, sha256=sha256
-    )
+    path = packages.fetch("vaderSentiment==3.3.2", progress=Progress(quiet=True), sdist=True, sha256=sha256)
     assert any(name.endswith("hutto_ICWSM_2014.tar.gz") for name in members(path))

@@ -83,8 +83,7 @@ def test_a_process_that_hangs_is_found_out() -> None:
     with pytest.raises(ResourceError) as caught:
         launch(hangs, Distributed(world_size=2, max_restarts=0, timeout=5))
     assert str(caught.value) == (
-        "distributed: process 0 waited 5 s (distributed.timeout) for the other processes: one of "
-        "them hangs."
+        "distributed: process 0 waited 5 s (distributed.timeout) for the other processes: one of them hangs."
     )
 
 
@@ -95,20 +94,24 @@ def test_two_nodes_meet_and_start_again_together(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     command = [sys.executable, __file__, str(tmp_path), f"127.0.0.1:{port}"]
     nodes = [
-        subprocess.Popen(command, env={**os.environ, "LCC_NODE_RANK": str(rank)}, text=True,
-                         stdout=subprocess.PIPE)
+        subprocess.Popen(
+            command, env={**os.environ, "LCC_NODE_RANK": str(rank)}, text=True, stdout=subprocess.PIPE
+        )
         for rank in (1, 0)
-    ]  # fmt: skip
+    ]
     second, first = (node.communicate(timeout=240)[0] for node in nodes)
     assert [node.returncode for node in nodes] == [0, 0]
     assert json.loads(first) == [3, 1, 2]
     assert json.loads(second) is None
 
 
-@pytest.mark.parametrize("words, kind", [
-    ("[gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:1", GONE),
-    ("Timed out waiting 5000ms for recv operation to complete", SILENT),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, kind",
+    [
+        ("[gloo/transport/tcp/pair.cc:1] Connection closed by peer [127.0.0.1]:1", GONE),
+        ("Timed out waiting 5000ms for recv operation to complete", SILENT),
+    ],
+)
 def test_a_failed_collective_says_what_is_wrong_with_the_others(words: str, kind: str) -> None:
     found = lost_sentence(RuntimeError(words), 0, 5)
     assert found is not None and found[0] == kind

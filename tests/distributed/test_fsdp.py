@@ -45,17 +45,14 @@ def test_two_processes_give_the_losses_norms_and_weights_of_one(
     for name in ("loss", "grad_norm"):
         expected = [row[name] for row in alone]
         assert [row[name] for row in together] == pytest.approx(expected, abs=1e-5), name
-    losses = [[r["validation_loss"] for r in rows if "validation_loss" in r]
-              for rows in (together, alone)]  # fmt: skip
+    losses = [[r["validation_loss"] for r in rows if "validation_loss" in r] for rows in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     for name, expected in found[f"one-{method}"].items():
         torch.testing.assert_close(found[f"{strategy}-{method}"][name], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["fsdp-ema", "ema-to-one"])
-def test_averaged_weights_are_the_same_in_pieces_and_after_a_stop(
-    together: Together, name: str
-) -> None:
+def test_averaged_weights_are_the_same_in_pieces_and_after_a_stop(together: Together, name: str) -> None:
     root, found = together
     losses = [[row["loss"] for row in rows_of(root / case)] for case in (name, "one-ema")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -143,21 +140,55 @@ def shared() -> Any:
 OFFLOADED = Distributed(strategy="fsdp", world_size=2, cpu_offload=True)
 
 
-@pytest.mark.parametrize("make, chosen, card, device, sentence", [
-    (model, FSDP, AdamW(), "mps", "fsdp cannot run on mps; use distributed=single."),
-    (packed, FSDP, AdamW(), "cpu", "fsdp cannot cut packed weights such as "
-     "model.layers.0.mlp.weight; use distributed=ddp, or method=lora in place of qlora."),
-    (model, FSDP, AdamW8bit(), "cpu", "fsdp cannot cut what adamw8bit keeps; choose another one "
-     "or distributed=ddp."),
-    (model, FSDP, Qlora(), "cpu", "fsdp cannot cut what qlora keeps; choose another one or "
-     "distributed=ddp."),
-    (shared, FSDP, AdamW(), "cpu", "fsdp cannot cut weights that model.layers.0 and "
-     "model.layers.1 share; use distributed=ddp."),
-    (model, OFFLOADED, AdamW(), "cpu", "fsdp has nothing to offload: the weights are in main "
-     "memory already; leave cpu_offload out."),
-    (lambda: torch.nn.Linear(2, 2), FSDP, AdamW(), "cpu", "fsdp finds no repeated blocks in "
-     "Linear; use distributed=ddp."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, chosen, card, device, sentence",
+    [
+        (model, FSDP, AdamW(), "mps", "fsdp cannot run on mps; use distributed=single."),
+        (
+            packed,
+            FSDP,
+            AdamW(),
+            "cpu",
+            "fsdp cannot cut packed weights such as "
+            "model.layers.0.mlp.weight; use distributed=ddp, or method=lora in place of qlora.",
+        ),
+        (
+            model,
+            FSDP,
+            AdamW8bit(),
+            "cpu",
+            "fsdp cannot cut what adamw8bit keeps; choose another one or distributed=ddp.",
+        ),
+        (
+            model,
+            FSDP,
+            Qlora(),
+            "cpu",
+            "fsdp cannot cut what qlora keeps; choose another one or distributed=ddp.",
+        ),
+        (
+            shared,
+            FSDP,
+            AdamW(),
+            "cpu",
+            "fsdp cannot cut weights that model.layers.0 and model.layers.1 share; use distributed=ddp.",
+        ),
+        (
+            model,
+            OFFLOADED,
+            AdamW(),
+            "cpu",
+            "fsdp has nothing to offload: the weights are in main memory already; leave cpu_offload out.",
+        ),
+        (
+            lambda: torch.nn.Linear(2, 2),
+            FSDP,
+            AdamW(),
+            "cpu",
+            "fsdp finds no repeated blocks in Linear; use distributed=ddp.",
+        ),
+    ],
+)
 def test_what_cannot_be_sharded_is_refused_in_a_sentence(
     make: Any, chosen: Distributed, card: Any, device: str, sentence: str
 ) -> None:

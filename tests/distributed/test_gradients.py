@@ -46,8 +46,10 @@ def test_low_rank_sums_with_feedback_train_as_well(together: Together) -> None:
 
 def test_the_bytes_sent_are_counted(together: Together) -> None:
     steps = len(losses_of(together, "one-full"))
-    sent = {name: json.loads((together[0] / name / "bytes.json").read_text())
-            for name in ("one-full", "ddp-full", "bf16", "powersgd")}  # fmt: skip
+    sent = {
+        name: json.loads((together[0] / name / "bytes.json").read_text())
+        for name in ("one-full", "ddp-full", "bf16", "powersgd")
+    }
     assert sent["one-full"] == 0
     assert sent["ddp-full"] == steps * 4 * NUM_WEIGHTS
     assert sent["bf16"] == sent["ddp-full"] // 2

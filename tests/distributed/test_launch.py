@@ -25,10 +25,14 @@ def collect(dist: Dist, offset: int) -> dict[str, float]:
     dist.broadcast_([shared])
     dist.barrier()
     return {
-        "sum": dist.sum([dist.rank + offset])[0], "mean": dist.mean([dist.rank])[0],
-        "corner": float(tensors[0][1, 1]), "ones": float(tensors[1][0]), "shared": float(shared),
-        "world_size": dist.world_size, "main": dist.is_main,
-    }  # fmt: skip
+        "sum": dist.sum([dist.rank + offset])[0],
+        "mean": dist.mean([dist.rank])[0],
+        "corner": float(tensors[0][1, 1]),
+        "ones": float(tensors[1][0]),
+        "shared": float(shared),
+        "world_size": dist.world_size,
+        "main": dist.is_main,
+    }
 
 
 def one_fails(dist: Dist) -> None:
@@ -55,15 +59,27 @@ def one_fails_and_takes_the_other_down(dist: Dist) -> None:
 
 def test_one_process_is_the_identity() -> None:
     assert launch(collect, Distributed(), 10) == {
-        "sum": 10, "mean": 0, "corner": 0, "ones": 1, "shared": 5, "world_size": 1, "main": True,
-    }  # fmt: skip
+        "sum": 10,
+        "mean": 0,
+        "corner": 0,
+        "ones": 1,
+        "shared": 5,
+        "world_size": 1,
+        "main": True,
+    }
     assert SINGLE.is_main
 
 
 def test_two_processes_sum_and_share() -> None:
     assert launch(collect, TWO, 10) == {
-        "sum": 21, "mean": 0.5, "corner": 1, "ones": 2, "shared": 5, "world_size": 2, "main": True,
-    }  # fmt: skip
+        "sum": 21,
+        "mean": 0.5,
+        "corner": 1,
+        "ones": 2,
+        "shared": 5,
+        "world_size": 2,
+        "main": True,
+    }
 
 
 def test_the_error_of_any_rank_comes_back_as_itself() -> None:
@@ -86,26 +102,36 @@ def test_a_stopped_group_says_that_it_can_go_on() -> None:
 def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lcc.distributed.launch.cores", lambda: 2)
     sentence = (
-        "distributed.world_size: asked for 4 processes, this machine has 2 cores; "
-        "use distributed=single."
+        "distributed.world_size: asked for 4 processes, this machine has 2 cores; use distributed=single."
     )
     with pytest.raises(ResourceError) as caught:
         launch(collect, Distributed(world_size=4), 0)
     assert str(caught.value) == sentence
 
 
-@pytest.mark.parametrize("node, sentence", [
-    ({"strategy": "fsdp"}, "fsdp shards a model over several processes and world_size is 1; raise "
-     "it or use distributed=single."),
-    ({"world_size": 3, "nodes": 2, "rendezvous": "a:1"}, "3 processes cannot be dealt evenly to 2 "
-     "nodes; make world_size a multiple of nodes."),
-    ({"world_size": 2, "nodes": 2}, "2 nodes must know where to meet; set rendezvous to HOST:PORT "
-     "of the first one."),
-    ({"world_size": 2, "strategy": "fsdp", "gradients": "bf16"}, "gradients=bf16 is for ddp; fsdp "
-     "sends less with bf16_weights=true."),
-    ({"world_size": 2, "cpu_offload": True}, "cpu_offload is fsdp's; add strategy=fsdp or leave it "
-     "out."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "node, sentence",
+    [
+        (
+            {"strategy": "fsdp"},
+            "fsdp shards a model over several processes and world_size is 1; raise "
+            "it or use distributed=single.",
+        ),
+        (
+            {"world_size": 3, "nodes": 2, "rendezvous": "a:1"},
+            "3 processes cannot be dealt evenly to 2 nodes; make world_size a multiple of nodes.",
+        ),
+        (
+            {"world_size": 2, "nodes": 2},
+            "2 nodes must know where to meet; set rendezvous to HOST:PORT of the first one.",
+        ),
+        (
+            {"world_size": 2, "strategy": "fsdp", "gradients": "bf16"},
+            "gradients=bf16 is for ddp; fsdp sends less with bf16_weights=true.",
+        ),
+        ({"world_size": 2, "cpu_offload": True}, "cpu_offload is fsdp's; add strategy=fsdp or leave it out."),
+    ],
+)
 def test_a_group_that_cannot_be_is_refused(node: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecipeError) as caught:
         decode(Distributed, node, "distributed")

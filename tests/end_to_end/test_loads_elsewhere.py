@@ -85,8 +85,9 @@ def elsewhere(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     """What one process without lcc reads and says, for every folder."""
     paths = json.dumps({name: str(folder) for name, folder in folders.items()})
     command = [sys.executable, "-I", "-c", STRANGER, paths, json.dumps(TEXTS), str(NUM_NEW)]
-    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("stranger"), capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path_factory.mktemp("stranger"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

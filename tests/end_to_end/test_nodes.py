@@ -17,13 +17,24 @@ def test_two_nodes_make_one_run(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["+recipe=tiny", "scale=smoke", "distributed=fsdp", "distributed.nodes=2",
-             f"distributed.rendezvous=127.0.0.1:{port}", "--json"]  # fmt: skip
+    words = [
+        "+recipe=tiny",
+        "scale=smoke",
+        "distributed=fsdp",
+        "distributed.nodes=2",
+        f"distributed.rendezvous=127.0.0.1:{port}",
+        "--json",
+    ]
     nodes = [
-        subprocess.Popen([sys.executable, "-m", "lcc", "finetune", *words], cwd=tmp_path, text=True,
-                         env={**os.environ, "SLURM_NODEID": str(rank)}, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-m", "lcc", "finetune", *words],
+            cwd=tmp_path,
+            text=True,
+            env={**os.environ, "SLURM_NODEID": str(rank)},
+            stdout=subprocess.PIPE,
+        )
         for rank in (1, 0)
-    ]  # fmt: skip
+    ]
     second, first = (node.communicate(timeout=580)[0] for node in nodes)
     assert [node.returncode for node in nodes] == [0, 0]
     steps = json.loads(first)["steps"]

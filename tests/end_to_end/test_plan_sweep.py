@@ -36,12 +36,14 @@ def statuses(facts: dict[str, Any]) -> dict[str, str]:
 def test_points_over_one_parent_share_their_calibration(swept: list[dict[str, Any]]) -> None:
     points = [facts for facts in swept[1:] if facts["verb"] == "compress"]
     assert len(points) == 2
-    stats = {name: status for facts in points for name, status in statuses(facts).items()
-             if name.endswith(".stats")}  # fmt: skip
-    assert stats == {"sparsify.stats": "finished", "width.stats": "reused"}
-    assert {statuses(facts).get("sparsify") or statuses(facts)["width"] for facts in points} == {
-        "finished"
+    stats = {
+        name: status
+        for facts in points
+        for name, status in statuses(facts).items()
+        if name.endswith(".stats")
     }
+    assert stats == {"sparsify.stats": "finished", "width.stats": "reused"}
+    assert {statuses(facts).get("sparsify") or statuses(facts)["width"] for facts in points} == {"finished"}
 
 
 def test_every_point_is_judged_beside_the_parent_and_raced_once(

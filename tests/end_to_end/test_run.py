@@ -146,9 +146,7 @@ def test_another_number_of_processes_reuses_what_one_trained(folder: Path) -> No
     assert _ran(lcc.run(*words)) == []
 
 
-def test_bare_eval_goes_on_with_the_last_run(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bare_eval_goes_on_with_the_last_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = (folder / "runs" / "last").read_text().strip()
     assert main(["eval", "--json"]) == 0
     captured = capsys.readouterr()
@@ -168,11 +166,17 @@ def test_an_exported_model_loads_without_lcc(folder: Path) -> None:
     assert model.generate(**tokens, max_new_tokens=2, do_sample=False).shape[0] == 1
 
 
-@pytest.mark.parametrize("word, message", [
-    ("plan.quantize.average_bits=9", "quantize.average_bits: nearest mixes"),
-    ("plan.quantize.group_size=24", "quantize.group_size: 24 does not divide all inputs (one has"
-                                    " 64); what does: 64, 32, 16, 8, channel."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("plan.quantize.average_bits=9", "quantize.average_bits: nearest mixes"),
+        (
+            "plan.quantize.group_size=24",
+            "quantize.group_size: 24 does not divide all inputs (one has"
+            " 64); what does: 64, 32, 16, 8, channel.",
+        ),
+    ],
+)
 def test_a_family_is_refused_before_training(
     word: str,
     message: str,

@@ -29,9 +29,7 @@ def _lcc(installed: Path, folder: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     code = "import lcc, sys; print(lcc.__file__, file=sys.stderr); from lcc.cli import main; "
     command = [sys.executable, "-c", code + "sys.exit(main())", *words]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str(installed) in done.stderr
     return done.stdout

@@ -28,18 +28,32 @@ def tokenizer() -> Any:
 def causal(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.4, **IDS,
-    )  # fmt: skip
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+        **IDS,
+    )
     return transformers.LlamaForCausalLM(config).eval()
 
 
 def seq2seq() -> Any:
     torch.manual_seed(0)
     config = transformers.T5Config(
-        vocab_size=32, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=2, initializer_factor=3.0,
-    )  # fmt: skip
+        vocab_size=32,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+        initializer_factor=3.0,
+    )
     return transformers.T5ForConditionalGeneration(config).eval()
 
 

@@ -16,8 +16,10 @@ from lcc.config.cards import decode, find_card, names
 from lcc.evaluation.bootstrap import Interval, draws, interval, paired, verdict
 from lcc.evaluation.metrics import Answer, Metric
 
-WORDS = {"en": ["the", "file", "could", "not", "be", "opened", "because", "memory", "is", "full"],
-         "zh": list("无法打开文件因为内存已满请重试")}  # fmt: skip
+WORDS = {
+    "en": ["the", "file", "could", "not", "be", "opened", "because", "memory", "is", "full"],
+    "zh": list("无法打开文件因为内存已满请重试"),
+}
 
 
 def metric(name: str, **options: Any) -> Any:
@@ -32,11 +34,25 @@ def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:
         reference = draw.choices(WORDS[language], k=draw.randint(1, 12))
         output = [w if draw.random() < 0.7 else draw.choice(WORDS[language]) for w in reference]
         output = output[: draw.randint(0, 12)]
-        found.append(Answer(str(i), {}, between.join(reference), between.join(output),
-                            nats=draw.random() * 9, num_tokens=3, num_bytes=7, num_characters=5,
-                            counts={"masked": 4.0, "hits": float(draw.randint(0, 4)),
-                                    "unigram_hits": 1.0, "pairs": 1.0, "pair_hits": 0.0},
-                            ))  # fmt: skip
+        found.append(
+            Answer(
+                str(i),
+                {},
+                between.join(reference),
+                between.join(output),
+                nats=draw.random() * 9,
+                num_tokens=3,
+                num_bytes=7,
+                num_characters=5,
+                counts={
+                    "masked": 4.0,
+                    "hits": float(draw.randint(0, 4)),
+                    "unigram_hits": 1.0,
+                    "pairs": 1.0,
+                    "pair_hits": 0.0,
+                },
+            )
+        )
     return found
 
 
@@ -83,8 +99,9 @@ def test_macro_f1_is_scikit_learns() -> None:
     draw = random.Random(1)
     found = [Answer(str(i), {}, draw.choice("abc"), draw.choice("abcd")) for i in range(50)]
     one = metric("macro_f1")
-    expected = f1_score([a.reference for a in found], [a.output for a in found],
-                        average="macro", zero_division=0)  # fmt: skip
+    expected = f1_score(
+        [a.reference for a in found], [a.output for a in found], average="macro", zero_division=0
+    )
     assert one.score(one.statistics(found, language="").sum(0)) == pytest.approx(expected)
 
 
@@ -107,10 +124,15 @@ def test_meteor_matches_chinese_words_exactly_and_english_stems() -> None:
 
 def test_perplexity_and_bits_per_byte_and_character() -> None:
     sizes = {"num_bytes": 4, "num_characters": 2}, {"num_bytes": 2, "num_characters": 1}
-    found = [Answer("1", {}, "", nats=2.0, num_tokens=1, **sizes[0]),
-             Answer("2", {}, "", nats=4.0, num_tokens=2, **sizes[1])]  # fmt: skip
-    for name, expected in (("perplexity", math.exp(2.0)), ("bits_per_byte", 1 / math.log(2)),
-                           ("bits_per_character", 2 / math.log(2))):  # fmt: skip
+    found = [
+        Answer("1", {}, "", nats=2.0, num_tokens=1, **sizes[0]),
+        Answer("2", {}, "", nats=4.0, num_tokens=2, **sizes[1]),
+    ]
+    for name, expected in (
+        ("perplexity", math.exp(2.0)),
+        ("bits_per_byte", 1 / math.log(2)),
+        ("bits_per_character", 2 / math.log(2)),
+    ):
         one = metric(name)
         score = one.score(one.statistics(found, language="").sum(0))
         assert score == pytest.approx(expected)
@@ -141,10 +163,17 @@ def test_a_thousand_resamples_of_three_hundred_are_fast() -> None:
     assert time.process_time() - started < 2
 
 
-@pytest.mark.parametrize("low, high, word", [
-    (0.1, 2.0, "gained"), (-1.0, 2.0, "kept"), (-1.9, -0.5, "kept"), (-3.0, -0.5, "unclear"),
-    (-5.0, -2.1, "lost"), (-3.0, 1.0, "unclear"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, high, word",
+    [
+        (0.1, 2.0, "gained"),
+        (-1.0, 2.0, "kept"),
+        (-1.9, -0.5, "kept"),
+        (-3.0, -0.5, "unclear"),
+        (-5.0, -2.1, "lost"),
+        (-3.0, 1.0, "unclear"),
+    ],
+)
 def test_the_verdict_follows_its_rule(low: float, high: float, word: str) -> None:
     assert verdict(Interval(0, low, high), 40.0, keep_ratio=0.95) == word
     turned = Interval(0, -high, -low)
@@ -183,10 +212,11 @@ def test_repetition_is_within_one_answer() -> None:
 def test_self_bleu_is_high_where_all_say_the_same() -> None:
     one = metric("self_bleu")
     same = [Answer(str(i), {}, "", "the file is full again") for i in range(4)]
-    other = [Answer(str(i), {}, "", text) for i, text in enumerate(
-        ["the file is full", "open a window", "nobody came today", "it rains"])]  # fmt: skip
-    alike, different = (float(one.score(one.statistics(a, language="en").sum(axis=0)))
-                        for a in (same, other))  # fmt: skip
+    other = [
+        Answer(str(i), {}, "", text)
+        for i, text in enumerate(["the file is full", "open a window", "nobody came today", "it rains"])
+    ]
+    alike, different = (float(one.score(one.statistics(a, language="en").sum(axis=0))) for a in (same, other))
     assert alike == pytest.approx(100) and different < 20
 
 
@@ -203,8 +233,12 @@ def test_rouge_is_rouge_scores(name: str, kind: str) -> None:
 
 
 def test_equal_answers_are_equal_as_in_squad() -> None:
-    texts = [("The Cat.", "cat", 1.0, 1.0), ("a dog runs", "the dog", 0.0, 2 / 3), ("", "x", 0, 0),
-             ("文件夹", "文件", 0.0, 0.8)]  # fmt: skip
+    texts = [
+        ("The Cat.", "cat", 1.0, 1.0),
+        ("a dog runs", "the dog", 0.0, 2 / 3),
+        ("", "x", 0, 0),
+        ("文件夹", "文件", 0.0, 0.8),
+    ]
     for output, reference, exact, shared in texts:
         one = [Answer("1", {}, reference, output)]
         assert metric("exact_match").statistics(one, language="en")[0, 0] == exact

@@ -18,9 +18,15 @@ from lcc.evaluation.score import Span, choices, context_length, nats, token_wind
 def gpt2() -> Any:
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=32, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.4,
-        eos_token_id=2, bos_token_id=1,
-    )  # fmt: skip
+        vocab_size=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        initializer_range=0.4,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
     return transformers.GPT2LMHeadModel(config).eval()
 
 
@@ -60,8 +66,7 @@ def test_scoring_stops_within_a_batch_of_being_asked() -> None:
 
 def test_encoder_decoders_score_their_targets() -> None:
     module = seq2seq()
-    spans = [Span(target, 0, source) for target, source in zip(prompts(), prompts()[::-1],
-                                                              strict=True)]  # fmt: skip
+    spans = [Span(target, 0, source) for target, source in zip(prompts(), prompts()[::-1], strict=True)]
     found = nats(module, tokenizer(), spans, batch_size=4)
     assert found == pytest.approx([slow_nats(module, span) for span in spans], rel=1e-4)
 
@@ -80,9 +85,15 @@ def test_windows_predict_every_token_once(bos: int | None, length: int) -> None:
 
 def test_a_classifier_chooses_alike_in_any_batch() -> None:
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2,
-                                     num_attention_heads=4, intermediate_size=48, num_labels=3,
-                                     initializer_range=0.5)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=3,
+        initializer_range=0.5,
+    )
     module = transformers.BertForSequenceClassification(config).eval()
     alone = [choices(module, tokenizer(), [row])[0] for row in prompts()]
     assert choices(module, tokenizer(), prompts(), batch_size=4) == alone

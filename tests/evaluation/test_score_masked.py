@@ -30,10 +30,16 @@ LENGTHS = [40, 0, 7, 21, 64]  # the second document has no text
 
 def bert() -> Any:
     torch.manual_seed(0)
-    return transformers.BertForPreTraining(transformers.BertConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=64,
-    )).eval()  # fmt: skip
+    return transformers.BertForPreTraining(
+        transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    ).eval()
 
 
 def drawing(objective: Any) -> Drawing:
@@ -42,22 +48,25 @@ def drawing(objective: Any) -> Drawing:
         ids = [4 + (number + place * place) % (VOCABULARY - 4) for place in range(length)]
         flags = [STARTS_WORD | (STARTS_SENTENCE if i % 7 == 0 else 0) for i in range(length)]
         documents.append(Encoded(ids, flags))
-    material = Material(TextRows.of(documents), 24, Frame([CLS], [SEP], [SEP], [0]),
-                        range(4, VOCABULARY), mask=MASK)  # fmt: skip
+    material = Material(
+        TextRows.of(documents), 24, Frame([CLS], [SEP], [SEP], [0]), range(4, VOCABULARY), mask=MASK
+    )
     return Drawing(objective, material, seed=0, split="eval")
 
 
 def counted(objective: Any, batch_size: int) -> list[dict[str, float]]:
-    return guesses(bert(), drawing(objective), pad=0, frequent=9, batch_size=batch_size,
-                   advance=lambda n: None)  # fmt: skip
+    return guesses(
+        bert(), drawing(objective), pad=0, frequent=9, batch_size=batch_size, advance=lambda n: None
+    )
 
 
 @pytest.mark.parametrize("objective", [Masked(), NextSentence()])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_counts_are_those_of_a_slow_loop(objective: Any, batch_size: int) -> None:
     model, feed = bert(), drawing(objective)
-    expected = [{"masked": 0.0, "hits": 0.0, "unigram_hits": 0.0, "pairs": 0.0, "pair_hits": 0.0}
-                for _ in LENGTHS]  # fmt: skip
+    expected = [
+        {"masked": 0.0, "hits": 0.0, "unigram_hits": 0.0, "pairs": 0.0, "pair_hits": 0.0} for _ in LENGTHS
+    ]
     starts = [sum(LENGTHS[:i]) for i in range(len(LENGTHS))]
     for index, (start, _) in enumerate(feed.pieces):
         owner = max(i for i, first in enumerate(starts) if first <= start and LENGTHS[i])

@@ -42,15 +42,19 @@ def whisper(folder: Path, *, marks: list[str] = MARKS) -> Path:
     sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     sizes |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.2}
     config = transformers.WhisperConfig(
-        vocab_size=len(tokenizer) + NUM_TIMES, max_source_positions=48, max_target_positions=32,
-        decoder_start_token_id=end + 1, suppress_tokens=None, begin_suppress_tokens=None,
-        **sizes, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer) + NUM_TIMES,
+        max_source_positions=48,
+        max_target_positions=32,
+        decoder_start_token_id=end + 1,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        **sizes,
+        **ids,
+    )
     module = tiny._seeded(transformers.WhisperForConditionalGeneration, config)
     module.generation_config.suppress_tokens = [5, 6]
     module.generation_config.begin_suppress_tokens = [7, end]
-    made = Card(name="tiny", head="transcribe", auto_class="AutoModelForSpeechSeq2Seq",
-                dtype="float32")  # fmt: skip
+    made = Card(name="tiny", head="transcribe", auto_class="AutoModelForSpeechSeq2Seq", dtype="float32")
     bundle = Bundle(card=made, module=module)
     bundle.tokenizer = tokenizer
     save(bundle, folder)
@@ -88,12 +92,14 @@ class Damaging(Ctranslate2):
         return facts
 
 
-@pytest.mark.parametrize("layer, said", [
-    ("encoder", "what its encoder hears is off by"), ("decoder", "its logits are off by"),
-])  # fmt: skip
-def test_a_damaged_export_closes_the_gate_and_is_not_run(
-    layer: str, said: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "layer, said",
+    [
+        ("encoder", "what its encoder hears is off by"),
+        ("decoder", "its logits are off by"),
+    ],
+)
+def test_a_damaged_export_closes_the_gate_and_is_not_run(layer: str, said: str, tmp_path: Path) -> None:
     source, out = whisper(tmp_path / "model"), tmp_path / "out"
     exporter = Damaging(quantization="int8")
     object.__setattr__(exporter, "layer", layer)
@@ -109,9 +115,7 @@ def test_other_formats_and_engines_say_that_they_do_not_hear(tmp_path: Path) -> 
     for format in ("gguf", "onnx", "openvino"):
         with pytest.raises(RecipeError, match=f"format {format}: .*transcribe|not installed"):
             exported(source, tmp_path / format, format)
-    assert "transcribes sounds; export it" in str(
-        find_card("engines", "ctranslate2")().refusal(source)
-    )
+    assert "transcribes sounds; export it" in str(find_card("engines", "ctranslate2")().refusal(source))
     session = find_card("engines", "transformers")().open(source, Opening(threads=1))
     from lcc.inference.session import Request
 

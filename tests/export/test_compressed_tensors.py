@@ -14,12 +14,15 @@ from exports import SIZES, exported, saved, told
 from lcc.core.errors import RecipeError
 
 
-@pytest.mark.parametrize("format, options, most", [
-    ("compressed_tensors", {"bits": 8}, 0.03),
-    ("compressed_tensors", {"bits": 4, "symmetric": False}, 0.3),
-    ("bitsandbytes", {"bits": 8}, 0.03),
-    ("bitsandbytes", {"bits": 4}, 0.3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "format, options, most",
+    [
+        ("compressed_tensors", {"bits": 8}, 0.03),
+        ("compressed_tensors", {"bits": 4, "symmetric": False}, 0.3),
+        ("bitsandbytes", {"bits": 8}, 0.03),
+        ("bitsandbytes", {"bits": 4}, 0.3),
+    ],
+)
 def test_a_dense_model_is_rounded_and_loads_without_lcc(
     format: str, options: dict[str, Any], most: float, tmp_path: Path
 ) -> None:

@@ -73,16 +73,18 @@ def test_requests_of_different_kinds_are_answered_each_in_its_way(tmp_path: Path
     source = saved("llama", tmp_path / "model")
     exported(source, tmp_path / "out", "ctranslate2", quantization="float32")
     asked = prompts(source, 10)
-    session = find_card("engines", "ctranslate2")().open(
-        tmp_path / "out", Opening(threads=1, slots=4)
-    )
+    session = find_card("engines", "ctranslate2")().open(tmp_path / "out", Opening(threads=1, slots=4))
     alone = [greedy(session, [prompt], 5)[0].ids for prompt in asked]
     assert [answer.ids for answer in greedy(session, asked, 5)] == alone
-    mixed = answers(session, [
-        Request(tuple(asked[0]), 5), Request(tuple(asked[0]), 3, logprobs=2),
-        Request(tuple(asked[0]), 5, num_beams=3),
-        Request(tuple(asked[0]), 5, temperature=1.0, top_k=5),
-    ])  # fmt: skip
+    mixed = answers(
+        session,
+        [
+            Request(tuple(asked[0]), 5),
+            Request(tuple(asked[0]), 3, logprobs=2),
+            Request(tuple(asked[0]), 5, num_beams=3),
+            Request(tuple(asked[0]), 5, temperature=1.0, top_k=5),
+        ],
+    )
     with pytest.raises(DataError, match="cannot draw the same answer twice"):
         session.start(Request(tuple(asked[0]), 5, temperature=1.0, seed=3))
     session.close()

@@ -30,9 +30,14 @@ def test_rows_take_255_numbers_and_zeros_stay() -> None:
 def test_products_round_weights_by_row_and_inputs_by_token() -> None:
     torch.manual_seed(0)
     weight, inputs = torch.randn(4, 8), torch.randn(3, 8)
-    slow = torch.stack([torch.stack([sum(
-        by_row(x[None])[0, i] * by_row(w[None])[0, i] for i in range(8)) for w in weight])
-        for x in inputs])  # fmt: skip
+    slow = torch.stack(
+        [
+            torch.stack(
+                [sum(by_row(x[None])[0, i] * by_row(w[None])[0, i] for i in range(8)) for w in weight]
+            )
+            for x in inputs
+        ]
+    )
     assert torch.allclose(EightBitLinear(weight, None)(inputs), slow, atol=1e-5)
     conv = torch.nn.Conv1d(2, 3, 3, stride=2, padding=1)
     sound = torch.randn(1, 2, 10)
@@ -81,9 +86,7 @@ def test_an_error_that_rounding_does_not_explain_closes_the_gate(tmp_path: Path)
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
     source = saved("llama", tmp_path / "model")
     trial = Trial(prompts=prompts(source, 16), new_tokens=4)
-    with pytest.raises(
-        GateError, match=r"more than the 0\.0[12].* that the format explains"
-    ) as said:
+    with pytest.raises(GateError, match=r"more than the 0\.0[12].* that the format explains") as said:
         publish(source, tmp_path / "out", Coarse(), trial=trial)
     assert said.value.exit_code == 9
     kept = json.loads((tmp_path / "out.failed" / "export.json").read_text())["parity"]

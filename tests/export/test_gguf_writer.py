@@ -54,8 +54,14 @@ def test_windows_without_a_rule_are_refused(pattern: str, tmp_path: Path) -> Non
 
 
 def test_biases_and_stretched_positions_are_written(tmp_path: Path) -> None:
-    rope = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 4.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
     source = saved("llama", tmp_path / "model", attention_bias=True, rope_parameters=rope)
     assert exported(source, tmp_path / "out", "gguf").parity.logit_error < 4e-3
 
@@ -72,8 +78,15 @@ def _tensors(folder: Path) -> dict[str, Any]:
 def test_the_codes_of_a_packed_model_are_taken_over(
     bits: int, symmetric: bool, kind: str, tmp_path: Path
 ) -> None:
-    quantizing.quantized(tiny.llama(**SIZES), tmp_path, bits=bits, symmetric=symmetric,
-                         quantizer="nearest", group_size=32, accept_damage=True)  # fmt: skip
+    quantizing.quantized(
+        tiny.llama(**SIZES),
+        tmp_path,
+        bits=bits,
+        symmetric=symmetric,
+        quantizer="nearest",
+        group_size=32,
+        accept_damage=True,
+    )
     made = exported(tmp_path / "model", tmp_path / "out", "gguf")
     assert made.facts["grids_kept"] == 14 and not made.facts["grids_rounded_anew"]
     assert made.parity.logit_error < 0.05, told(made.parity)
@@ -168,8 +181,9 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     session = find_card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=1, slots=3))
     together = [answer.ids for answer in greedy(session, asked, 6)]
     alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
-    drawn = [answers(session, [Request(tuple(asked[0]), 6, temperature=1.0, seed=s)])[0].ids
-             for s in (1, 1, 2)]  # fmt: skip
+    drawn = [
+        answers(session, [Request(tuple(asked[0]), 6, temperature=1.0, seed=s)])[0].ids for s in (1, 1, 2)
+    ]
     session.close()
     assert together == alone
     assert drawn[0] == drawn[1] != drawn[2]
@@ -224,19 +238,20 @@ def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
     assert chosen == {1: (1, 4), 2: (2, 4), 4: (4, 4)}
 
 
-@pytest.mark.parametrize("family, changes", [
-    ("qwen3", {}),
-    ("gemma3", {"num_hidden_layers": 2,
-                "layer_types": ["sliding_attention", "full_attention"]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        ("qwen3", {}),
+        ("gemma3", {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
 def test_a_conversation_goes_on_from_what_was_read(
     family: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported(saved(family, tmp_path / "model", **changes), tmp_path / "out", "gguf", type="f32")
     engine = find_card("engines", "llamacpp")()
     without, keeping = (
-        engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept))
-        for kept in (0, 1)
+        engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept)) for kept in (0, 1)
     )
     read, run = list[int](), llama_cpp.LlamaPasses._run
 

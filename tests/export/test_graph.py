@@ -27,9 +27,7 @@ WINDOWED = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_a
 
 def _need(*packages: str) -> None:
     for package in packages:
-        pytest.importorskip(
-            package, reason=f"{package} is not installed: see lcc[onnx], [openvino]"
-        )
+        pytest.importorskip(package, reason=f"{package} is not installed: see lcc[onnx], [openvino]")
 
 
 def test_a_decoder_is_the_same_in_onnx_runtime(tmp_path: Path) -> None:
@@ -48,17 +46,16 @@ def test_answers_written_together_are_what_their_source_writes_alone(
     exported(source, tmp_path / "out", format)
     sizes, run = list[int](), graph_session._asked
     monkeypatch.setattr(
-        graph_session, "_asked",
+        graph_session,
+        "_asked",
         lambda graph, **inputs: (sizes.append(len(inputs["input_ids"])), run(graph, **inputs))[1],
-    )  # fmt: skip
+    )
     mine = find_card("engines", "transformers")().open(source, Opening(threads=1))
     session = find_card("engines", find_card("exporters", format).engine)().open(
         tmp_path / "out", Opening(threads=1, slots=3)
     )
     limits = [3, 12, 7, 9, 5, 12, 1, 8]  # so that rows come and go
-    asked = [
-        Request(tuple(row), limit) for row, limit in zip(prompts(source, 8), limits, strict=True)
-    ]
+    asked = [Request(tuple(row), limit) for row, limit in zip(prompts(source, 8), limits, strict=True)]
     wanted = [answers(mine, [request])[0].ids for request in asked]
     assert [answer.ids for answer in answers(session, asked)] == wanted
     assert len({token for ids in wanted for token in ids}) > 12
@@ -99,9 +96,7 @@ def test_a_classifier_is_the_same_at_eight_bits(tmp_path: Path) -> None:
 
 def test_a_decoder_is_the_same_in_openvino_at_eight_bits(tmp_path: Path) -> None:
     _need("openvino", "nncf")
-    made = exported(
-        saved("qwen3", tmp_path / "model"), tmp_path / "out", "openvino", weights="int8"
-    )
+    made = exported(saved("qwen3", tmp_path / "model"), tmp_path / "out", "openvino", weights="int8")
     assert 0 < made.parity.logit_error < 0.05, told(made.parity)
 
 
@@ -109,10 +104,14 @@ SIZES = {"t5": {"num_layers": 1}, "marian": {}}
 CROSSED = [("t5", "openvino", "float32"), ("marian", "onnx", "int8"), ("t5", "openvino", "int4")]
 
 
-@pytest.mark.parametrize("family, format, weights", [
-    ("t5", "onnx", "float32"), ("marian", "openvino", "int8"),
-    *(pytest.param(*each, marks=pytest.mark.slow) for each in CROSSED),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, format, weights",
+    [
+        ("t5", "onnx", "float32"),
+        ("marian", "openvino", "int8"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in CROSSED),
+    ],
+)
 def test_an_encoder_decoder_is_the_same_in_two_graphs_and_rows_join(
     family: str, format: str, weights: str, tmp_path: Path
 ) -> None:

@@ -113,9 +113,7 @@ def test_an_undamaged_export_passes_with_its_numbers_in_the_report(tmp_path: Pat
 
 def test_another_chat_template_closes_it(tmp_path: Path) -> None:
     source = saved("llama", tmp_path / "model", template=TEMPLATE)
-    assert "its chat template renders other bytes" in refusal(
-        OtherTemplate(), source, tmp_path / "out"
-    )
+    assert "its chat template renders other bytes" in refusal(OtherTemplate(), source, tmp_path / "out")
 
 
 def test_another_split_of_texts_closes_it(tmp_path: Path) -> None:

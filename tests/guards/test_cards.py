@@ -34,6 +34,8 @@ def test_a_stage_keeps_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("shelf", [s for s in SHELVES if s != STAGES])
 def test_the_cards_of_a_shelf_share_their_working_method(shelf: str) -> None:
-    methods = [{n for n in dir(find_card(shelf, c)) if callable(getattr(find_card(shelf, c), n))
-                and n[0] != "_"} for c in names(shelf)]  # fmt: skip
+    methods = [
+        {n for n in dir(find_card(shelf, c)) if callable(getattr(find_card(shelf, c), n)) and n[0] != "_"}
+        for c in names(shelf)
+    ]
     assert set.intersection(*methods), f"{shelf}: no method common to {names(shelf)}"

@@ -116,9 +116,7 @@ def test_the_model_is_narrower(family: str, dims: str, criterion: str, tmp_path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantizer, bits", ROUNDED)
-def test_the_weights_take_fewer_bytes(
-    family: str, quantizer: str, bits: int, tmp_path: Path
-) -> None:
+def test_the_weights_take_fewer_bytes(family: str, quantizer: str, bits: int, tmp_path: Path) -> None:
     options = {"quantizer": quantizer, "bits": bits, "group_size": 16}
     if quantizer == "smoothquant":
         options["group_size"] = "channel"

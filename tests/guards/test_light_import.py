@@ -12,9 +12,7 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes")
 
 def _imported_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split())
 
@@ -31,16 +29,20 @@ for shelf in SHELVES:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["preview", "+recipe=tiny"], ["schema"], ["recipes", "ls"],
-     ["recipes", "validate", "tiny"], ["run", "--help"]],
-)  # fmt: skip
+    [
+        ["--help"],
+        ["preview", "+recipe=tiny"],
+        ["schema"],
+        ["recipes", "ls"],
+        ["recipes", "validate", "tiny"],
+        ["run", "--help"],
+    ],
+)
 def test_light_verbs_import_no_torch(words: list[str]) -> None:
     assert _imported_after(f"from lcc.cli import main\nassert main({words!r}) == 0") == set()
 
 
 def test_help_imports_neither_hydra_nor_pydantic() -> None:
     code = "from lcc.cli import main\nassert main(['--help']) == 0\n"
-    code += (
-        "assert not {'hydra', 'pydantic', 'rich', 'yaml'} & set(sys.modules), sys.modules.keys()"
-    )
+    code += "assert not {'hydra', 'pydantic', 'rich', 'yaml'} & set(sys.modules), sys.modules.keys()"
     assert _imported_after(code) == set()

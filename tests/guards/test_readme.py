@@ -18,20 +18,26 @@ from lcc.sweeps.spec import asked
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "docs/sweeps.md", *sorted((ROOT / "docs").glob("tasks/*.md")),
-         *sorted((ROOT / "docs").glob("scenarios/*.md"))]  # fmt: skip
+PAGES = [
+    ROOT / "docs/sweeps.md",
+    *sorted((ROOT / "docs").glob("tasks/*.md")),
+    *sorted((ROOT / "docs").glob("scenarios/*.md")),
+]
 SHOWN = README + "".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", SHOWN, re.MULTILINE | re.DOTALL)
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 INLINE = re.findall(r"`((?:lcc|make) [^`]+)`", SHOWN)
 # A word with an ellipsis or a name in capitals stands for what the reader puts there.
-TYPED = [words for line in [*LINES, *INLINE] if (words := shlex.split(line, comments=True))
-         and not re.search(r"…|=NAME\b|\bpath/to\b|=mine\b", " ".join(words))]  # fmt: skip
+TYPED = [
+    words
+    for line in [*LINES, *INLINE]
+    if (words := shlex.split(line, comments=True))
+    and not re.search(r"…|=NAME\b|\bpath/to\b|=mine\b", " ".join(words))
+]
 COMMANDS = [words[1:] for words in TYPED if words[0] == "lcc"]
 GOALS = [word for words in TYPED if words[0] == "make" for word in words[1:] if "=" not in word]
 RUN_LIKE = ("run", "pretrain", "finetune", "compress", "eval", "bench", "preview", "why")
-OFFLINE = [["--help"], ["recipes", "ls"], ["schema"], ["doctor"],
-           ["preview", "+recipe=mt_en_zh_small"]]  # fmt: skip
+OFFLINE = [["--help"], ["recipes", "ls"], ["schema"], ["doctor"], ["preview", "+recipe=mt_en_zh_small"]]
 
 
 def test_the_readme_is_read_as_people_read_it() -> None:
@@ -61,9 +67,7 @@ def _require_composes(verb: str, arguments: Arguments) -> None:
     wanted = asked(arguments.overrides)
     assert arguments.multirun == (wanted.sampler.total(wanted.search) > 1)
     trial = wanted.sampler.ask(wanted.search)
-    pipeline = pipeline_of(
-        chosen_words(wanted.words, trial.chosen), "run" if verb == "why" else verb
-    )
+    pipeline = pipeline_of(chosen_words(wanted.words, trial.chosen), "run" if verb == "why" else verb)
     assert pipeline.steps
     for step in arguments.words:
         pipeline.step(step)
@@ -71,9 +75,11 @@ def _require_composes(verb: str, arguments: Arguments) -> None:
 
 @pytest.mark.parametrize("words", OFFLINE, ids=" ".join)
 def test_a_command_that_needs_nothing_runs(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
     assert capsys.readouterr().out.strip()
@@ -87,8 +93,11 @@ def test_every_verb_says_how_it_is_used(verb: str, capsys: pytest.CaptureFixture
 
 def test_every_word_of_configuration_named_in_passing_exists() -> None:
     """`clip.max_norm=0.5` and the like: words that change a recipe, tried on the small one."""
-    words = [word for word in re.findall(r"`([~\w.]+=?[\w.]*)`", README)
-             if re.match(r"~|(clip|distributed|plan|scale)[.=]", word)]  # fmt: skip
+    words = [
+        word
+        for word in re.findall(r"`([~\w.]+=?[\w.]*)`", README)
+        if re.match(r"~|(clip|distributed|plan|scale)[.=]", word)
+    ]
     assert len(words) >= 4
     for word in words:
         assert pipeline_of(["+recipe=mt_en_zh_small", word], "run").steps, word

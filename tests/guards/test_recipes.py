@@ -32,9 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_at_smoke_scale(
-    name: str, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_runs_at_smoke_scale(name: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
     run = lcc.run(f"+recipe={name}", *SMOKE)
     assert run.facts["status"] == "finished"

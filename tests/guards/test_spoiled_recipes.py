@@ -20,8 +20,7 @@ defaults:
 """
 FINE = HEAD + "stages: {finetune: {}, compress: {}}\n"
 REFUSED = (
-    "is refused: a recipe names things from configs/ and never classes, callbacks or Hydra's own"
-    " settings."
+    "is refused: a recipe names things from configs/ and never classes, callbacks or Hydra's own settings."
 )
 ALIAS = (
     "is refused (aliases can blow up in memory or contain themselves); write the value out or use"
@@ -181,10 +180,12 @@ COMMANDS = {
     "run": (2, "nothing to run: name a recipe (lcc run +recipe=NAME; lcc recipes ls)."),
     "eval": (2, "no run in this folder yet; start one with lcc run +recipe=NAME."),
     "run -m +recipe=x seed=range(1,x)": (2, f"'seed=range(1,x)': {UNREADABLE}"),
-    "preview +recipe=x dataset=local dataset.source.path=no.jsonl": (2,
-        "command line 'dataset.source.path=no.jsonl': dataset.source.path: no file 'no.jsonl'."),
+    "preview +recipe=x dataset=local dataset.source.path=no.jsonl": (
+        2,
+        "command line 'dataset.source.path=no.jsonl': dataset.source.path: no file 'no.jsonl'.",
+    ),
     "bench +recipe=x": (2, "this recipe has no bench step; its stages are finetune, compress."),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -214,9 +215,7 @@ def test_a_spoiled_file_is_told_by_place_and_key(
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_spoiled_word_is_told_by_word_and_key(
-    word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_spoiled_word_is_told_by_word_and_key(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _told(capsys, ["preview", "+recipe=x", word]) == WORDS[word]
 
 
@@ -233,9 +232,7 @@ def test_a_folder_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("card", ["local", "hub"])
-def test_a_card_that_waits_for_a_value_says_which(
-    card: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_that_waits_for_a_value_says_which(card: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, message = _told(capsys, ["preview", "+recipe=x", f"model={card}"])
     assert code == 2
     assert message.endswith(
@@ -251,8 +248,9 @@ def test_a_mistake_in_a_card_of_ones_own_is_told_with_its_place(
     mine = folder / "configs" / "plan" / "mine.yaml"
     mine.write_text("# mine\nwidth: {ratio: 2}\n", encoding="utf-8")
     assert _told(capsys, ["preview", "+recipe=x", "plan=mine"]) == (
-        2, "configs/plan/mine.yaml:2: plan.width.ratio: input should be less than 1, got 2."
-    )  # fmt: skip
+        2,
+        "configs/plan/mine.yaml:2: plan.width.ratio: input should be less than 1, got 2.",
+    )
     shutil.rmtree(folder / "configs")
     assert _told(capsys, ["preview", "+recipe=x", "plan=mine"])[0] == 2
 
@@ -261,13 +259,12 @@ def test_smoke_scale_hides_no_mistake(folder: Path, capsys: pytest.CaptureFixtur
     spoiled = HEAD + "stages:\n  finetune: {epochs: soon}\n"
     (folder / "recipes" / "x.yaml").write_text(spoiled, encoding="utf-8")
     assert _told(capsys, ["preview", "+recipe=x", "scale=smoke"]) == (
-        2, 'recipes/x.yaml:8: stages.finetune.epochs: expected a number, got "soon".'
-    )  # fmt: skip
+        2,
+        'recipes/x.yaml:8: stages.finetune.epochs: expected a number, got "soon".',
+    )
 
 
-def test_validate_tells_the_same_and_goes_on(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_validate_tells_the_same_and_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "recipes" / "y.yaml").write_text(HEAD + "stages: {finetun: {}}\n", encoding="utf-8")
     assert main(["recipes", "validate", "y", "x"]) == 2
     first, second = capsys.readouterr().out.splitlines()

@@ -27,8 +27,7 @@ MOST_FILES, MOST_LINES, LEAST_LINES = 12, 600, 40
 
 def _modules() -> dict[str, Path]:
     """Module name below `lcc` → file."""
-    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
-             for path in ROOT.rglob("*.py")}  # fmt: skip
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("*.py")}
     return {name.removesuffix("__init__").rstrip("."): path for path, name in names.items()}
 
 
@@ -85,9 +84,14 @@ def test_every_import_names_a_module_that_exists() -> None:
 
 
 def test_imports_only_go_down() -> None:
-    up = [f"{name} imports {other}" for name, imported in IMPORTS.items() if name != "__main__"
-          for other in imported if other  # anyone may ask the package for its version
-          and FLOORS.index(_package(other)) > FLOORS.index(_package(name))]  # fmt: skip
+    up = [
+        f"{name} imports {other}"
+        for name, imported in IMPORTS.items()
+        if name != "__main__"
+        for other in imported
+        if other  # anyone may ask the package for its version
+        and FLOORS.index(_package(other)) > FLOORS.index(_package(name))
+    ]
     assert not up, up
 
 
@@ -115,20 +119,37 @@ def test_a_file_is_worth_a_visit_and_no_longer_than_a_chapter() -> None:
     lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in MODULES.items()}
     long = {name: num for name, num in lines.items() if num > MOST_LINES}
     assert not long, long
-    short = {name: num for name, num in lines.items() if num < LEAST_LINES and not _on_shelf(name)
-             and not MODULES[name].name.startswith("__")}  # fmt: skip
+    short = {
+        name: num
+        for name, num in lines.items()
+        if num < LEAST_LINES and not _on_shelf(name) and not MODULES[name].name.startswith("__")
+    }
     assert not short, short
 
 
 def test_every_file_opens_with_one_sentence() -> None:
-    silent = [name for name, path in MODULES.items()
-              if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]  # fmt: skip
+    silent = [
+        name
+        for name, path in MODULES.items()
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     assert not silent, silent
 
 
 def test_nothing_forbidden_is_called() -> None:
-    forbidden = ("torch.load(", "import pickle", "pickle.load", "trust_remote_code=True",
-                 "hydra.utils", "@hydra.main", "except Exception: pass")  # fmt: skip
-    found = [(name, word) for name, path in MODULES.items()
-             for word in forbidden if word in path.read_text(encoding="utf-8")]  # fmt: skip
+    forbidden = (
+        "torch.load(",
+        "import pickle",
+        "pickle.load",
+        "trust_remote_code=True",
+        "hydra.utils",
+        "@hydra.main",
+        "except Exception: pass",
+    )
+    found = [
+        (name, word)
+        for name, path in MODULES.items()
+        for word in forbidden
+        if word in path.read_text(encoding="utf-8")
+    ]
     assert not found, found

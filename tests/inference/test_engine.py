@@ -167,8 +167,9 @@ def test_a_penalty_is_the_librarys_own() -> None:
     told = answered(session(module), asked(rows, 12, repetition_penalty=1.8), arriving=1)
     for row, steps in zip(rows, told, strict=True):
         with torch.no_grad():
-            whole = module.generate(torch.tensor([row]), do_sample=False, max_new_tokens=12,
-                                    repetition_penalty=1.8)[0].tolist()  # fmt: skip
+            whole = module.generate(
+                torch.tensor([row]), do_sample=False, max_new_tokens=12, repetition_penalty=1.8
+            )[0].tolist()
         new = whole[len(row) :]
         assert list(ids_of(steps)) == (new[: new.index(2)] if 2 in new else new)
 

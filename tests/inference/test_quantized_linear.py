@@ -50,9 +50,10 @@ def weights(kind: str) -> tuple[Weights, torch.Tensor]:
     return GridWeights(codes, scale, zero, bits), dense
 
 
-@pytest.mark.parametrize("kind, threads", [
-    ("bf16", 1), ("bf16", 2), ("int8", 1), ("int8z", 1), ("int4", 1), ("int4z", 2), ("int3z", 1)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, threads",
+    [("bf16", 1), ("bf16", 2), ("int8", 1), ("int8z", 1), ("int4", 1), ("int4z", 2), ("int3z", 1)],
+)
 def test_a_product_is_that_of_the_meant_numbers(
     kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,11 +102,16 @@ def test_a_model_in_bfloat16_says_what_it_says_in_float32(family: str, tmp_path:
     assert [ids_of(steps) for steps in told] == [one.ids for one in wanted]
 
 
-@pytest.mark.parametrize("family, options", [
-    ("llama", {"bits": 8}), ("gemma3", {"bits": 4, "symmetric": False}), ("t5", {"bits": 8}),
-    ("llama", {"bits": 4, "include_embeddings": True, "tied": True}),
-    ("llama", {"bits": 3, "accept_damage": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("llama", {"bits": 8}),
+        ("gemma3", {"bits": 4, "symmetric": False}),
+        ("t5", {"bits": 8}),
+        ("llama", {"bits": 4, "include_embeddings": True, "tied": True}),
+        ("llama", {"bits": 3, "accept_damage": True}),
+    ],
+)
 def test_a_packed_model_keeps_its_codes_and_its_answers(
     family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,8 +121,11 @@ def test_a_packed_model_keeps_its_codes_and_its_answers(
     folder = stored_model(family, tmp_path, **QUANTIZED, **options)
     dense = Transformers(weights="dense").open(folder, Opening(threads=1))
     stored = Transformers(weights="stored").open(folder, Opening(threads=1))
-    kinds = [type(layer.weights) for layer in stored.module.modules()  # type: ignore[attr-defined]
-             if isinstance(layer, PackedLinear)]  # fmt: skip
+    kinds = [
+        type(layer.weights)
+        for layer in stored.module.modules()  # type: ignore[attr-defined]
+        if isinstance(layer, PackedLinear)
+    ]
     assert kinds.count(GridWeights) >= (15 if options.get("include_embeddings") else 14)
     rows = prompts(6)
     # A dense load may round codes times scales to bfloat16.

@@ -18,8 +18,9 @@ from lcc.models.reload_check import reload_gate
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=300, hidden_size=32, intermediate_size=64,
-                                     num_hidden_layers=2, num_attention_heads=4)  # fmt: skip
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
     card = Card(name="m", auto_class="AutoModel", head="embed", dtype="float32")
     save(Bundle(card, None, transformers.AutoModel.from_config(config).eval()), tmp_path / "model")
     return tmp_path / "model"

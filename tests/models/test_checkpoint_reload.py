@@ -19,27 +19,27 @@ from lcc.models.card import Card, read_card
 from lcc.models.checkpoint import save
 from lcc.models.reload_check import probe_logits, reload_gate
 
-SMALL = dict(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-             num_attention_heads=4)  # fmt: skip
+SMALL = dict(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 FAMILIES: dict[Head, Any] = {
-    "causal": lambda: transformers.LlamaConfig(
-        **SMALL, num_key_value_heads=2, tie_word_embeddings=True
-    ),
+    "causal": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True),
     "seq2seq": lambda: transformers.T5Config(
-        vocab_size=300, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4,
+        vocab_size=300,
+        d_model=32,
+        d_ff=64,
+        d_kv=8,
+        num_layers=2,
+        num_heads=4,
         decoder_start_token_id=0,
     ),
     "classify": lambda: transformers.BertConfig(**SMALL),
     "embed": lambda: transformers.BertConfig(**SMALL),
-}  # fmt: skip
+}
 
 
 def fresh(head: Head = "causal", dtype: str = "bfloat16") -> Bundle:
     torch.manual_seed(0)
     module = getattr(transformers, AUTO_CLASSES[head]).from_config(FAMILIES[head]()).eval()
-    return Bundle(
-        Card(name="m", auto_class=AUTO_CLASSES[head], head=head, dtype=dtype), None, module
-    )
+    return Bundle(Card(name="m", auto_class=AUTO_CLASSES[head], head=head, dtype=dtype), None, module)
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from lcc.core.errors import IntegrityError
 from lcc.models.safetensors_io import TensorFolder, entry, is_sealed, require_sealed, write_file
 
-TENSORS = {"weight": torch.arange(12.0).view(3, 4), "mask": torch.tensor([1, 0, 3]),
-           "none": torch.empty(0, 2, dtype=torch.bfloat16)}  # fmt: skip
+TENSORS = {
+    "weight": torch.arange(12.0).view(3, 4),
+    "mask": torch.tensor([1, 0, 3]),
+    "none": torch.empty(0, 2, dtype=torch.bfloat16),
+}
 
 
 def sealed(file: Path) -> Path:

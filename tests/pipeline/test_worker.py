@@ -48,9 +48,20 @@ def job(step: str, parent: Path, folder: Path, **options: Any) -> Job:
     stage = decode(find_card(STAGES, kind), {**chosen, "calibration": calibration, **options}, kind)
     words = {"name": "generation", "head": "causal", "fields": ["text"], "answer": "{text}"}
     folder.mkdir()
-    return Job(kind, stage, folder, {"model": parent, "data": parent}, task=decode(Task, words),
-               seed=0, device="cpu", dtype="float32", threads=1, tracker=None, run="test",
-               checkpoint=kind)  # fmt: skip
+    return Job(
+        kind,
+        stage,
+        folder,
+        {"model": parent, "data": parent},
+        task=decode(Task, words),
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        tracker=None,
+        run="test",
+        checkpoint=kind,
+    )
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,9 +15,10 @@ from lcc.store.runs import read_run
 
 
 def curve(num_steps: int, **fields: Any) -> list[dict[str, Any]]:
-    return [{"step": s, "loss": 2.0 + 1.0 / s, "grad_norm": 1.0,
-             "clipped_share": float(s % 4 == 0), **fields}
-            for s in range(1, num_steps + 1)]  # fmt: skip
+    return [
+        {"step": s, "loss": 2.0 + 1.0 / s, "grad_norm": 1.0, "clipped_share": float(s % 4 == 0), **fields}
+        for s in range(1, num_steps + 1)
+    ]
 
 
 def test_the_clipped_share_is_told_in_words() -> None:
@@ -37,8 +38,7 @@ def test_a_moving_threshold_is_drawn_with_the_norm() -> None:
 
 
 def test_a_share_of_elements_is_told_with_the_steps_it_touched() -> None:
-    rows = [row | {"clipped_share": 0.002 * (row["step"] % 2), "clip_threshold": 0.5}
-            for row in curve(50)]  # fmt: skip
+    rows = [row | {"clipped_share": 0.002 * (row["step"] % 2), "clip_threshold": 0.5} for row in curve(50)]
     figure = charts.norm_curve(rows, "finetune", counts="elements")
     assert figure is not None
     assert "0.1 % of elements clipped, some in 50 % of 50 steps; threshold 0.5" in figure.caption

@@ -16,8 +16,15 @@ from lcc.store.runs import read_run
 
 def point(name: str, quality: float, size: float, rate: float | None = None) -> Row:
     speeds = [Speed(batch_size=1, decode=rate)] if rate else []
-    return Row(checkpoint=name, step=name, kind="quantize", key=name, bytes=size, speeds=speeds,
-               scores={"perplexity": Score(quality)})  # fmt: skip
+    return Row(
+        checkpoint=name,
+        step=name,
+        kind="quantize",
+        key=name,
+        bytes=size,
+        speeds=speeds,
+        scores={"perplexity": Score(quality)},
+    )
 
 
 def standing(*found: Row) -> dict[str, str]:
@@ -31,8 +38,10 @@ def test_a_point_that_is_worse_and_no_smaller_is_dominated() -> None:
 
 def test_a_higher_figure_is_better_where_the_metric_says_so() -> None:
     given = (("dense", 0.9, 500.0), ("w4", 0.8, 100.0), ("none", 0.7, 500.0))
-    rows = [Row(checkpoint=n, step=n, kind="eval", key=n, bytes=b, scores={"accuracy": Score(v)})
-            for n, v, b in given]  # fmt: skip
+    rows = [
+        Row(checkpoint=n, step=n, kind="eval", key=n, bytes=b, scores={"accuracy": Score(v)})
+        for n, v, b in given
+    ]
     told = {s.row.checkpoint: s.beaten_by for s in charts.standings(rows, "accuracy")}
     assert told == {"dense": (), "w4": (), "none": ("dense", "w4")}
 
@@ -48,10 +57,8 @@ def test_speeds_within_the_noise_decide_nothing() -> None:
 
 
 def test_the_chart_puts_better_figures_higher_and_marks_the_front_with_capitals() -> None:
-    lines = charts.chart([point("dense", 20, 500), point("w8", 21, 260), point("bad", 30, 300)],
-                         "perplexity")  # fmt: skip
-    rows = {mark: next(i for i, line in enumerate(lines) if mark in line and "│" in line)
-            for mark in "ABc"}  # fmt: skip
+    lines = charts.chart([point("dense", 20, 500), point("w8", 21, 260), point("bad", 30, 300)], "perplexity")
+    rows = {mark: next(i for i, line in enumerate(lines) if mark in line and "│" in line) for mark in "ABc"}
     assert rows["A"] < rows["B"] < rows["c"]
     assert "  c bad: 30.0, 300 B; dominated by w8" in lines
 

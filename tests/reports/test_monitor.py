@@ -54,7 +54,12 @@ def test_the_report_says_what_happened_and_shows_the_sentences() -> None:
     assert "text 2\\-1" in text or "text 2-1" in text
     assert "<b>" not in shown.replace("<body>", "") and "<svg" in shown
     assert [section.title for section in page.sections] == [
-        "Alerts", "Classes", "Trend", "Latest negative", "Latest"]  # fmt: skip
+        "Alerts",
+        "Classes",
+        "Trend",
+        "Latest negative",
+        "Latest",
+    ]
 
 
 def test_nothing_read_is_said_so() -> None:

@@ -65,9 +65,17 @@ def test_the_page_loads_nothing_and_runs_nothing(run_folder: Path) -> None:
 def test_every_text_is_escaped_wherever_it_comes_from(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
     run = write_sample_run(tmp_path, command=f"lcc run {evil}")
-    change_report(run, "width", notes=[evil], warnings=[evil], node={evil: evil},
-                  tables={evil: [{evil: evil}]}, machine={evil: evil}, versions={evil: evil},
-                  measures={evil: {"value": evil, "unit": evil}})  # fmt: skip
+    change_report(
+        run,
+        "width",
+        notes=[evil],
+        warnings=[evil],
+        node={evil: evil},
+        tables={evil: [{evil: evil}]},
+        machine={evil: evil},
+        versions={evil: evil},
+        measures={evil: {"value": evil, "unit": evil}},
+    )
     change_report(run, "base", node={"spec": {"name": evil, "licence": evil, "origin": evil}})
     page = page_of(run)
     assert page.all("script") == [] and page.all("img") == []
@@ -88,11 +96,23 @@ def test_tables_and_charts_speak_to_those_who_cannot_see_them(run_folder: Path) 
 
 @pytest.mark.parametrize(
     "words",
-    ["选择要设置格式的单元格。", "(empty)", "base", "lcc run +recipe=mt_en_zh_small",
-     "lcc fetch model=gemma3_270m dataset=gettext_en_zh", "Gemma terms of use", "method.rank: 16",
-     "clipped in 67.3 % of 560 steps", "nrefs:1|case:mixed|tok:zh|smooth:exp", "14.5 GB/s",
-     "no speed is claimed", "Xeon 8488C", "torch 2.13.0", "prefers-color-scheme: dark"],
-)  # fmt: skip
+    [
+        "选择要设置格式的单元格。",
+        "(empty)",
+        "base",
+        "lcc run +recipe=mt_en_zh_small",
+        "lcc fetch model=gemma3_270m dataset=gettext_en_zh",
+        "Gemma terms of use",
+        "method.rank: 16",
+        "clipped in 67.3 % of 560 steps",
+        "nrefs:1|case:mixed|tok:zh|smooth:exp",
+        "14.5 GB/s",
+        "no speed is claimed",
+        "Xeon 8488C",
+        "torch 2.13.0",
+        "prefers-color-scheme: dark",
+    ],
+)
 def test_the_report_tells(words: str, run_folder: Path) -> None:
     assert words in "".join(page_of(run_folder).words)
 

@@ -30,13 +30,17 @@ def test_results_and_samples_are_there(run_folder: Path) -> None:
 
 
 def test_every_training_is_a_row_with_its_clipped_share(run_folder: Path) -> None:
-    change_report(run_folder, "finetune", measures={
-        "train_loss": {"value": 1.25, "unit": "nats"},
-        "clip_threshold": {"value": 0.25, "unit": ""},
-        "clipped_share": {"value": 0.003, "unit": "share"},
-        "clipped_share_counts": {"value": "elements", "unit": ""},
-        "clipped_steps_share": {"value": 0.5, "unit": "share"},
-    })  # fmt: skip
+    change_report(
+        run_folder,
+        "finetune",
+        measures={
+            "train_loss": {"value": 1.25, "unit": "nats"},
+            "clip_threshold": {"value": 0.25, "unit": ""},
+            "clipped_share": {"value": 0.003, "unit": "share"},
+            "clipped_share_counts": {"value": "elements", "unit": ""},
+            "clipped_steps_share": {"value": 0.5, "unit": "share"},
+        },
+    )
     text = markdown_of(run_folder)
     assert "| norm (threshold 0.25) | 0.3 % (of elements, in 50 % of steps) |" in text
     assert "| norm (threshold 0.5) | 37.5 % (of steps) |" in text

@@ -37,9 +37,13 @@ def test_a_delta_names_the_checkpoint_it_was_measured_against(run_folder: Path) 
 
 
 def test_an_unheard_of_metric_becomes_a_column_by_its_interval(run_folder: Path) -> None:
-    measures = {"kappa": {"value": 0.61, "unit": ""}, "kappa_low": {"value": 0.55, "unit": ""},
-                "kappa_high": {"value": 0.66, "unit": ""}, "seen": {"value": 3, "unit": "count"},
-                "accuracy": {"value": 0.86, "unit": "share"}}  # fmt: skip
+    measures = {
+        "kappa": {"value": 0.61, "unit": ""},
+        "kappa_low": {"value": 0.55, "unit": ""},
+        "kappa_high": {"value": 0.66, "unit": ""},
+        "seen": {"value": 3, "unit": "count"},
+        "accuracy": {"value": 0.86, "unit": "share"},
+    }
     for name in ("base", "vocab", "finetune", "width", "heal", "quantize"):
         change_report(run_folder, f"eval.{name}", measures=measures)
     rows = results.rows(read_run(run_folder))
@@ -50,14 +54,22 @@ def test_an_unheard_of_metric_becomes_a_column_by_its_interval(run_folder: Path)
 
 def test_a_second_evaluation_does_not_overwrite_the_first(run_folder: Path) -> None:
     facts = json.loads((run_folder / "run.json").read_text())
-    extra = {"name": "check.quantize", "kind": "eval", "key": key_of("check"), "status": "finished",
-             "folder": "99-check.quantize"}  # fmt: skip
+    extra = {
+        "name": "check.quantize",
+        "kind": "eval",
+        "key": key_of("check"),
+        "status": "finished",
+        "folder": "99-check.quantize",
+    }
     facts["steps"].append(extra)
     (run_folder / "run.json").write_text(json.dumps(facts))
     artifact = run_folder.parent / "store" / key_of("check")
     artifact.mkdir()
-    report = {"format": 1, "inputs": {"model": key_of("quantize")},
-              "measures": {"bleu": {"value": 1.0, "unit": "BLEU"}}}  # fmt: skip
+    report = {
+        "format": 1,
+        "inputs": {"model": key_of("quantize")},
+        "measures": {"bleu": {"value": 1.0, "unit": "BLEU"}},
+    }
     (artifact / "report.json").write_text(json.dumps(report))
     last = results.rows(read_run(run_folder))[-1]
     assert (last.scores["bleu"].value, last.scores["check.bleu"].value) == (35.1, 1.0)
@@ -80,12 +92,15 @@ def test_an_encoders_speed_is_texts_a_second(run_folder: Path) -> None:
 
 
 def test_every_metric_keeps_its_own_verdict(run_folder: Path) -> None:
-    measures = {"bleu": {"value": 30.0, "unit": "BLEU"}, "chrf": {"value": 31.0, "unit": "chrF"},
-                "bleu_delta_reference": {"value": -7.4, "unit": "BLEU"},
-                "chrf_delta_reference": {"value": -0.1, "unit": "chrF"},
-                "bleu_verdict_reference": {"value": "lost", "unit": ""},
-                "chrf_verdict_reference": {"value": "kept", "unit": ""},
-                "verdict": {"value": "lost", "unit": ""}}  # fmt: skip
+    measures = {
+        "bleu": {"value": 30.0, "unit": "BLEU"},
+        "chrf": {"value": 31.0, "unit": "chrF"},
+        "bleu_delta_reference": {"value": -7.4, "unit": "BLEU"},
+        "chrf_delta_reference": {"value": -0.1, "unit": "chrF"},
+        "bleu_verdict_reference": {"value": "lost", "unit": ""},
+        "chrf_verdict_reference": {"value": "kept", "unit": ""},
+        "verdict": {"value": "lost", "unit": ""},
+    }
     change_report(run_folder, "eval.quantize", measures=measures)
     last = results.rows(read_run(run_folder))[-1]
     assert {name: d.verdict for name, d in last.against_reference.items()} == {

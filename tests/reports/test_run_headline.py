@@ -51,8 +51,9 @@ def test_compression_without_training_starts_from_the_base(run_folder: Path) -> 
 
 
 def test_training_without_compression_is_one_sentence(run_folder: Path) -> None:
-    keep_steps(run_folder, "base", "vocab", "finetune", "finetune.merged", "eval.base",
-               "eval.vocab", "eval.finetune")  # fmt: skip
+    keep_steps(
+        run_folder, "base", "vocab", "finetune", "finetune.merged", "eval.base", "eval.vocab", "eval.finetune"
+    )
     assert headline(read_run(run_folder)) == (
         "finetune takes BLEU from 21.6 to 37.4 (+15.8, 95 % interval +13.4 to +18.4: gained)."
     )
@@ -63,9 +64,11 @@ def test_no_share_is_kept_of_a_figure_where_lower_is_better(run_folder: Path) ->
         value = 1.3 - 0.1 * index
         measures = {"bits_per_byte": {"value": value, "unit": "bits"}}
         if index:
-            measures |= {"bits_per_byte_delta_base": {"value": value - 1.3, "unit": "bits"},
-                         "bits_per_byte_delta_reference": {"value": 0.02, "unit": "bits"},
-                         "verdict": {"value": "kept", "unit": ""}}  # fmt: skip
+            measures |= {
+                "bits_per_byte_delta_base": {"value": value - 1.3, "unit": "bits"},
+                "bits_per_byte_delta_reference": {"value": 0.02, "unit": "bits"},
+                "verdict": {"value": "kept", "unit": ""},
+            }
         change_report(run_folder, f"eval.{name}", measures=measures)
     text = headline(read_run(run_folder))
     assert "finetune takes bits/byte from 1.300 to 1.100 (−0.200)" in text

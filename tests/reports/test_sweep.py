@@ -29,8 +29,10 @@ from lcc.store.sweeps import Point, read_sweep
 
 
 def rows(*figures: tuple[float, float]) -> list[PointRow]:
-    return [PointRow(Point(n, [], {"lr": str(n)}), "finished", None, None, {"q": q, "b": b})
-            for n, (q, b) in enumerate(figures)]  # fmt: skip
+    return [
+        PointRow(Point(n, [], {"lr": str(n)}), "finished", None, None, {"q": q, "b": b})
+        for n, (q, b) in enumerate(figures)
+    ]
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
@@ -132,10 +134,22 @@ def test_a_status_says_what_every_point_does_and_how_to_go_on(tmp_path: Path) ->
 
 
 def test_figures_are_told_in_the_words_of_what_they_measure() -> None:
-    told = {"quantize.bytes": 143596.0, "bits_per_byte": 6.74888, "eval.heal.bleu": 35.12,
-            "finetune.seconds": 75.0, "parameters": 1.9e6, "heal.validation_loss": 2.0}  # fmt: skip
+    told = {
+        "quantize.bytes": 143596.0,
+        "bits_per_byte": 6.74888,
+        "eval.heal.bleu": 35.12,
+        "finetune.seconds": 75.0,
+        "parameters": 1.9e6,
+        "heal.validation_loss": 2.0,
+    }
     assert [figure_text(name, value) for name, value in told.items()] == [
-        "144 kB", "6.749", "35.1", "1 min 15 s", "1.9 M", "2.000"]  # fmt: skip
+        "144 kB",
+        "6.749",
+        "35.1",
+        "1 min 15 s",
+        "1.9 M",
+        "2.000",
+    ]
 
 
 def test_nothing_finished_is_said_in_a_sentence() -> None:

@@ -22,8 +22,23 @@ def test_the_table_is_readable_at_100_columns(run_folder: Path) -> None:
     text = printed(run_folder)
     assert max(map(len, text.splitlines())) <= 100
     row = next(line for line in text.splitlines() if line.startswith("quantize  "))
-    assert row.split() == ["quantize", "97.1", "M", "121", "MB", "35.1", "34.5", "0.903", "−2.3",
-                           "unclear", "12.1", "82.6", "ms", "688", "MB"]  # fmt: skip
+    assert row.split() == [
+        "quantize",
+        "97.1",
+        "M",
+        "121",
+        "MB",
+        "35.1",
+        "34.5",
+        "0.903",
+        "−2.3",
+        "unclear",
+        "12.1",
+        "82.6",
+        "ms",
+        "688",
+        "MB",
+    ]
     for figure in ("21.2 %", "32.0–38.5", "−3.9…−0.5", "vs finetune", "116 ms"):
         assert figure in text
 

@@ -27,9 +27,15 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def opened(driver: Any, url: str, size: tuple[int, int] = DESKTOP) -> Any:
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE,
-    })  # fmt: skip
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {
+            "width": size[0],
+            "height": size[1],
+            "deviceScaleFactor": 1,
+            "mobile": size == PHONE,
+        },
+    )
     driver.get_log("browser")  # what an earlier page complained of
     driver.get(url)
     until(driver, lambda: driver.find_elements(By.ID, "input"))
@@ -128,19 +134,21 @@ def test_every_control_has_a_name_and_enough_contrast(
         opened(chromium, running.url).send_keys("hello", Keys.ENTER)
         measured(chromium)
         for scheme in ("light", "dark"):
-            chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-                "features": [{"name": "prefers-color-scheme", "value": scheme}]})  # fmt: skip
+            chromium.execute_cdp_cmd(
+                "Emulation.setEmulatedMedia",
+                {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+            )
             ratios = chromium.execute_script((Path(__file__).parent / "contrast.js").read_text())
             assert ratios and min(ratios.values()) >= 4.5, (scheme, ratios)
-        unnamed = [node.get_attribute("outerHTML")
-                   for node in chromium.find_elements(By.CSS_SELECTOR, "textarea, input, button")
-                   if node.is_displayed() and not node.accessible_name]  # fmt: skip
+        unnamed = [
+            node.get_attribute("outerHTML")
+            for node in chromium.find_elements(By.CSS_SELECTOR, "textarea, input, button")
+            if node.is_displayed() and not node.accessible_name
+        ]
         assert not unnamed
 
 
-def test_only_the_key_opens_the_page(
-    chromium: Any, chat_folder: Path, serve: Callable[..., Any]
-) -> None:
+def test_only_the_key_opens_the_page(chromium: Any, chat_folder: Path, serve: Callable[..., Any]) -> None:
     key = "a-key-of-at-least-sixteen-characters"
     with serve(chat_folder, key=key) as running:
         signed = running.url.replace("//", f"//anyone:{key}@")

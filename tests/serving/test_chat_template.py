@@ -20,12 +20,8 @@ def prompt_tokens(running: Running, messages: Any) -> Any:
     return body["usage"]["prompt_tokens"] if reply.status_code == 200 else body["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "content", ["hello", "", "ünï çødé 你好 🙂", "{{ 7 * 7 }} {% if %}", "a\0b"]
-)
-def test_a_conversation_has_the_tokens_that_transformers_gives_it(
-    chat: Running, content: str
-) -> None:
+@pytest.mark.parametrize("content", ["hello", "", "ünï çødé 你好 🙂", "{{ 7 * 7 }} {% if %}", "a\0b"])
+def test_a_conversation_has_the_tokens_that_transformers_gives_it(chat: Running, content: str) -> None:
     messages = [
         *HELLO,
         {"role": "assistant", "content": "hi"},
@@ -55,17 +51,21 @@ HARMS = {
     "missing": ("{{ messages[0].content.missing.deeper }}", "no attribute"),
     "memory": ("{{ messages[0].content * 10**10 }}", "too much memory"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
-    "forever": ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-                "did not finish"),
-}  # fmt: skip
+    "forever": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "did not finish",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def harmful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     from running_servers import run
 
-    arms = "".join("{% if messages[0].content == '" + name + "' %}" + template + "{% endif %}"
-                   for name, (template, _) in HARMS.items())  # fmt: skip
+    arms = "".join(
+        "{% if messages[0].content == '" + name + "' %}" + template + "{% endif %}"
+        for name, (template, _) in HARMS.items()
+    )
     folder = tmp_path_factory.mktemp("harmful") / "m"
     with run(serving.chatter(folder, template=arms + "fine")) as running:
         yield running
@@ -80,9 +80,7 @@ def test_a_template_that_does_harm_harms_one_request(harmful: Running, harm: str
     assert prompt_tokens(harmful, HELLO) == len("fine")
 
 
-def test_constants_that_are_too_large_to_compute_are_not(
-    tmp_path: Path, serve: Callable[..., Any]
-) -> None:
+def test_constants_that_are_too_large_to_compute_are_not(tmp_path: Path, serve: Callable[..., Any]) -> None:
     folder = serving.chatter(tmp_path / "m", template="{{ 'x' * 10**10 }}")
     with serve(folder) as running:
         assert "too much memory" in prompt_tokens(running, HELLO)

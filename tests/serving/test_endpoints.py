@@ -28,9 +28,7 @@ def asked(running: Any, path: str, **body: Any) -> Any:
     return reply.json()["data"]
 
 
-def test_a_class_is_the_one_that_the_classifier_chooses(
-    tmp_path: Path, serve: Callable[..., Any]
-) -> None:
+def test_a_class_is_the_one_that_the_classifier_chooses(tmp_path: Path, serve: Callable[..., Any]) -> None:
     folder = serving.classifier(tmp_path / "m")
     own = task("sentiment", "task.labels=[bad,good]")
     bundle = open_bundle(folder)
@@ -54,9 +52,13 @@ def test_label_words_are_ranked_as_in_evaluation(tmp_path: Path, serve: Callable
     assert [one["label"] for one in found] == expected
 
 
-@pytest.mark.parametrize("kind, name", [
-    (serving.translator, "translation_seq2seq"), (serving.chatter, "translation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        (serving.translator, "translation_seq2seq"),
+        (serving.chatter, "translation"),
+    ],
+)
 def test_a_translation_is_the_one_that_evaluation_reads(
     kind: Any, name: str, tmp_path: Path, serve: Callable[..., Any]
 ) -> None:
@@ -69,18 +71,14 @@ def test_a_translation_is_the_one_that_evaluation_reads(
         found = asked(running, "/v1/translate", input=ROWS)
         with (
             running.client() as client,
-            client.stream(
-                "POST", "/v1/translate", json={"input": ROWS[0], "stream": True}
-            ) as reply,
+            client.stream("POST", "/v1/translate", json={"input": ROWS[0], "stream": True}) as reply,
         ):
             events = [line for line in reply.iter_lines() if line]
     assert [one["text"] for one in found] == expected
     assert events[-1] == "data: [DONE]"
 
 
-def test_an_encoder_makes_vectors_and_has_no_other_routes(
-    tmp_path: Path, serve: Callable[..., Any]
-) -> None:
+def test_an_encoder_makes_vectors_and_has_no_other_routes(tmp_path: Path, serve: Callable[..., Any]) -> None:
     with serve(serving.encoder(tmp_path / "m")) as running, running.client() as client:
         found = asked(running, "/v1/embeddings", input=ROWS)
         assert [len(one["embedding"]) for one in found] == [16, 16, 16]
@@ -88,11 +86,8 @@ def test_an_encoder_makes_vectors_and_has_no_other_routes(
         assert "/v1/completions" not in client.get("/openapi.json").json()["paths"]
 
 
-def test_a_task_with_several_fields_takes_a_mapping(
-    tmp_path: Path, serve: Callable[..., Any]
-) -> None:
-    own = task("translation", "task.fields=[source,tone,target]",
-               "task.template='{tone} {source}:'")  # fmt: skip
+def test_a_task_with_several_fields_takes_a_mapping(tmp_path: Path, serve: Callable[..., Any]) -> None:
+    own = task("translation", "task.fields=[source,tone,target]", "task.template='{tone} {source}:'")
     with serve(serving.chatter(tmp_path / "m", template=None), task=own) as running:
         assert asked(running, "/v1/translate", input=[{"source": "open", "tone": "formal"}])
         with running.client() as client:

@@ -26,9 +26,14 @@ def client(chat_folder: Path) -> Iterator[openai.OpenAI]:
 
 def test_a_conversation_is_answered(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
-        model="tiny-chat", messages=HELLO, max_completion_tokens=5, n=2, seed=3,
-        logprobs=True, top_logprobs=2,
-    )  # fmt: skip
+        model="tiny-chat",
+        messages=HELLO,
+        max_completion_tokens=5,
+        n=2,
+        seed=3,
+        logprobs=True,
+        top_logprobs=2,
+    )
     assert [choice.index for choice in reply.choices] == [0, 1]
     assert reply.usage is not None and reply.usage.completion_tokens == 10
     choice = reply.choices[0]
@@ -78,8 +83,7 @@ def _ids(text: str) -> list[int]:
 
 def test_vectors_are_the_same_as_numbers_and_as_bytes(client: openai.OpenAI) -> None:
     packed = client.embeddings.create(model="tiny-chat", input=["one", "two"])
-    plain = client.embeddings.create(model="tiny-chat", input=["one", "two"],
-                                     encoding_format="float")  # fmt: skip
+    plain = client.embeddings.create(model="tiny-chat", input=["one", "two"], encoding_format="float")
     assert len(packed.data) == 2
     assert packed.data[1].embedding == pytest.approx(plain.data[1].embedding, abs=1e-6)
 
@@ -88,12 +92,15 @@ def test_the_model_is_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny-chat"]
 
 
-@pytest.mark.parametrize("wishes, error", [
-    ({"model": "other"}, openai.NotFoundError),
-    ({"temperature": "warm"}, openai.BadRequestError),
-    ({"n": 100}, openai.UnprocessableEntityError),
-    ({"n": 5}, openai.RateLimitError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wishes, error",
+    [
+        ({"model": "other"}, openai.NotFoundError),
+        ({"temperature": "warm"}, openai.BadRequestError),
+        ({"n": 100}, openai.UnprocessableEntityError),
+        ({"n": 5}, openai.RateLimitError),
+    ],
+)
 def test_refusals_arrive_as_the_client_s_own_errors(
     client: openai.OpenAI, wishes: Any, error: type[openai.APIStatusError]
 ) -> None:

@@ -14,10 +14,16 @@ from lcc.tasks.task import Task
 def service(folder: Path) -> Task:
     path = folder / "faq.jsonl"
     path.write_text(json.dumps({"question": "May I bring my dog?", "answer": "No animals."}) + "\n")
-    return decode(Task, {
-        "name": "service", "fields": ["turns"], "turns": "turns", "chat": True,
-        "grounding": {"file": str(path), "threshold": 0.5, "handover": "A person comes."},
-    })  # fmt: skip
+    return decode(
+        Task,
+        {
+            "name": "service",
+            "fields": ["turns"],
+            "turns": "turns",
+            "chat": True,
+            "grounding": {"file": str(path), "threshold": 0.5, "handover": "A person comes."},
+        },
+    )
 
 
 def test_what_the_faq_covers_is_answered_and_the_rest_handed_over(

@@ -85,18 +85,14 @@ def test_a_client_that_hangs_up_gives_its_slot_back(chat: Running) -> None:
     with chat.client() as client:
         for kind in ({"stream": True}, {}):
             try:
-                with client.stream(
-                    "POST", "/v1/completions", json={**LONG, **kind}, timeout=0.25
-                ) as reply:
+                with client.stream("POST", "/v1/completions", json={**LONG, **kind}, timeout=0.25) as reply:
                     next(reply.iter_bytes())
             except Exception as error:
                 assert "timed out" in str(error).lower(), error
             chat.until(lambda: not active)
 
 
-def test_what_is_refused_leaves_nothing_behind(
-    plain_folder: Path, serve: Callable[..., Any]
-) -> None:
+def test_what_is_refused_leaves_nothing_behind(plain_folder: Path, serve: Callable[..., Any]) -> None:
     with serve(plain_folder, slots=1, queue=1) as running, running.client() as client:
         with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as first:
             pieces = first.iter_bytes()
@@ -166,14 +162,15 @@ def test_a_fault_inside_a_stream_is_told_there_and_in_the_log(
     assert "RuntimeError: a spoiled piece" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("path, asked", [
-    ("/v1/completions", {"prompt": "x" * 600}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 600}]}),
-    ("/v1/embeddings", {"input": ["fine", "x" * 600]}),
-])  # fmt: skip
-def test_a_prompt_that_does_not_fit_is_refused_by_its_tokens(
-    chat: Running, path: str, asked: Any
-) -> None:
+@pytest.mark.parametrize(
+    "path, asked",
+    [
+        ("/v1/completions", {"prompt": "x" * 600}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 600}]}),
+        ("/v1/embeddings", {"input": ["fine", "x" * 600]}),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused_by_its_tokens(chat: Running, path: str, asked: Any) -> None:
     with chat.client() as client:
         reply = client.post(path, json=asked)
     assert reply.status_code == 422
@@ -189,6 +186,11 @@ def test_the_metrics_count_what_was_done(chat: Running) -> None:
     said(chat)
     with chat.client() as client:
         text = client.get("/metrics").text
-    for name in ("lcc_requests_total", "lcc_completion_tokens_total", "lcc_answers_running",
-                 "lcc_first_token_seconds_bucket", "lcc_engine_turns"):  # fmt: skip
+    for name in (
+        "lcc_requests_total",
+        "lcc_completion_tokens_total",
+        "lcc_answers_running",
+        "lcc_first_token_seconds_bucket",
+        "lcc_engine_turns",
+    ):
         assert name in text

@@ -19,8 +19,15 @@ LOCAL = {"host": "127.0.0.1"}
 def strict(plain_folder: Path) -> Iterator[Running]:
     from running_servers import run
 
-    with run(plain_folder, max_body_bytes=2048, max_header_bytes=2048, read_seconds=0.3,
-             write_seconds=0.3, max_connections=8, keep_alive_seconds=1) as running:  # fmt: skip
+    with run(
+        plain_folder,
+        max_body_bytes=2048,
+        max_header_bytes=2048,
+        read_seconds=0.3,
+        write_seconds=0.3,
+        max_connections=8,
+        keep_alive_seconds=1,
+    ) as running:
         yield running
 
 
@@ -36,8 +43,10 @@ def talk(running: Running, sent: bytes) -> bytes:
 
 def post(body: bytes, *, kind: str = "application/json", close: bool = True) -> bytes:
     end = "connection: close\r\n" if close else ""
-    return (f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\n"
-            f"content-length: {len(body)}\r\n{end}\r\n").encode() + body  # fmt: skip
+    return (
+        f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\n"
+        f"content-length: {len(body)}\r\n{end}\r\n"
+    ).encode() + body
 
 
 def status(answer: bytes) -> int:
@@ -47,34 +56,43 @@ def status(answer: bytes) -> int:
     return int(answer.split()[1])
 
 
-@pytest.mark.parametrize("sent, wanted", [
-    (post(b'{"prompt": "' + b"x" * 4096 + b'"}'), 413),
-    (post(b'{"prompt": "x"}', kind="text/plain"), 415),
-    (post(b"{"), 400),
-    (post(b"[]"), 400),
-    (post(b"[" * 2000), 400),
-    (post(b'{"prompt": "\xff"}'), 400),
-    (post(b'{"prompt": "\\ud800"}'), 400),
-    (post(b'{"prompt": "x", "seed": ' + b"9" * 1900 + b"}"), 400),
-    (post(b'{"prompt": "x", "temperature": NaN}'), 400),
-    (post(b'{"prompt": "x", "max_token": 1}'), 400),
-    (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"x" * 4096 + b"\r\n\r\n", 431),
-    (b"GET /" + b"x" * 100_000, 431),
-    (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"host: localhost\r\n\r\n", 431),
-    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
-    (b"GET / HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n", 403),
-    (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"
-     b"content-length: 6\r\n\r\n", 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sent, wanted",
+    [
+        (post(b'{"prompt": "' + b"x" * 4096 + b'"}'), 413),
+        (post(b'{"prompt": "x"}', kind="text/plain"), 415),
+        (post(b"{"), 400),
+        (post(b"[]"), 400),
+        (post(b"[" * 2000), 400),
+        (post(b'{"prompt": "\xff"}'), 400),
+        (post(b'{"prompt": "\\ud800"}'), 400),
+        (post(b'{"prompt": "x", "seed": ' + b"9" * 1900 + b"}"), 400),
+        (post(b'{"prompt": "x", "temperature": NaN}'), 400),
+        (post(b'{"prompt": "x", "max_token": 1}'), 400),
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"x" * 4096 + b"\r\n\r\n", 431),
+        (b"GET /" + b"x" * 100_000, 431),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"host: localhost\r\n\r\n", 431),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n", 403),
+        (
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"
+            b"content-length: 6\r\n\r\n",
+            400,
+        ),
+    ],
+)
 def test_what_is_wrong_has_its_status(strict: Running, sent: bytes, wanted: int) -> None:
     assert status(talk(strict, sent)) == wanted
 
 
-@pytest.mark.parametrize("begun", [
-    b"GET / HTT",
-    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    b"content-length: 100\r\n\r\n{",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"GET / HTT",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"content-length: 100\r\n\r\n{",
+    ],
+)
 def test_a_request_that_does_not_arrive_is_cut_with_408(strict: Running, begun: bytes) -> None:
     assert status(talk(strict, begun)) == 408
 
@@ -90,8 +108,10 @@ def test_a_second_request_on_a_line_has_the_same_time(strict: Running) -> None:
 
 
 def test_a_body_without_end_is_not_read_for_ever(strict: Running) -> None:
-    head = (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
-            b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")  # fmt: skip
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", strict.port), timeout=30) as line:
         line.sendall(head)
         with pytest.raises(OSError):
@@ -122,13 +142,19 @@ def test_more_connections_than_allowed_are_told_to_come_back(strict: Running) ->
     assert answers.count(b"HTTP/1.1 429") >= 1 and b"retry-after" in answers.lower()
 
 
-def test_every_route_but_health_asks_for_the_key(
-    plain_folder: Path, serve: Callable[..., Any]
-) -> None:
+def test_every_route_but_health_asks_for_the_key(plain_folder: Path, serve: Callable[..., Any]) -> None:
     with serve(plain_folder, key=KEY) as running, running.client() as client:
         assert client.get("/healthz").status_code == 200
-        paths = ["/", "/page.js", "/page.css", "/page.json", "/openapi.json", "/metrics",
-                 "/v1/models", "/v1/nothing"]  # fmt: skip
+        paths = [
+            "/",
+            "/page.js",
+            "/page.css",
+            "/page.json",
+            "/openapi.json",
+            "/metrics",
+            "/v1/models",
+            "/v1/nothing",
+        ]
         for path in paths:
             assert client.get(path).status_code == 401, path
         assert client.post("/v1/completions", content=b"{").status_code == 401
@@ -141,9 +167,7 @@ def test_every_route_but_health_asks_for_the_key(
         assert client.get("/v1/models").status_code == 200
 
 
-def test_other_sites_pages_may_ask_only_where_named(
-    plain_folder: Path, serve: Callable[..., Any]
-) -> None:
+def test_other_sites_pages_may_ask_only_where_named(plain_folder: Path, serve: Callable[..., Any]) -> None:
     asked = {"origin": "https://example.org", "access-control-request-method": "POST"}
     with serve(plain_folder) as running, running.client() as client:
         assert client.options("/v1/completions", headers=asked).status_code == 405

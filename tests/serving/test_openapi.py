@@ -40,8 +40,14 @@ def test_the_server_does_what_its_description_says(bounded: Running, mode: Gener
         num_operations += 1
 
         @seed(1)
-        @settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=False,
-                  phases=[Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
+        @settings(
+            max_examples=NUM_EXAMPLES,
+            deadline=None,
+            database=None,
+            derandomize=False,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
         @given(case=operation.as_strategy(generation_mode=mode))
         def examined(case: Any) -> None:
             case.call_and_validate()
@@ -52,8 +58,7 @@ def test_the_server_does_what_its_description_says(bounded: Running, mode: Gener
 
 def test_nothing_malformed_is_answered_with_5xx(bounded: Running) -> None:
     dice = random.Random(1)
-    seen = Counter(malforming.status(bounded.port, malforming.request(dice))
-                   for _ in range(NUM_MALFORMED))  # fmt: skip
+    seen = Counter(malforming.status(bounded.port, malforming.request(dice)) for _ in range(NUM_MALFORMED))
     assert all(number < 500 for number in seen), seen
     assert len([number for number in seen if number >= 400]) >= 6, seen
     with bounded.client() as client:

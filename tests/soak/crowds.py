@@ -16,8 +16,7 @@ PULSE_SECONDS = 0.5  # a slow client sends or reads a byte
 HOST = b"host: localhost\r\n"
 KIND = b"content-type: application/json\r\n"
 READ = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
-STREAM = json.dumps({"prompt": "and so on", "max_tokens": 400, "temperature": 0,
-                     "stream": True}).encode()  # fmt: skip
+STREAM = json.dumps({"prompt": "and so on", "max_tokens": 400, "temperature": 0, "stream": True}).encode()
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,23 @@ def honest(port: int, dice: random.Random | None = None, *, num_tokens: int = 8)
     """One request that nothing is wrong with, of any kind where there is a dice."""
     path, body = "/v1/completions", completion(num_tokens)
     if dice is not None:
-        path, body = dice.choice([
-            (path, body), (path, {**body, "stream": True}), (path, {**body, "n": 3, "seed": 1}),
-            ("/v1/embeddings", {"input": ["one", "two"]}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}],
-                                      "max_tokens": 8, "logprobs": True, "top_logprobs": 3}),
-        ])  # fmt: skip
+        path, body = dice.choice(
+            [
+                (path, body),
+                (path, {**body, "stream": True}),
+                (path, {**body, "n": 3, "seed": 1}),
+                ("/v1/embeddings", {"input": ["one", "two"]}),
+                (
+                    "/v1/chat/completions",
+                    {
+                        "messages": [{"role": "user", "content": "hello"}],
+                        "max_tokens": 8,
+                        "logprobs": True,
+                        "top_logprobs": 3,
+                    },
+                ),
+            ]
+        )
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     begun = time.perf_counter()
     try:

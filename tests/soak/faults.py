@@ -127,9 +127,7 @@ def _watch_descriptors(layer: Layer) -> None:
     def open_(path: Any, flags: int, *args: Any, dir_fd: int | None = None, **kw: Any) -> int:
         place = layer.place(path, dir_fd)
         layer.meet("open", place)
-        number = real_open(
-            path, flags, *args, **({} if dir_fd is None else {"dir_fd": dir_fd}), **kw
-        )
+        number = real_open(path, flags, *args, **({} if dir_fd is None else {"dir_fd": dir_fd}), **kw)
         if place is not None:
             layer.files[number] = place
         return number
@@ -154,9 +152,16 @@ def _watch_descriptors(layer: Layer) -> None:
 def _watch_files(layer: Layer) -> None:
     real = io.open
 
-    def open_(file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None,
-              errors: str | None = None, newline: str | None = None, closefd: bool = True,
-              opener: Any = None) -> Any:  # fmt: skip
+    def open_(
+        file: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
+        opener: Any = None,
+    ) -> Any:
         place = None if isinstance(file, int) or opener else layer.place(file)
         layer.meet("open", place)
         if place is None or not set(mode) & set("wax+"):

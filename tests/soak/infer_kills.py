@@ -29,9 +29,15 @@ def prepare(folder: Path, num_rows: int) -> list[str]:
             text = f"{i} " + "a" * draw.randint(0, 20)
             file.write(json.dumps({"id": f"r{i}", "source": text}) + "\n")
             file.write("\n" if i % 1000 == 7 else "")  # a blank line is no row
-    return ["infer", f"model={folder / 'model'}", "task=translation", "max_new_tokens=4",
-            f"slots={4 if num_rows <= 1000 else 32}",  # answers come in order of windows of slots
-            f"input={folder / 'in.jsonl'}", f"output={folder / 'out.jsonl'}"]  # fmt: skip
+    return [
+        "infer",
+        f"model={folder / 'model'}",
+        "task=translation",
+        "max_new_tokens=4",
+        f"slots={4 if num_rows <= 1000 else 32}",  # answers come in order of windows of slots
+        f"input={folder / 'in.jsonl'}",
+        f"output={folder / 'out.jsonl'}",
+    ]
 
 
 def run(words: list[str], folder: Path, *, until: int | None, with_signal: int) -> int:
@@ -83,8 +89,14 @@ def soak(folder: Path, num_rows: int, num_kills: int, workers: int) -> dict[str,
     lines = read(folder / "out.jsonl").splitlines()
     answered = [json.loads(line)["id"] for line in lines]
     assert answered == [f"r{i}" for i in range(num_rows)], "gaps or duplicates"
-    facts = {"rows": num_rows, "killed": killed, "asked": asked, "half_lines": halves,
-             "workers": workers, "seconds": round(time.monotonic() - started)}  # fmt: skip
+    facts = {
+        "rows": num_rows,
+        "killed": killed,
+        "asked": asked,
+        "half_lines": halves,
+        "workers": workers,
+        "seconds": round(time.monotonic() - started),
+    }
     whole = num_rows <= 1000
     if whole:  # and they are the answers of a run that nobody disturbed
         (folder / "out.jsonl").rename(folder / "disturbed.jsonl")

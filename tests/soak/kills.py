@@ -100,8 +100,11 @@ class Soak:
     def _in_saves(self) -> list[int]:
         """Numbers of the operations that save the training's state or publish its result."""
         first = next(i for i, (_, path) in enumerate(self.operations) if "/state/" in path)
-        return [i + 1 for i, (_, path) in enumerate(self.operations)
-                if i >= first and not path.startswith("soak-")]  # fmt: skip
+        return [
+            i + 1
+            for i, (_, path) in enumerate(self.operations)
+            if i >= first and not path.startswith("soak-")
+        ]
 
     def _run(self, folder: Path) -> int:
         return world.run(folder, self.steps)

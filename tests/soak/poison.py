@@ -66,8 +66,7 @@ def in_own_sum(stepper: Stepper, value: float, dice: random.Random) -> Callable[
     return lambda: setattr(stepper, "_backward", original)
 
 
-PLACES = {"batch": in_batch, "loss": in_loss, "gradient": in_gradient, "norm": in_norm,
-          "own sum": in_own_sum}  # fmt: skip
+PLACES = {"batch": in_batch, "loss": in_loss, "gradient": in_gradient, "norm": in_norm, "own sum": in_own_sum}
 
 
 @dataclass

@@ -14,8 +14,16 @@ class ServerProcess:
 
     def __init__(self, model: Path, folder: Path, *words: str) -> None:
         self._log = folder / "server.log"
-        command = [sys.executable, "-m", "lcc", "serve", f"model={model}", "serve.port=0",
-                   "threads=1", *words]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "lcc",
+            "serve",
+            f"model={model}",
+            "serve.port=0",
+            "threads=1",
+            *words,
+        ]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._process.stdout is not None

@@ -32,8 +32,16 @@ def rank_runs(folder: Path, rank: int, number: int) -> int:
         first, source = dice.randint(2, 8), dice.randrange(2)
         steps = {first + i for i in range(dice.randint(1, 3))}
         place = folder / f"run-{found['injections']}"
-        run = training(place, model(), dist=Dist(rank, 2), save_every=1, epochs=3, max_steps=12,
-                       max_nonfinite=9, eval_every=5)  # fmt: skip
+        run = training(
+            place,
+            model(),
+            dist=Dist(rank, 2),
+            save_every=1,
+            epochs=3,
+            max_steps=12,
+            max_nonfinite=9,
+            eval_every=5,
+        )
         draws = random.Random(f"values {first}")
         watched = Watched(run, "own sum", steps, draws, is_source=rank == source)
         counters = run.run()
@@ -48,8 +56,10 @@ def rank_runs(folder: Path, rank: int, number: int) -> int:
 
 def main(folder: Path, number: int) -> dict[str, Any]:
     """What both processes found."""
-    pair = [nursery.fork(lambda r=rank: rank_runs(folder, r, number), folder / f"rank-{rank}.log")
-            for rank in (0, 1)]  # fmt: skip
+    pair = [
+        nursery.fork(lambda r=rank: rank_runs(folder, r, number), folder / f"rank-{rank}.log")
+        for rank in (0, 1)
+    ]
     codes = [child.ended() for child in pair]
     assert codes == [0, 0], [child.told() for child in pair]
     told = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]

@@ -41,8 +41,12 @@ def malformed(server: ServerProcess, num: int) -> dict[str, Any]:
     _together([partial(send, n) for n in range(THREADS)])
     after = honest(server.port)
     statuses = {str(status): count for status, count in sorted(seen.items())}
-    return {"requests": sum(seen.values()), "statuses": statuses, "honest_after": after.status,
-            "num_5xx": sum(n for status, n in seen.items() if status >= 500)}  # fmt: skip
+    return {
+        "requests": sum(seen.values()),
+        "statuses": statuses,
+        "honest_after": after.status,
+        "num_5xx": sum(n for status, n in seen.items() if status >= 500),
+    }
 
 
 def slow(server: ServerProcess, num: int, seconds: float) -> dict[str, Any]:
@@ -50,17 +54,26 @@ def slow(server: ServerProcess, num: int, seconds: float) -> dict[str, Any]:
     alone = _latencies(server.port, seconds)
     with Slow(server.port, num) as crowd:
         beside = _latencies(server.port, seconds)
-    return {"slow": num, "cut": crowd.num_cut, "honest": len(beside),
-            "p95_alone_seconds": _p95(alone), "p95_beside_seconds": _p95(beside),
-            "ratio": round(_p95(beside) / _p95(alone), 2)}  # fmt: skip
+    return {
+        "slow": num,
+        "cut": crowd.num_cut,
+        "honest": len(beside),
+        "p95_alone_seconds": _p95(alone),
+        "p95_beside_seconds": _p95(beside),
+        "ratio": round(_p95(beside) / _p95(alone), 2),
+    }
 
 
 def throughput(server: ServerProcess, clients: int, seconds: float) -> dict[str, Any]:
     """Tokens a second that one client gets, and that many get together."""
     one = _tokens(server.port, 1, seconds)
     many = _tokens(server.port, clients, seconds)
-    return {"clients": clients, "one_tokens_per_second": round(one, 1),
-            "many_tokens_per_second": round(many, 1), "ratio": round(many / one, 2)}  # fmt: skip
+    return {
+        "clients": clients,
+        "one_tokens_per_second": round(one, 1),
+        "many_tokens_per_second": round(many, 1),
+        "ratio": round(many / one, 2),
+    }
 
 
 def endurance(server: ServerProcess, seconds: float) -> dict[str, Any]:
@@ -93,10 +106,15 @@ def endurance(server: ServerProcess, seconds: float) -> dict[str, Any]:
     early = [size for at, size in sizes if at - begun >= 0.2 * seconds][: len(sizes) // 5 + 1]
     late = [size for at, size in sizes if at - begun >= 0.75 * seconds]
     growth = statistics.median(late) - statistics.median(early)
-    return {"seconds": seconds, **counts, "slow_ones_cut": crowd.num_cut,
-            "early_bytes": int(statistics.median(early)),
-            "late_bytes": int(statistics.median(late)), "growth_bytes": int(growth),
-            "most_bytes": max(size for _, size in sizes)}  # fmt: skip
+    return {
+        "seconds": seconds,
+        **counts,
+        "slow_ones_cut": crowd.num_cut,
+        "early_bytes": int(statistics.median(early)),
+        "late_bytes": int(statistics.median(late)),
+        "growth_bytes": int(growth),
+        "most_bytes": max(size for _, size in sizes),
+    }
 
 
 def _latencies(port: int, seconds: float) -> list[float]:
@@ -149,15 +167,17 @@ def _together(works: list[Callable[[], None]]) -> None:
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "malformed": malformed, "slow": slow, "throughput": throughput, "endurance": endurance,
-}  # fmt: skip
+    "malformed": malformed,
+    "slow": slow,
+    "throughput": throughput,
+    "endurance": endurance,
+}
 
 
 def main(folder: str, plan: str, model: str = "") -> int:
     path = Path(model) if model else serving.chatter(Path(folder) / "m", width=256, layers=6)
     found = {}
-    with ServerProcess(path, Path(folder), "serve.read_seconds=3",
-                       "serve.write_seconds=3") as server:  # fmt: skip
+    with ServerProcess(path, Path(folder), "serve.read_seconds=3", "serve.write_seconds=3") as server:
         _tokens(server.port, 1, 1.0)  # what is made at first use is no part of it
         for kind, amounts in json.loads(plan).items():
             found[kind] = KINDS[kind](server, *amounts)

@@ -36,8 +36,10 @@ def saved(folder: Path) -> Path:
     """Two generations of the same shapes."""
     for step in (3, 5):
         torch.manual_seed(step)
-        tensors = {"trainable": {"weight": torch.randn(20, 20)},
-                   "optimizer": {"0/exp_avg": torch.randn(20, 20)}}  # fmt: skip
+        tensors = {
+            "trainable": {"weight": torch.randn(20, 20)},
+            "optimizer": {"0/exp_avg": torch.randn(20, 20)},
+        }
         write_state(folder, step, facts={"counters": {"step": step}}, tensors=tensors)
     return folder
 
@@ -78,9 +80,7 @@ def test_no_damaged_artifact_is_found_in_the_store(
     assert store.find(KEYS[0]) is not None
 
 
-def test_no_damaged_training_state_is_used(
-    tmp_path: Path, amount: Amount, note: Callable[..., None]
-) -> None:
+def test_no_damaged_training_state_is_used(tmp_path: Path, amount: Amount, note: Callable[..., None]) -> None:
     folder = saved(tmp_path / "key" / "state")
     whole = shutil.copytree(folder, tmp_path / "whole")
     dice, counts, missed = random.Random("state"), dict.fromkeys(KINDS, 0), []

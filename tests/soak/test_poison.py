@@ -30,8 +30,7 @@ def test_no_poisoned_step_changes_or_displaces_anything(
         first = dice.randint(2, 8)
         steps = {first + i for i in range(dice.randint(1, 4))}
         folder = tmp_path / str(num_done)
-        run = training(folder, model(), save_every=1, epochs=3, max_steps=13, max_nonfinite=9,
-                       eval_every=5)  # fmt: skip
+        run = training(folder, model(), save_every=1, epochs=3, max_steps=13, max_nonfinite=9, eval_every=5)
         watched = Watched(run, place, steps, dice)
         counters = run.run()
         num_done += len(steps)

@@ -15,8 +15,7 @@ from typing import Any
 
 def main(folder: Path, plan: dict[str, list[Any]]) -> dict[str, Any]:
     """Script → what its `main` found."""
-    return {name: importlib.import_module(name).main(folder / name, *words)
-            for name, words in plan.items()}  # fmt: skip
+    return {name: importlib.import_module(name).main(folder / name, *words) for name, words in plan.items()}
 
 
 if __name__ == "__main__":

@@ -28,28 +28,47 @@ BENCH = {"rounds": 2, "requests": 2, "new_tokens": 4, "batch_sizes": [1, 3]}
 def llama(folder: Path, layers: int) -> Path:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     save(transformers.LlamaForCausalLM(config), folder / "model")
     return folder
 
 
 def bert(folder: Path) -> Path:
     config = transformers.BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-        intermediate_size=48, num_labels=3,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=3,
+    )
     save(transformers.BertForSequenceClassification(config), folder / "model")
     return folder
 
 
 def run(folder: Path, name: str, **inputs: Path) -> Outcome:
     checkpoints = {key.replace("__", "."): path for key, path in inputs.items()}
-    context = Context(folder=folder, seed=0, device="cpu", dtype="float32", dist=SINGLE,
-                      progress=Progress(quiet=True), tracker=NoneTracker(), task=task(name),
-                      inputs=checkpoints)  # fmt: skip
+    context = Context(
+        folder=folder,
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=NoneTracker(),
+        task=task(name),
+        inputs=checkpoints,
+    )
     return decode(Bench, BENCH).run(None, context)
 
 
@@ -58,8 +77,11 @@ def test_checkpoints_take_turns_and_get_a_row_per_batch_size(tmp_path: Path) -> 
     outcome = run(tmp_path, "translation", checkpoint__large=large, checkpoint__small=small)
     rows = outcome.tables["speed"]
     assert [(r["checkpoint"], r["batch_size"]) for r in rows] == [
-        ("large", 1), ("large", 3), ("small", 1), ("small", 3),
-    ]  # fmt: skip
+        ("large", 1),
+        ("large", 3),
+        ("small", 1),
+        ("small", 3),
+    ]
     for row in rows:
         assert row["decode_tokens_per_second"] > 0
         assert 0 < row["latency_p50_seconds"] <= row["latency_p99_seconds"]
@@ -77,14 +99,21 @@ def test_checkpoints_take_turns_and_get_a_row_per_batch_size(tmp_path: Path) -> 
 
 def test_a_packed_model_runs_as_lcc_runs_it_and_in_its_own_format(tmp_path: Path) -> None:
     quantized(tiny.llama(), tmp_path / "q", bits=8, quantizer="nearest", group_size=16)
-    outcome = run(tmp_path, "translation", checkpoint__base=llama(tmp_path / "b", 1),
-                  checkpoint__quantize=tmp_path / "q")  # fmt: skip
+    outcome = run(
+        tmp_path,
+        "translation",
+        checkpoint__base=llama(tmp_path / "b", 1),
+        checkpoint__quantize=tmp_path / "q",
+    )
     rows = outcome.tables["speed"]
     # Too small for its codes to be worth reading as they are stored.
     assert [(r["checkpoint"], r["backend"], r["batch_size"]) for r in rows] == [
-        ("base", "dense", 1), ("base", "dense", 3), ("quantize", "dequantized", 1),
-        ("quantize", "dequantized", 3), ("quantize", "compressed-tensors", 1),
-    ]  # fmt: skip
+        ("base", "dense", 1),
+        ("base", "dense", 3),
+        ("quantize", "dequantized", 1),
+        ("quantize", "dequantized", 3),
+        ("quantize", "compressed-tensors", 1),
+    ]
     assert rows[2]["parameters"] == sum(p.numel() for p in tiny.llama().parameters())
     assert any("transformers reads it as compressed-tensors" in note for note in outcome.notes)
 
@@ -102,8 +131,9 @@ def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     try:
         with pytest.raises(RecipeError, match=r"no config\.json"):
-            worker.ask("load", model=str(tmp_path / "model"), native=False, device="cpu",
-                       dtype="float32", slots=1)  # fmt: skip
+            worker.ask(
+                "load", model=str(tmp_path / "model"), native=False, device="cpu", dtype="float32", slots=1
+            )
         assert worker.ask("start", threads=1, cpus=[])["threads"] == 1
     finally:
         worker.close()

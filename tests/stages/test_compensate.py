@@ -72,9 +72,7 @@ def test_what_is_left_is_the_tail_that_no_change_of_this_rank_can_reach() -> Non
     stats, weight = correlated(12), torch.randn(8, 12)
     found, base = compensation(weight, stats, rank=3)
     scale = weight.abs().amax(1) * 2 / 15  # of the symmetric grid of four bits
-    torch.testing.assert_close(
-        base / scale[:, None], (base / scale[:, None]).round(), atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(base / scale[:, None], (base / scale[:, None]).round(), atol=1e-3, rtol=0)
     error = (weight - base).double()
     values, vectors = torch.linalg.eigh(stats.gram.double())
     tail = torch.linalg.svdvals(error @ (vectors * values.clamp(min=0).sqrt()))[3:].square().sum()

@@ -97,8 +97,9 @@ def test_it_learns_to_translate(world: Path, tmp_path: Path) -> None:
     bundle.with_card(dtype="float32")
     save(bundle, tmp_path / "coupled" / "model")
     context = tuning.context(tmp_path / "tune", world, tuning.PAIRS)
-    stage = decode(Finetune, {"method": "full", "lr": 1e-2, "epochs": 8, "batch_tokens": 128,
-                              "max_length": 32})  # fmt: skip
+    stage = decode(
+        Finetune, {"method": "full", "lr": 1e-2, "epochs": 8, "batch_tokens": 128, "max_length": 32}
+    )
     outcome = stage.run(tuning.bundle(tmp_path / "coupled"), context)
     measures = outcome.measures
     assert measures["validation_loss_after"].value < 0.5 * measures["validation_loss_before"].value

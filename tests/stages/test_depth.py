@@ -37,11 +37,21 @@ def vit() -> Any:
 
 def whisper() -> Any:
     config = transformers.WhisperConfig(
-        vocab_size=400, d_model=32, encoder_layers=3, decoder_layers=3, num_mel_bins=8,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, max_source_positions=12, max_target_positions=32,
-        decoder_start_token_id=1, begin_suppress_tokens=None, **tiny.IDS,
-    )  # fmt: skip
+        vocab_size=400,
+        d_model=32,
+        encoder_layers=3,
+        decoder_layers=3,
+        num_mel_bins=8,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=12,
+        max_target_positions=32,
+        decoder_start_token_id=1,
+        begin_suppress_tokens=None,
+        **tiny.IDS,
+    )
     return tiny._seeded(transformers.WhisperForConditionalGeneration, config)
 
 
@@ -84,8 +94,11 @@ def inputs(model: Any) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     if isinstance(model, transformers.WhisperForConditionalGeneration):
-        return {"input_features": torch.linspace(-1, 1, 2 * 8 * 24).view(2, 8, 24),
-                "decoder_input_ids": ids, "decoder_attention_mask": mask}  # fmt: skip
+        return {
+            "input_features": torch.linspace(-1, 1, 2 * 8 * 24).view(2, 8, 24),
+            "decoder_input_ids": ids,
+            "decoder_attention_mask": mask,
+        }
     batch = {"input_ids": ids, "attention_mask": mask}
     if model.config.is_encoder_decoder:
         batch |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
@@ -129,9 +142,7 @@ def test_a_trial_tells_what_the_model_without_the_layer_would_say(family: str) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_left_loads_as_a_plain_model_that_says_the_same(
-    family: str, tmp_path: Path
-) -> None:
+def test_what_is_left_loads_as_a_plain_model_that_says_the_same(family: str, tmp_path: Path) -> None:
     model = FAMILIES[family]()
     parts = removable(model, "layer")
     counts = remove_blocks(model, {parts[0].block, parts[-1].block})
@@ -144,8 +155,11 @@ def test_what_is_left_loads_as_a_plain_model_that_says_the_same(
     }
     if hasattr(model, "generate"):
         given = {k: v for k, v in inputs(model).items() if not k.startswith("decoder")}
-        written = [m.generate(**given, max_new_tokens=4, do_sample=False)
-                   for m in (model, reloaded)] if model.can_generate() else [[], []]  # fmt: skip
+        written = (
+            [m.generate(**given, max_new_tokens=4, do_sample=False) for m in (model, reloaded)]
+            if model.can_generate()
+            else [[], []]
+        )
         assert torch.equal(*map(torch.as_tensor, written))
 
 
@@ -170,9 +184,7 @@ def test_a_decoders_trial_does_not_run_the_encoder_again() -> None:
 
 
 @pytest.mark.parametrize("family", TEXT)
-def test_the_stage_removes_what_was_asked_and_says_in_which_order(
-    family: str, tmp_path: Path
-) -> None:
+def test_the_stage_removes_what_was_asked_and_says_in_which_order(family: str, tmp_path: Path) -> None:
     model = FAMILIES[family]()
     task = tiny.TextTask(head="classify" if family == "bert" else "causal")
     bundle, num_before = tiny.bundle(model), len(layer_stops(model))
@@ -232,9 +244,7 @@ def test_halves_have_one_output_each_and_never_the_cross_attention(family: str, 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bert"])
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
-def test_a_half_left_out_adds_nothing_and_saves_nothing(
-    family: str, kind: Any, tmp_path: Path
-) -> None:
+def test_a_half_left_out_adds_nothing_and_saves_nothing(family: str, kind: Any, tmp_path: Path) -> None:
     model = FAMILIES[family]()
     task = tiny.TextTask(head="classify" if family == "bert" else "causal")
     bundle, num = tiny.bundle(model), sum(p.numel() for p in model.parameters())

@@ -90,9 +90,12 @@ def cut(world: Path, folder: Path, head: str) -> Any:
     old_ids = [words[word] for word in kept]
     keep_rows(bundle.load(), old_ids, {old: new for new, old in enumerate(old_ids)})
     bundle.tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
         unk_token="<unk>",
-    )  # fmt: skip
+    )
     return bundle
 
 
@@ -107,8 +110,16 @@ def test_a_teacher_is_understood_after_the_vocabulary_was_cut(
     teacher = world / "plain" / head
     if head == "classify":
         student, teacher = _classifiers(world, tmp_path)
-    _, curves = distilled(world, tmp_path / "work", head, student=student, distill=how,
-                          teacher_folder=teacher, dropout=0.0, max_steps=1)  # fmt: skip
+    _, curves = distilled(
+        world,
+        tmp_path / "work",
+        head,
+        student=student,
+        distill=how,
+        teacher_folder=teacher,
+        dropout=0.0,
+        max_steps=1,
+    )
     # A token fewer to choose from: what the teacher gave it goes to the others.
     assert curves[0]["loss"] < 0.02
 
@@ -119,8 +130,11 @@ def _classifiers(world: Path, folder: Path) -> tuple[Any, Path]:
     for bundle in (student, teacher):
         bundle.with_head("classify", num_labels=2, seed=0, labels=("up", "down"))
     teacher.module.load_state_dict(
-        {**student.module.state_dict(), **{n: t for n, t in teacher.module.state_dict().items()
-                                           if "word_embeddings" in n}})  # fmt: skip
+        {
+            **student.module.state_dict(),
+            **{n: t for n, t in teacher.module.state_dict().items() if "word_embeddings" in n},
+        }
+    )
     teacher.with_card(dtype="float32")
     teacher.with_card(headless=False)
     student.with_card(headless=False)
@@ -136,21 +150,18 @@ def test_a_teacher_that_does_not_know_a_token_is_refused(world: Path, tmp_path: 
         distilled(world, tmp_path / "work", teacher_folder=tmp_path / "teacher")
 
 
-def test_equal_tokenizers_under_longer_embeddings_are_one_vocabulary(
-    world: Path, tmp_path: Path
-) -> None:
+def test_equal_tokenizers_under_longer_embeddings_are_one_vocabulary(world: Path, tmp_path: Path) -> None:
     teacher = tuning.bundle(world / "plain" / "causal")
     teacher.load().resize_token_embeddings(24, mean_resizing=False)
     teacher.with_card(dtype="float32")
     save(teacher, tmp_path / "teacher" / "model")
-    _, curves = distilled(world, tmp_path / "work", max_steps=1, distill={"weight": 1.0},
-                          teacher_folder=tmp_path / "teacher")  # fmt: skip
+    _, curves = distilled(
+        world, tmp_path / "work", max_steps=1, distill={"weight": 1.0}, teacher_folder=tmp_path / "teacher"
+    )
     assert curves[0]["loss"] == pytest.approx(0, abs=1e-5)
 
 
-def test_hidden_states_of_another_width_are_mapped_and_the_maps_kept(
-    world: Path, tmp_path: Path
-) -> None:
+def test_hidden_states_of_another_width_are_mapped_and_the_maps_kept(world: Path, tmp_path: Path) -> None:
     config = tuning.config("causal")
     config.hidden_size, config.head_dim, config.num_hidden_layers = 16, 8, 1
     torch.manual_seed(0)
@@ -158,8 +169,7 @@ def test_hidden_states_of_another_width_are_mapped_and_the_maps_kept(
     narrow.save_pretrained(tmp_path / "narrow" / "model")
     tuning.tokenizer().save_pretrained(tmp_path / "narrow" / "model")
     how = {"hidden_weight": 1.0}
-    _, curves = distilled(world, tmp_path / "work", student=tuning.bundle(tmp_path / "narrow"),
-                          distill=how)  # fmt: skip
+    _, curves = distilled(world, tmp_path / "work", student=tuning.bundle(tmp_path / "narrow"), distill=how)
     assert (tmp_path / "work" / "state" / "maps.safetensors").is_file()
     assert curves[-1]["loss"] < curves[0]["loss"]
 

@@ -43,13 +43,13 @@ def tokenizer() -> Any:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet,
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=alphabet,
         show_progress=False,
-    )  # fmt: skip
-    made.train_from_iterator(["English: open the file\nChinese: 打开文件"] * 2, trainer)
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
     )
+    made.train_from_iterator(["English: open the file\nChinese: 打开文件"] * 2, trainer)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
@@ -65,10 +65,16 @@ def save(module: Any, folder: Path) -> Path:
 def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
-        max_position_embeddings=256, **IDS,
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        max_position_embeddings=256,
+        **IDS,
+    )
     return save(transformers.LlamaForCausalLM(config), tmp_path_factory.mktemp("llama"))
 
 
@@ -76,10 +82,17 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, num_labels=3, initializer_range=0.4, pad_token_id=0,
-        id2label={0: "good", 1: "bad", 2: "so"}, label2id={"good": 0, "bad": 1, "so": 2},
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=3,
+        initializer_range=0.4,
+        pad_token_id=0,
+        id2label={0: "good", 1: "bad", 2: "so"},
+        label2id={"good": 0, "bad": 1, "so": 2},
+    )
     return save(transformers.BertForSequenceClassification(config), tmp_path_factory.mktemp("bert"))
 
 
@@ -90,11 +103,16 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     for split, num in (("train", 10), ("validation", 3), ("test", 20)):
         rows = [
-            {"id": f"{split}{i}", "doc": "d", "source": " ".join(words[: 1 + i % 9]),
-             "target": "打开文件和窗口" * (1 + i % 2), "text": " ".join(words[i % 4 :]),
-             "label": ("bad", "bad", "good", "so")[i % 4]}
+            {
+                "id": f"{split}{i}",
+                "doc": "d",
+                "source": " ".join(words[: 1 + i % 9]),
+                "target": "打开文件和窗口" * (1 + i % 2),
+                "text": " ".join(words[i % 4 :]),
+                "label": ("bad", "bad", "good", "so")[i % 4],
+            }
             for i in range(num)
-        ]  # fmt: skip
+        ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     counts = {"read": 33, "removed": {}, "left_out": {}, "rows": {}, "documents": {}}
@@ -105,9 +123,17 @@ def data(tmp_path: Path) -> Path:
 def run(model: Path, what: Task, folder: Path, inputs: dict[str, Path], **options: Any) -> Outcome:
     """Run the stage and leave its report as the runner does."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = Context(folder=folder, seed=0, device="cpu", dtype="float32", dist=SINGLE,
-                      progress=Progress(quiet=True), tracker=NoneTracker(), task=what,
-                      inputs=inputs)  # fmt: skip
+    context = Context(
+        folder=folder,
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=NoneTracker(),
+        task=what,
+        inputs=inputs,
+    )
     outcome = decode(Eval, {**EVAL, **options}).run(open_bundle(model), context)
     measures = {name: dataclasses.asdict(m) for name, m in outcome.measures.items()}
     (folder / "report.json").write_text(json.dumps({"measures": measures}))
@@ -123,17 +149,14 @@ def value(outcome: Outcome, name: str) -> Any:
     return outcome.measures[name].value
 
 
-def test_translations_are_kept_scored_and_compared(
-    causal: Path, data: Path, tmp_path: Path
-) -> None:
+def test_translations_are_kept_scored_and_compared(causal: Path, data: Path, tmp_path: Path) -> None:
     metrics = ["bleu", "chrf", "meteor", "bits_per_byte"]
     what = task("translation", decode={"max_new_tokens": 20}, metrics=metrics)
     first = run(causal, what, tmp_path / "a", {"data": data})
     kept = samples(tmp_path / "a")
     assert len({s["id"] for s in kept}) == 12
     assert all(s["source"].keys() == {"source"} and s["reference"] for s in kept)
-    expected = corpus_bleu([s["output"] for s in kept], [[s["reference"] for s in kept]],
-                           tokenize="zh")  # fmt: skip
+    expected = corpus_bleu([s["output"] for s in kept], [[s["reference"] for s in kept]], tokenize="zh")
     assert value(first, "bleu") == pytest.approx(expected.score)
     assert value(first, "num_shots") == 2
     assert "tok:zh" in value(first, "bleu_signature")
@@ -179,8 +202,7 @@ def test_of_labels_a_language_model_chooses_the_likeliest(
 
 def likelihood(bundle: Any, prompt: str, label: str) -> float:
     """Summed log-probability of the label's tokens after the prompt, one row alone."""
-    before, after = (bundle.tokenizer(t, add_special_tokens=False)["input_ids"]
-                     for t in (prompt, label))  # fmt: skip
+    before, after = (bundle.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, label))
     ids = torch.tensor([[1, *before, *after][-256:]])
     with torch.no_grad():
         logs = bundle.load()(input_ids=ids).logits[0, :-1].log_softmax(-1)
@@ -195,9 +217,7 @@ def test_other_samples_are_not_compared(causal: Path, data: Path, tmp_path: Path
         run(causal, what, tmp_path / "b", {"data": data, "reference": tmp_path / "a"})
 
 
-def test_better_answers_are_gained_and_worse_are_lost(
-    causal: Path, data: Path, tmp_path: Path
-) -> None:
+def test_better_answers_are_gained_and_worse_are_lost(causal: Path, data: Path, tmp_path: Path) -> None:
     what = task("translation", metrics=["chrf"])
     run(causal, what, tmp_path / "a", {"data": data}, samples=20)
     kept = samples(tmp_path / "a")
@@ -235,8 +255,16 @@ def test_packed_weights_speak_where_there_is_neither_prompt_nor_bos(
 ) -> None:
     bundle = open_bundle(causal)
     bundle.load(dtype="float32")
-    context = Context(folder=tmp_path / "w8", seed=0, device="cpu", dtype="float32", dist=SINGLE,
-                      progress=Progress(quiet=True), tracker=NoneTracker(), inputs={})  # fmt: skip
+    context = Context(
+        folder=tmp_path / "w8",
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=NoneTracker(),
+        inputs={},
+    )
     (tmp_path / "w8").mkdir()
     stage = decode(Quantize, {"quantizer": "nearest", "bits": 8, "group_size": "channel"})
     packed = stage.run(bundle, context).bundle
@@ -265,9 +293,7 @@ def test_classes_are_named_by_the_model(classifier: Path, data: Path, tmp_path: 
     assert bundle.load().config.id2label[number] == row["output"]
 
 
-def test_a_model_without_a_head_answers_with_the_majority(
-    causal: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_model_without_a_head_answers_with_the_majority(causal: Path, data: Path, tmp_path: Path) -> None:
     outcome = run(causal, task("sentiment"), tmp_path / "a", {"data": data})
     assert {s["output"] for s in samples(tmp_path / "a")} == {"bad"}
     assert any("most frequent class, 'bad'" in note for note in outcome.notes)
@@ -279,9 +305,7 @@ def test_a_classifier_cannot_translate(classifier: Path, data: Path, tmp_path: P
 
 
 def test_a_baseline_is_judged_on_the_same_samples(causal: Path, data: Path, tmp_path: Path) -> None:
-    what = task(
-        "translation", baseline={"name": "lead", "words": 2}, metrics=["chrf", "perplexity"]
-    )
+    what = task("translation", baseline={"name": "lead", "words": 2}, metrics=["chrf", "perplexity"])
     outcome = run(causal, what, tmp_path / "e", {"data": data}, shots=0)
     (row,) = outcome.tables["baseline"]  # perplexity judges no answer
     assert row["metric"] == "chrf" and row["baseline"] == "lead"
@@ -296,9 +320,7 @@ def test_a_model_that_knows_the_answers_beats_its_baseline(
     from lcc.evaluation.predict import Answering
 
     what = task("translation", baseline="majority", metrics=["accuracy"])
-    monkeypatch.setattr(
-        Answering, "outputs", lambda self, rows: [(row["target"], True) for row in rows]
-    )
+    monkeypatch.setattr(Answering, "outputs", lambda self, rows: [(row["target"], True) for row in rows])
     outcome = run(causal, what, tmp_path / "e", {"data": data}, shots=0)
     (row,) = outcome.tables["baseline"]
     assert row["verdict"] == "better" and row["value"] < 1 == value(outcome, "accuracy")

@@ -39,9 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_recipe_exports_and_its_artifact_verifies(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_exports_and_its_artifact_verifies(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = lcc.run("+recipe=twice")
     steps = {step["name"]: step for step in run.facts["steps"]}
     assert {step["status"] for step in steps.values()} == {"finished"}
@@ -51,9 +49,7 @@ def test_a_recipe_exports_and_its_artifact_verifies(
     measures = export.report["measures"]
     assert measures["logit_error"]["value"] < 0.01 and measures["num_prompts"]["value"] == 200
     small = run.artifacts["small"]
-    assert json.loads((small.path / "export" / "export.json").read_text())["facts"][
-        "weighed_by_importance"
-    ]
+    assert json.loads((small.path / "export" / "export.json").read_text())["facts"]["weighed_by_importance"]
     assert small.report["measures"]["export_bytes"]["value"] < measures["export_bytes"]["value"]
     assert main(["verify", "export", str(small.path / "export")]) == 0
     assert capsys.readouterr().out.count("as they were written") == 2
@@ -70,10 +66,13 @@ def test_a_closed_gate_fails_the_step_and_publishes_nothing(
     assert not list(here.glob("runs/store/*/export"))
 
 
-@pytest.mark.parametrize("word, message", [
-    ("stages.export.format=gguff", "Did you mean 'gguf'"),
-    ("stages.small.format.type=f16", "importance changes nothing in format gguf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("stages.export.format=gguff", "Did you mean 'gguf'"),
+        ("stages.small.format.type=f16", "importance changes nothing in format gguf"),
+    ],
+)
 def test_mistakes_are_told_before_anything_runs(
     word: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

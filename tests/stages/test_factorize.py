@@ -68,10 +68,13 @@ def test_factors_are_fewer_parameters_and_reload_as_they_were(family: str, tmp_p
     again = open_bundle(folder).load()
     assert torch.equal(tiny.logits(again), tiny.logits(bundle.module))
     assert (folder / "model.safetensors").stat().st_size < (
-        tmp_path / "parent" / "model" / "model.safetensors").stat().st_size  # fmt: skip
-    tied = [m.get_output_embeddings() is not None
-            and m.get_output_embeddings().weight is m.get_input_embeddings().weight
-            for m in (bundle.module, again)]  # fmt: skip
+        tmp_path / "parent" / "model" / "model.safetensors"
+    ).stat().st_size
+    tied = [
+        m.get_output_embeddings() is not None
+        and m.get_output_embeddings().weight is m.get_input_embeddings().weight
+        for m in (bundle.module, again)
+    ]
     assert tied[0] == tied[1]
 
 
@@ -80,8 +83,10 @@ def test_factors_of_whole_rank_change_no_family(family: str) -> None:
     model = FAMILIES[family]()
     expected = everything(model)
     with as_linear(model):
-        pairs = {name: decompose(layer.weight.detach(), whitening(torch.eye(layer.in_features)))
-                 for name, layer in block_linears(model).items()}  # fmt: skip
+        pairs = {
+            name: decompose(layer.weight.detach(), whitening(torch.eye(layer.in_features)))
+            for name, layer in block_linears(model).items()
+        }
     for name, found in pairs.items():
         up, down = found.factors(len(found.values))
         put_factors(model, name, up.float(), down.float())
@@ -110,9 +115,7 @@ def test_a_factored_model_writes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_merged_loads_anywhere_and_says_the_same_as_the_factors(
-    family: str, tmp_path: Path
-) -> None:
+def test_merged_loads_anywhere_and_says_the_same_as_the_factors(family: str, tmp_path: Path) -> None:
     bundles = {}
     for store in ("factors", "merged"):
         bundles[store] = parent(family, tmp_path / store)

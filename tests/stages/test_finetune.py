@@ -42,9 +42,7 @@ METHODS = ["full", "lora", "dora", "ia3", "qlora"]
 
 @pytest.mark.parametrize("head", ["causal", "seq2seq", "classify"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_training_lowers_the_validation_loss(
-    world: Path, tmp_path: Path, head: str, method: str
-) -> None:
+def test_training_lowers_the_validation_loss(world: Path, tmp_path: Path, head: str, method: str) -> None:
     context = tuning.context(tmp_path / "work", world, TASKS[head])
     stage = finetune(method=method, lr=1e-2, epochs=4, clip={"name": "norm", "max_norm": 0.05})
     outcome = stage.run(tuning.bundle(world / head), context)
@@ -54,8 +52,9 @@ def test_training_lowers_the_validation_loss(
     assert outcome.bundle.card.form == ("dense" if method == "full" else "adapter")
     rows = tuning.curves(tmp_path / "work")
     assert len(rows) == measures["steps"]
-    assert {"loss", "lr", "grad_norm", "clip_threshold", "clipped_share", "tokens",
-            "seconds"} <= rows[0].keys()  # fmt: skip
+    assert {"loss", "lr", "grad_norm", "clip_threshold", "clipped_share", "tokens", "seconds"} <= rows[
+        0
+    ].keys()
     assert measures["clipped_share_counts"] == "steps" and 0 < measures["clipped_share"] <= 1
 
 
@@ -82,9 +81,7 @@ def test_a_merged_adapter_gives_the_logits_it_was_trained_to(
     world: Path, tmp_path: Path, method: str
 ) -> None:
     context = tuning.context(tmp_path / "work", world)
-    outcome = finetune(method=method, lr=1e-2, max_steps=3).run(
-        tuning.bundle(world / "causal"), context
-    )
+    outcome = finetune(method=method, lr=1e-2, max_steps=3).run(tuning.bundle(world / "causal"), context)
     trained = outcome.bundle
     assert trained is not None
     save(trained, tmp_path / "trained" / "model")
@@ -103,9 +100,7 @@ def test_a_merged_adapter_gives_the_logits_it_was_trained_to(
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_a_classification_head_travels_with_its_adapter(
-    world: Path, tmp_path: Path, method: str
-) -> None:
+def test_a_classification_head_travels_with_its_adapter(world: Path, tmp_path: Path, method: str) -> None:
     context = tuning.context(tmp_path / "work", world, tuning.MOOD)
     outcome = finetune(method=method, max_steps=2).run(tuning.bundle(world / "classify"), context)
     assert outcome.bundle is not None
@@ -175,9 +170,7 @@ def sparse_world(world: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["dora", "qlora", "oft"])
-def test_an_adapter_that_would_fill_zeros_is_refused(
-    sparse_world: Path, tmp_path: Path, method: str
-) -> None:
+def test_an_adapter_that_would_fill_zeros_is_refused(sparse_world: Path, tmp_path: Path, method: str) -> None:
     context = tuning.context(tmp_path / "work", sparse_world)
     with pytest.raises(RecipeError, match="use method=full"):
         finetune(method=method).run(tuning.bundle(sparse_world / "sparse"), context)

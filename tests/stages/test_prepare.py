@@ -19,12 +19,21 @@ from lcc.stages.prepare import Prepare
 def test_the_splits_lie_in_data_and_the_counts_in_the_report(tmp_path: Path) -> None:
     rows = pairs(12, 5)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, rows[0]]))
-    spec = {"source": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl")},
-            "cleaning": {"near_duplicates": None},
-            "splits": {"validation": 5, "test": 5}}  # fmt: skip
+    spec = {
+        "source": {"name": "jsonl", "path": str(tmp_path / "rows.jsonl")},
+        "cleaning": {"near_duplicates": None},
+        "splits": {"validation": 5, "test": 5},
+    }
     stage = decode(Prepare, {"spec": spec})
-    context = Context(folder=tmp_path / "work", seed=0, device="cpu", dtype="float32", dist=SINGLE,
-                      progress=Progress(quiet=True), tracker=NoneTracker())  # fmt: skip
+    context = Context(
+        folder=tmp_path / "work",
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        tracker=NoneTracker(),
+    )
     outcome = stage.run(None, context)
     assert len(PreparedData.open(tmp_path / "work/data").rows("train")) == 50
     assert outcome.bundle is None

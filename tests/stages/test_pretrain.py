@@ -26,9 +26,12 @@ from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.checkpoint import save
 from lcc.stages._corpus import Documents, sentences
 
-AUTO = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM,
-        "next_sentence": transformers.AutoModelForPreTraining,
-        "spans": transformers.AutoModelForSeq2SeqLM}  # fmt: skip
+AUTO = {
+    "causal": transformers.AutoModelForCausalLM,
+    "masked": transformers.AutoModelForMaskedLM,
+    "next_sentence": transformers.AutoModelForPreTraining,
+    "spans": transformers.AutoModelForSeq2SeqLM,
+}
 
 
 def parent(world: Path, name: str) -> Bundle:
@@ -50,9 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_learns_and_reloads_by_its_auto_class(
-    world: Path, tmp_path: Path, name: str
-) -> None:
+def test_every_objective_learns_and_reloads_by_its_auto_class(world: Path, tmp_path: Path, name: str) -> None:
     context = tuning.context(tmp_path / "work", world, TEXT)
     outcome = stage(**OBJECTIVES[name], epochs=6).run(parent(world, name), context)
     measures = {key: measure.value for key, measure in outcome.measures.items()}
@@ -80,9 +81,7 @@ def run_killed(world: Path, work: Path, name: str, tracker: Any) -> Any:
 
 
 @pytest.mark.parametrize("name, step", [("causal", 7), ("next_sentence", 8)])
-def test_a_killed_run_continues_to_the_same_bytes(
-    world: Path, tmp_path: Path, name: str, step: int
-) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(world: Path, tmp_path: Path, name: str, step: int) -> None:
     command = [sys.executable, __file__, str(world), str(tmp_path / "killed"), name, str(step)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert list((tmp_path / "killed" / "state").glob("step-*"))
@@ -140,16 +139,16 @@ def test_a_new_vocabulary_keeps_every_other_weight(world: Path, tmp_path: Path) 
     assert not torch.equal(again["lm_head.weight"], renewed["lm_head.weight"])
 
 
-def test_without_a_new_tokenizer_training_goes_on_from_the_checkpoint(
-    world: Path, tmp_path: Path
-) -> None:
+def test_without_a_new_tokenizer_training_goes_on_from_the_checkpoint(world: Path, tmp_path: Path) -> None:
     first = parent(world, "causal")
     size = first.load().get_input_embeddings().num_embeddings
     outcome = stage(epochs=1).run(first, tuning.context(tmp_path / "work", world, TEXT))
     assert outcome.bundle is not None and not outcome.bundle.tokenizer_changed
     assert outcome.measures["vocabulary"].value == size
-    assert outcome.notes == ["Documents share blocks, and none sees another: positions start again "
-                             "with each, and attention stays within it."]  # fmt: skip
+    assert outcome.notes == [
+        "Documents share blocks, and none sees another: positions start again "
+        "with each, and attention stays within it."
+    ]
 
 
 def test_rows_of_one_document_can_be_read_as_one(world: Path, tmp_path: Path) -> None:
@@ -179,9 +178,15 @@ def test_rows_of_one_document_can_be_read_as_one(world: Path, tmp_path: Path) ->
 def test_sentences_end_where_their_marks_say() -> None:
     text = "Is it 3.5 km? No. It is far!\n\nA new line\n今天下雨。明天晴！Good."
     assert sentences([text, "Alone"]) == [
-        "Is it 3.5 km?", "No.", "It is far!", "A new line", "今天下雨。", "明天晴！", "Good.",
+        "Is it 3.5 km?",
+        "No.",
+        "It is far!",
+        "A new line",
+        "今天下雨。",
+        "明天晴！",
+        "Good.",
         "Alone",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_pair_task_for_a_decoder_is_refused(world: Path, tmp_path: Path) -> None:
@@ -195,8 +200,9 @@ def test_plans_take_a_pretrained_model_as_any_other(
     plan: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs)
-    run = lcc.run("+recipe=pretrain_tiny", f"plan={plan}", "scale=smoke", "threads=1",
-                  "~stages.bench", "~stages.eval")  # fmt: skip
+    run = lcc.run(
+        "+recipe=pretrain_tiny", f"plan={plan}", "scale=smoke", "threads=1", "~stages.bench", "~stages.eval"
+    )
     assert run.facts["status"] == "finished"
     last = list(run.artifacts.values())[-1]
     assert last.report["measures"]["reload_max_logit_difference"]["value"] < 1e-3

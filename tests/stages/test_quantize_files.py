@@ -39,9 +39,7 @@ SETTINGS = {
     [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_stranger_loads_is_what_was_in_memory(
-    family: str, options: Any, tmp_path: Path
-) -> None:
+def test_what_a_stranger_loads_is_what_was_in_memory(family: str, options: Any, tmp_path: Path) -> None:
     bundle, outcome = quantized(FAMILIES[family](), tmp_path, **options)
     card = json.loads((tmp_path / "model" / "lcc_card.json").read_text())
     assert card["form"] == "packed" and card["requires"] == [card["format"]]

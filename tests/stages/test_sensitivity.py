@@ -35,8 +35,7 @@ def found(model: Any, folder: Path, **options: Any) -> Any:
     task = tiny.TextTask(head=bundle.card.head)
     inputs = {}
     if stage.needs:
-        calibrate = find_card(STAGES, "calibrate")(calibration=stage.calibration,
-                                              gram=stage.needs == "gram")  # fmt: skip
+        calibrate = find_card(STAGES, "calibrate")(calibration=stage.calibration, gram=stage.needs == "gram")
         stats = folder / "calibrate"
         calibrate.run(bundle, tiny.context(stats, task=task))
         inputs = {"stats": stats}
@@ -62,8 +61,7 @@ def test_a_trial_says_what_the_whole_changed_model_says(family: str) -> None:
         probing = Probing(model, stops, given)
         whole = probing._said(given[0])
         for block in stops:
-            name, layer = next((n, m) for n, m in block_linears(model).items()
-                               if n.startswith(f"{block}."))  # fmt: skip
+            name, layer = next((n, m) for n, m in block_linears(model).items() if n.startswith(f"{block}."))
             before = layer.weight.data
             got = probing.divergence(block, {layer: before.roll(1, 0)})
             assert layer.weight.data_ptr() == before.data_ptr(), name
@@ -102,8 +100,11 @@ def test_fewer_bits_hurt_more_and_save_more(tmp_path: Path) -> None:
 def test_layers_may_be_tried_one_by_one(tmp_path: Path) -> None:
     model = tiny.llama()
     rows = found(model, tmp_path, actions=["w8", "width25"], samples=4, per="layer")
-    narrowed = {r["part"].rpartition(".")[2] for r in rows.tables["sensitivity"]
-                if r["action"] == "width25" and r["kl"] is not None}  # fmt: skip
+    narrowed = {
+        r["part"].rpartition(".")[2]
+        for r in rows.tables["sensitivity"]
+        if r["action"] == "width25" and r["kl"] is not None
+    }
     assert len(rows.tables["sensitivity"]) == 2 * len(block_linears(model))
     assert narrowed == {"down_proj"}
 

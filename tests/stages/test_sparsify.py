@@ -46,9 +46,7 @@ def test_thirty_percent_of_every_row_is_zero_and_reloads_so(build: Any, tmp_path
 
 @pytest.mark.parametrize("criterion", ["ria", "sparsegpt"])
 @pytest.mark.parametrize("build", FAMILIES)
-def test_every_layer_of_every_family_has_the_zeros_asked(
-    build: Any, criterion: str, tmp_path: Path
-) -> None:
+def test_every_layer_of_every_family_has_the_zeros_asked(build: Any, criterion: str, tmp_path: Path) -> None:
     bundle, outcome = sparsified(build(), tmp_path, criterion=criterion, sparsity=0.4)
     with as_linear(bundle.module):
         layers = block_linears(bundle.module)
@@ -95,9 +93,7 @@ def test_blocks_of_inputs_go_or_stay_together(criterion: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("allocation", ["owl", "atp"])
 @pytest.mark.parametrize("build", [tiny.llama, tiny.t5])
-def test_blocks_differ_and_the_total_is_as_asked(
-    build: Any, allocation: str, tmp_path: Path
-) -> None:
+def test_blocks_differ_and_the_total_is_as_asked(build: Any, allocation: str, tmp_path: Path) -> None:
     bundle, context = tiny.bundle(build()), tiny.context(tmp_path)
     decode(Calibrate, {}).run(bundle, context)
     context.inputs["stats"] = tmp_path
@@ -120,9 +116,7 @@ def test_blocks_differ_and_the_total_is_as_asked(
         ({"criterion": "taylor"}, "taylor reads gradients, which only width takes"),
     ],
 )
-def test_what_cannot_go_well_is_refused_before_any_work(
-    options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_go_well_is_refused_before_any_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         decode(Sparsify, options).check({"model_type": "llama"})
     if "sparsity" in options:

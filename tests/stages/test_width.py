@@ -37,9 +37,7 @@ def test_a_quarter_is_gone_and_the_reloaded_model_is_the_same(family: str, tmp_p
     model = FAMILIES[family]()
     bundle, before = tiny.bundle(model), sum(p.numel() for p in model.parameters())
     context = tiny.context(tmp_path, task=task_for(model))
-    outcome = Width(ratio=0.25, round_to=8, calibration=Calibration(samples=16)).run(
-        bundle, context
-    )
+    outcome = Width(ratio=0.25, round_to=8, calibration=Calibration(samples=16)).run(bundle, context)
     assert [(r["before"], r["after"]) for r in outcome.tables["width"]] == [(64, 48)] or (
         family == "gpt2" and outcome.tables["width"][0]["after"] == 96
     )
@@ -62,9 +60,7 @@ def test_removing_channels_that_carry_nothing_changes_nothing(family: str, tmp_p
             unit.members[-1].layer.weight[:, ::4] = 0
     expected = tiny.logits(model)
     context = tiny.context(tmp_path, task=task_for(model))
-    Width(ratio=0.25, round_to=1, calibration=Calibration(samples=8), repair="none").run(
-        bundle, context
-    )
+    Width(ratio=0.25, round_to=1, calibration=Calibration(samples=8), repair="none").run(bundle, context)
     assert torch.allclose(tiny.logits(bundle.module), expected, atol=1e-5)
 
 
@@ -85,9 +81,7 @@ WORKING = [
 
 
 @pytest.mark.parametrize(("dims", "family"), WORKING)
-def test_30_percent_are_gone_and_the_reloaded_model_works(
-    dims: str, family: str, tmp_path: Any
-) -> None:
+def test_30_percent_are_gone_and_the_reloaded_model_works(dims: str, family: str, tmp_path: Any) -> None:
     model = FAMILIES[family]()
     before = sum(p.numel() for p in model.parameters())
     stage = decode(Width, {"dims": dims, "ratio": 0.3, "calibration": {"samples": 16}})
@@ -152,15 +146,11 @@ def test_a_cut_that_would_take_nothing_is_refused_before_any_work() -> None:
 def test_more_than_was_asked_is_a_warning(tmp_path: Any) -> None:
     stage = decode(Width, {"dims": "hidden", "ratio": 0.15, "calibration": {"samples": 40}})
     outcome = stage.run(tiny.bundle(tiny.gpt2()), tiny.context(tmp_path))
-    assert (
-        "15% was asked, but hidden_size could only go from 32 to 24 (-25%)" in outcome.warnings[0]
-    )
+    assert "15% was asked, but hidden_size could only go from 32 to 24 (-25%)" in outcome.warnings[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2", "t5"])
-def test_repair_makes_up_for_a_hidden_cut_where_the_stream_is_redundant(
-    family: str, tmp_path: Any
-) -> None:
+def test_repair_makes_up_for_a_hidden_cut_where_the_stream_is_redundant(family: str, tmp_path: Any) -> None:
     divergence = {}
     for repair in ("ridge", "none"):
         model = redundant(FAMILIES[family]())
@@ -191,9 +181,7 @@ def redundant(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(
-    "options", [{"dims": "hidden"}, {"allocation": "global"}, {"criterion": "taylor"}]
-)
+@pytest.mark.parametrize("options", [{"dims": "hidden"}, {"allocation": "global"}, {"criterion": "taylor"}])
 def test_what_ranks_over_all_layers_is_refused_in_sequence(options: dict[str, Any]) -> None:
     stage = decode(Width, {**options, "calibration": {"mode": "sequential"}})
     with pytest.raises(RecipeError, match="set mode=dense"):
@@ -230,9 +218,7 @@ def test_a_ratio_that_rounding_swallows_is_an_error(tmp_path: Any) -> None:
 
 
 def test_few_calibration_tokens_are_a_warning_with_a_number(tmp_path: Any) -> None:
-    outcome = Width(calibration=Calibration(samples=2)).run(
-        tiny.bundle(tiny.llama()), tiny.context(tmp_path)
-    )
+    outcome = Width(calibration=Calibration(samples=2)).run(tiny.bundle(tiny.llama()), tiny.context(tmp_path))
     assert "raise calibration.samples to at least" in outcome.warnings[0]
 
 
@@ -265,9 +251,7 @@ def test_ranges_are_checked_with_the_full_key() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_a_hidden_cut_is_repaired_by_biases_where_readers_have_them(
-    family: str, tmp_path: Any
-) -> None:
+def test_a_hidden_cut_is_repaired_by_biases_where_readers_have_them(family: str, tmp_path: Any) -> None:
     model = FAMILIES[family]()
     options = {"dims": "hidden", "repair": "bias", "criterion": "flap"}
     stage = decode(Width, {**options, "calibration": {"samples": 16}})

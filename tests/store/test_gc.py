@@ -21,9 +21,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
 
 
-def make(
-    store: Store, key: str, name: str, *, weights: str = "x", parent: Path | None = None
-) -> Artifact:
+def make(store: Store, key: str, name: str, *, weights: str = "x", parent: Path | None = None) -> Artifact:
     reuse = [parent] if parent else []
     with store.claim(key) as work:
         assert isinstance(work, Work)

@@ -21,13 +21,21 @@ def make_run(root: Path, name: str, **facts: Any) -> Path:
 
 
 def test_a_step_is_read_by_its_key_where_the_link_is_gone(tmp_path: Path) -> None:
-    step = {"name": "vocab", "kind": "vocab", "key": "k1", "status": "reused", "folder": "01-vocab",
-            "checkpoint": "vocab"}  # fmt: skip
+    step = {
+        "name": "vocab",
+        "kind": "vocab",
+        "key": "k1",
+        "status": "reused",
+        "folder": "01-vocab",
+        "checkpoint": "vocab",
+    }
     run = make_run(tmp_path, "tiny-1", steps=[step, {"name": "width", "status": "pending"}])
     artifact = tmp_path / "runs" / "store" / "k1"
     artifact.mkdir(parents=True)
-    facts = {"format": 1, "measures": {"parameters": {"value": 12, "unit": "count"},
-                                       "verdict": {"value": "kept"}}}  # fmt: skip
+    facts = {
+        "format": 1,
+        "measures": {"parameters": {"value": 12, "unit": "count"}, "verdict": {"value": "kept"}},
+    }
     (artifact / "report.json").write_text(json.dumps(facts))
     read = read_run(run)
     assert list(read.checkpoints) == ["vocab"]
@@ -48,9 +56,7 @@ def test_the_newest_run_is_found_without_a_name(tmp_path: Path) -> None:
 
 def test_an_unknown_run_names_the_nearest(tmp_path: Path) -> None:
     make_run(tmp_path, "tiny-1a2b")
-    with pytest.raises(
-        RecipeError, match=r"no run is named 'tiny-1a2'. Did you mean 'tiny-1a2b'\?"
-    ):
+    with pytest.raises(RecipeError, match=r"no run is named 'tiny-1a2'. Did you mean 'tiny-1a2b'\?"):
         find_run("tiny-1a2", tmp_path / "runs")
 
 

@@ -62,10 +62,14 @@ def test_everybody_may_read_it_and_resume_state_is_gone(store: Store) -> None:
         (work.path / "state").mkdir(mode=0o700)
         (work.path / "state" / "optimizer").write_text("x")
         path = store.publish(work, report=REPORT).path
-    modes = {p.relative_to(path).as_posix(): stat.S_IMODE(p.stat().st_mode)
-             for p in [path, *path.rglob("*")]}  # fmt: skip
-    assert modes == {".": 0o755, "model": 0o755, "model/weights": 0o644,
-                     "report.json": 0o644, "MANIFEST.json": 0o644}  # fmt: skip
+    modes = {p.relative_to(path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [path, *path.rglob("*")]}
+    assert modes == {
+        ".": 0o755,
+        "model": 0o755,
+        "model/weights": 0o644,
+        "report.json": 0o644,
+        "MANIFEST.json": 0o644,
+    }
     assert list((store.root / "work").iterdir()) == []
 
 
@@ -131,8 +135,7 @@ def test_a_damaged_artifact_is_named_set_aside_and_made_again(
 def test_unchanged_files_are_hard_links_to_the_parents(store: Store) -> None:
     parent = make(store, tokenizer="same", weights="old")
     child = make(store, OTHER, reuse=(parent.path,), tokenizer="same", weights="new")
-    inodes = [(a.path / "model" / n).stat().st_ino
-              for n in ("tokenizer", "weights") for a in (parent, child)]  # fmt: skip
+    inodes = [(a.path / "model" / n).stat().st_ino for n in ("tokenizer", "weights") for a in (parent, child)]
     assert inodes[0] == inodes[1]
     assert inodes[2] != inodes[3]
     assert store.find(OTHER) == child
@@ -226,8 +229,7 @@ def test_of_eight_that_want_a_step_at_one_moment_one_computes_also_when_it_dies(
     store: Store,
 ) -> None:
     with ExitStack() as stack:
-        eight = [stack.enter_context(process("say('ready'); wait()" + COMPUTE, store.root))
-                 for _ in range(8)]  # fmt: skip
+        eight = [stack.enter_context(process("say('ready'); wait()" + COMPUTE, store.root)) for _ in range(8)]
         assert [one.heard() for one in eight] == ["ready"] * 8
         for one in eight:
             one.go()

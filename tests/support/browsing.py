@@ -19,8 +19,9 @@ def missing() -> str:
         return "chromium and chromedriver are not installed, and cannot be without root and apt-get"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["install", "-y", "chromium", "chromium-driver"]):
-        done = subprocess.run(["apt-get", *words], env=environment, capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["apt-get", *words], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             return f"apt-get {' '.join(words)} failed: {done.stderr.strip().splitlines()[-1:]}"
     return "" if shutil.which("chromedriver") else "chromium-driver brought no chromedriver"
@@ -33,8 +34,15 @@ def browser(folder: Path) -> Iterator[Any]:
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
-                 "--no-proxy-server", "--no-first-run", f"--user-data-dir={folder}"):  # fmt: skip
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--no-proxy-server",
+        "--no-first-run",
+        f"--user-data-dir={folder}",
+    ):
         options.add_argument(word)
     options.binary_location = shutil.which("chromium") or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -86,9 +86,7 @@ def byte_level_tokenizer(vocab_size: int = 400) -> transformers.PreTrainedTokeni
         show_progress=False,
     )
     tokenizer.train_from_iterator([WORDS * 3, other], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
@@ -107,9 +105,7 @@ def llama(**changes: Any) -> Any:
 
 
 def qwen3(**changes: Any) -> Any:
-    return _seeded(
-        transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**{**DECODER, **changes})
-    )
+    return _seeded(transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**{**DECODER, **changes}))
 
 
 def gemma3(**changes: Any) -> Any:
@@ -140,11 +136,18 @@ def t5(projection: str = "relu", **changes: Any) -> Any:
 
 def marian(width: int = 32) -> Any:
     config = transformers.MarianConfig(
-        vocab_size=400, d_model=width, encoder_layers=1, decoder_layers=1,
-        encoder_ffn_dim=2 * width, decoder_ffn_dim=2 * width,
-        encoder_attention_heads=4, decoder_attention_heads=4,
-        decoder_start_token_id=0, forced_eos_token_id=2, **IDS,
-    )  # fmt: skip
+        vocab_size=400,
+        d_model=width,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        decoder_start_token_id=0,
+        forced_eos_token_id=2,
+        **IDS,
+    )
     return _seeded(transformers.MarianMTModel, config)
 
 

@@ -60,7 +60,5 @@ def pairs(num_docs: int, per_doc: int) -> list[Row]:
         for n in range(per_doc):
             animal, place = animals[(doc + n) % len(animals)], places[n % len(places)]
             source = f"Story {chr(97 + doc)}{chr(97 + n)}: a {animal} went to the {place}."
-            rows.append(
-                {"doc": f"doc{doc}", "source": source, "target": f"故事{doc}之{n}：动物去了那里。"}
-            )
+            rows.append({"doc": f"doc{doc}", "source": source, "target": f"故事{doc}之{n}：动物去了那里。"})
     return rows

@@ -44,9 +44,7 @@ def prompts(folder: Path, num: int) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in texts()[:: 200 // num]]
 
 
-def exported(
-    source: Path, target: Path, format: str, *, num_prompts: int = 16, **options: Any
-) -> Exported:
+def exported(source: Path, target: Path, format: str, *, num_prompts: int = 16, **options: Any) -> Exported:
     exporter = decode(find_card("exporters", format), options)
     trial = Trial(prompts=prompts(source, num_prompts), new_tokens=4)
     return publish(source, target, exporter, trial=trial)

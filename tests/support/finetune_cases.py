@@ -43,8 +43,13 @@ def write_data(folder: Path, num: int = 48) -> Path:
         for i in range(size):
             words = dice.choices(WORDS, k=dice.randint(2, 7))
             label = "up" if words[0] < "s" else "down"
-            row = {"id": f"{split}{i}", "doc": str(i), "source": " ".join(words),
-                   "target": " ".join(words[:2]), "label": label}  # fmt: skip
+            row = {
+                "id": f"{split}{i}",
+                "doc": str(i),
+                "source": " ".join(words),
+                "target": " ".join(words[:2]),
+                "label": label,
+            }
             lines.append(json.dumps(row) + "\n")
         (data / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = {"read": num, "removed": {}, "left_out": {}, "rows": {}, "documents": {}}
@@ -57,28 +62,50 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
         unk_token="<unk>",
-    )  # fmt: skip
+    )
 
 
 def config(head: str) -> Any:
     size = len(SPECIALS) + len(WORDS)
     if head == "causal":
         return transformers.LlamaConfig(
-            vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-            tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )  # fmt: skip
+            vocab_size=size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
     if head == "seq2seq":
         return transformers.T5Config(
-            vocab_size=size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-        )  # fmt: skip
+            vocab_size=size,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            pad_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=0,
+        )
     return transformers.BertConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
 
 
 def write_model(folder: Path, head: str = "causal") -> Path:

@@ -53,14 +53,29 @@ def _head(dice: random.Random, size: int) -> bytes:
     method, path = "POST", dice.choice(ASKING)
     if dice.random() < 0.2:
         method, path = dice.choice(METHODS), dice.choice(OTHERS + ASKING)
-    lines = [f"{method} {path} HTTP/1.1", "host: localhost", "connection: close",
-             f"content-type: {dice.choice(KINDS)}"]  # fmt: skip
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "host: localhost",
+        "connection: close",
+        f"content-type: {dice.choice(KINDS)}",
+    ]
     length = size if dice.random() < 0.95 else dice.choice([0, -1, size + 5, 10**12, "x"])
     lines.append(f"content-length: {length}")
     if dice.random() < 0.05:
-        lines.append(dice.choice(["transfer-encoding: chunked", "x: " + "y" * 20_000, "no colon",
-                                  "expect: 100-continue", "upgrade: websocket", "host: evil",
-                                  "authorization: Bearer \xff", "x: y\r\n" * 200]))  # fmt: skip
+        lines.append(
+            dice.choice(
+                [
+                    "transfer-encoding: chunked",
+                    "x: " + "y" * 20_000,
+                    "no colon",
+                    "expect: 100-continue",
+                    "upgrade: websocket",
+                    "host: evil",
+                    "authorization: Bearer \xff",
+                    "x: y\r\n" * 200,
+                ]
+            )
+        )
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
@@ -77,16 +92,35 @@ def _body(dice: random.Random, path: str) -> bytes:
 
 
 def _garbage(dice: random.Random) -> bytes:
-    return dice.choice([
-        b"", b"null", b"[]", b'"x"', b"{" * 5000, b"[" * 5000, b'{"a":' * 5000, b"\xff\xfe{}",
-        b'{"prompt": "\\ud800"}', b'{"n": 1' + b"0" * 5000 + b"}", dice.randbytes(200),
-        b'{"prompt": "a", "prompt": "b"}', b'{"temperature": NaN}', b'{"prompt": 1e999}',
-    ])  # fmt: skip
+    return dice.choice(
+        [
+            b"",
+            b"null",
+            b"[]",
+            b'"x"',
+            b"{" * 5000,
+            b"[" * 5000,
+            b'{"a":' * 5000,
+            b"\xff\xfe{}",
+            b'{"prompt": "\\ud800"}',
+            b'{"n": 1' + b"0" * 5000 + b"}",
+            dice.randbytes(200),
+            b'{"prompt": "a", "prompt": "b"}',
+            b'{"temperature": NaN}',
+            b'{"prompt": 1e999}',
+        ]
+    )
 
 
 def _torn(dice: random.Random, whole: bytes) -> bytes:
     at = dice.randrange(len(whole))
-    return dice.choice([
-        whole[:at], whole[:at] + dice.randbytes(8) + whole[at:], dice.randbytes(300),
-        whole[at:], whole.replace(b"\r\n", b"\n"), whole.replace(b"HTTP/1.1", b"HTTP/9.9"),
-    ])  # fmt: skip
+    return dice.choice(
+        [
+            whole[:at],
+            whole[:at] + dice.randbytes(8) + whole[at:],
+            dice.randbytes(300),
+            whole[at:],
+            whole.replace(b"\r\n", b"\n"),
+            whole.replace(b"HTTP/1.1", b"HTTP/9.9"),
+        ]
+    )

@@ -70,9 +70,16 @@ def pruned(trained: Any) -> Any:
 
 
 def run(
-    dist: Dist, folder: Path, *, strategy: str = "ddp", method: str = "full",
-    stop: int | None = None, kill: int | None = None, hungry: bool = False, **options: Any,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    dist: Dist,
+    folder: Path,
+    *,
+    strategy: str = "ddp",
+    method: str = "full",
+    stop: int | None = None,
+    kill: int | None = None,
+    hungry: bool = False,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
     """Train, perhaps until a request to stop after step `stop`; rank 0's trained weights.
 
     Rank 1 is killed before step `kill`, once; when `hungry`, it cannot hold 24 tokens at once.
@@ -95,9 +102,14 @@ def run(
         options |= {"lr": 1e-4, "optimizer": AdamW(epsilon=1e-3)}
     tracker = {} if stop is None else {"tracker": Signalling(stop, signal.SIGTERM)}
     loop = training(
-        folder, working, stepper=made, train=examples(NUM_EXAMPLES), masks=masks, **tracker,
+        folder,
+        working,
+        stepper=made,
+        train=examples(NUM_EXAMPLES),
+        masks=masks,
+        **tracker,
         **options,
-    )  # fmt: skip
+    )
     ledger = _kept_by(loop, folder / f"ledger-{dist.world_size}-{dist.rank}.jsonl")
     if kill is not None and dist.rank == 1 and not (folder / "died").exists():
         _kill_before(kill, made, folder / "died")

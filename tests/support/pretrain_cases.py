@@ -16,14 +16,14 @@ from lcc.tasks.task import Task
 TEXT = Task(name="text", fields=("source", "target"), answer="{source} . {target} .")
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "causal": {"objective": "causal", "tokenizer": {"kind": "bpe", "vocab_size": 300}},
-    "masked": {"objective": {"name": "masked", "masking": {"whole_words": True}},
-               "tokenizer": {"kind": "wordpiece", "vocab_size": 80}},
-    "next_sentence": {"objective": "next_sentence",
-                      "tokenizer": {"kind": "wordpiece", "vocab_size": 80}},
+    "masked": {
+        "objective": {"name": "masked", "masking": {"whole_words": True}},
+        "tokenizer": {"kind": "wordpiece", "vocab_size": 80},
+    },
+    "next_sentence": {"objective": "next_sentence", "tokenizer": {"kind": "wordpiece", "vocab_size": 80}},
     "spans": {"objective": "spans", "tokenizer": {"kind": "unigram", "vocab_size": 140}},
-}  # fmt: skip
-PARENTS = {"causal": "causal", "masked": "classify", "next_sentence": "classify",
-           "spans": "seq2seq"}  # fmt: skip
+}
+PARENTS = {"causal": "causal", "masked": "classify", "next_sentence": "classify", "spans": "seq2seq"}
 SHARDED = [("ddp", "causal"), ("fsdp", "causal"), ("fsdp", "next_sentence"), ("fsdp", "spans")]
 
 
@@ -45,5 +45,7 @@ def pretrained(dist: Dist, world: str, work: str, name: str, strategy: str) -> d
 
 def pretrained_each(dist: Dist, world: str, work: str) -> dict[str, dict[str, Any]]:
     """Everything that two processes pretrain in these tests, in one group."""
-    return {f"{strategy}-{name}": pretrained(dist, world, f"{work}/{strategy}-{name}", name,
-                                             strategy) for strategy, name in SHARDED}  # fmt: skip
+    return {
+        f"{strategy}-{name}": pretrained(dist, world, f"{work}/{strategy}-{name}", name, strategy)
+        for strategy, name in SHARDED
+    }

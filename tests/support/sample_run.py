@@ -53,14 +53,36 @@ def write_sample_run(root: Path, *, command: str = "lcc run +recipe=mt_en_zh_sma
         link = run / f"{index:02d}-{report['name']}"
         link.symlink_to(Path("..") / "store" / report["key"])
         checkpoint = next((c for c, m in MODELS.items() if m[0] == report["name"]), None)
-        listed.append({"name": report["name"], "kind": report["kind"], "key": report["key"],
-                       "status": "finished", "seconds": report["seconds"], "folder": link.name,
-                       "checkpoint": checkpoint, "model_bytes": report["model_bytes"]})  # fmt: skip
-    recipe = {"name": "mt_en_zh_small", "seed": 0, "model": {"name": "gemma3_270m"},
-              "dataset": {"name": "gettext_en_zh"}, "task": {"name": "translation"}}  # fmt: skip
-    facts = {"format": 1, "run": run.name, "recipe_name": "mt_en_zh_small", "recipe": recipe,
-             "command": command, "status": "finished", "started": "2026-11-23T20:11:04Z",
-             "seconds": 1312.4, "steps": listed}  # fmt: skip
+        listed.append(
+            {
+                "name": report["name"],
+                "kind": report["kind"],
+                "key": report["key"],
+                "status": "finished",
+                "seconds": report["seconds"],
+                "folder": link.name,
+                "checkpoint": checkpoint,
+                "model_bytes": report["model_bytes"],
+            }
+        )
+    recipe = {
+        "name": "mt_en_zh_small",
+        "seed": 0,
+        "model": {"name": "gemma3_270m"},
+        "dataset": {"name": "gettext_en_zh"},
+        "task": {"name": "translation"},
+    }
+    facts = {
+        "format": 1,
+        "run": run.name,
+        "recipe_name": "mt_en_zh_small",
+        "recipe": recipe,
+        "command": command,
+        "status": "finished",
+        "started": "2026-11-23T20:11:04Z",
+        "seconds": 1312.4,
+        "steps": listed,
+    }
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     (root / "runs" / "last").write_text(run.name + "\n", encoding="utf-8")
     return run
@@ -75,57 +97,111 @@ def change_report(run: Path, step: str, **changes: Any) -> None:
 
 def _steps() -> Any:
     previous = ""
-    yield _report("data", "prepare", node={"spec": {"name": "gettext_en_zh", "licence": "BSD-3"}},
-                  notes=["3,305 pairs read; 412 exact duplicates removed."])  # fmt: skip
-    for name, kind in [("base", "base"), ("vocab", "vocab"), ("finetune", "finetune"),
-                       ("finetune.merged", "merge"), ("width", "width"), ("heal", "finetune"),
-                       ("heal.merged", "merge"), ("quantize", "quantize")]:  # fmt: skip
+    yield _report(
+        "data",
+        "prepare",
+        node={"spec": {"name": "gettext_en_zh", "licence": "BSD-3"}},
+        notes=["3,305 pairs read; 412 exact duplicates removed."],
+    )
+    for name, kind in [
+        ("base", "base"),
+        ("vocab", "vocab"),
+        ("finetune", "finetune"),
+        ("finetune.merged", "merge"),
+        ("width", "width"),
+        ("heal", "finetune"),
+        ("heal.merged", "merge"),
+        ("quantize", "quantize"),
+    ]:
         model = next((m for m in MODELS.values() if m[0] == name), None)
         inputs = {"model": key_of(previous)} if previous else {}
         if kind == "merge":
             inputs["adapter"] = key_of(name.removesuffix(".merged"))
         measures = {"parameters": _m(model[2], "count")} if model else {}
         measures |= _training() if kind == "finetune" else {}
-        yield _report(name, kind, inputs=inputs, measures=measures, node=_node(name, kind),
-                      model_bytes=model[3] if model else None, notes=_notes(name),
-                      warnings=_warnings(name))  # fmt: skip
+        yield _report(
+            name,
+            kind,
+            inputs=inputs,
+            measures=measures,
+            node=_node(name, kind),
+            model_bytes=model[3] if model else None,
+            notes=_notes(name),
+            warnings=_warnings(name),
+        )
         previous = name if model else previous
     for checkpoint in MODELS:
         yield _evaluation(checkpoint)
-    yield _report("bench", "bench", tables={"speed": list(_speeds()), "machine": []},
-                  measures={"memory_bandwidth": _m(14.5e9, "bytes/s")})  # fmt: skip
+    yield _report(
+        "bench",
+        "bench",
+        tables={"speed": list(_speeds()), "machine": []},
+        measures={"memory_bandwidth": _m(14.5e9, "bytes/s")},
+    )
 
 
 def _training() -> dict[str, Any]:
-    return {"steps": _m(560, "count"), "lr": _m(1e-3), "train_loss": _m(1.41, "nats"),
-            "validation_loss_before": _m(3.42, "nats"), "validation_loss_after": _m(1.507, "nats"),
-            "clip_threshold": _m(0.5), "clipped_share": _m(0.375, "share"),
-            "clipped_share_counts": _m("steps"), "clipped_steps_share": _m(0.375, "share"),
-            "nonfinite_steps": _m(0, "count")}  # fmt: skip
+    return {
+        "steps": _m(560, "count"),
+        "lr": _m(1e-3),
+        "train_loss": _m(1.41, "nats"),
+        "validation_loss_before": _m(3.42, "nats"),
+        "validation_loss_after": _m(1.507, "nats"),
+        "clip_threshold": _m(0.5),
+        "clipped_share": _m(0.375, "share"),
+        "clipped_share_counts": _m("steps"),
+        "clipped_steps_share": _m(0.375, "share"),
+        "nonfinite_steps": _m(0, "count"),
+    }
 
 
 def _report(name: str, kind: str, **facts: Any) -> dict[str, Any]:
-    blank = {"inputs": {}, "node": {"name": kind}, "measures": {}, "tables": {}, "notes": [],
-             "warnings": [], "model_bytes": None}  # fmt: skip
-    return {"format": 1, "name": name, "kind": kind, "key": key_of(name), **blank,
-            "seconds": {"finetune": 402.7, "heal": 311.2}.get(name, 8.31),
-            "peak_memory_bytes": 1_913_000_000, "finished": "2026-11-23T20:31:00Z",
-            "versions": VERSIONS, "machine": MACHINE, "device": "cpu", "dtype": "float32",
-            "threads": 2, "seed": 0, **facts}  # fmt: skip
+    blank = {
+        "inputs": {},
+        "node": {"name": kind},
+        "measures": {},
+        "tables": {},
+        "notes": [],
+        "warnings": [],
+        "model_bytes": None,
+    }
+    return {
+        "format": 1,
+        "name": name,
+        "kind": kind,
+        "key": key_of(name),
+        **blank,
+        "seconds": {"finetune": 402.7, "heal": 311.2}.get(name, 8.31),
+        "peak_memory_bytes": 1_913_000_000,
+        "finished": "2026-11-23T20:31:00Z",
+        "versions": VERSIONS,
+        "machine": MACHINE,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+        "seed": 0,
+        **facts,
+    }
 
 
 def _evaluation(checkpoint: str) -> dict[str, Any]:
     step, _, _, _, bleu, chrf, bits, _ = MODELS[checkpoint]
-    measures = {**_with_interval("bleu", bleu, 3.1, "BLEU"),
-                **_with_interval("chrf", chrf, 2.2, "chrF"),
-                "bits_per_byte": _m(bits, "bits/byte"), "num_empty": _m(1, "count"),
-                "num_samples": _m(400, "count"),
-                "num_shots": _m(2 if checkpoint in ("base", "vocab") else 0, "count"),
-                "bleu_signature": _m("nrefs:1|case:mixed|tok:zh|smooth:exp", "")}  # fmt: skip
+    measures = {
+        **_with_interval("bleu", bleu, 3.1, "BLEU"),
+        **_with_interval("chrf", chrf, 2.2, "chrF"),
+        "bits_per_byte": _m(bits, "bits/byte"),
+        "num_empty": _m(1, "count"),
+        "num_samples": _m(400, "count"),
+        "num_shots": _m(2 if checkpoint in ("base", "vocab") else 0, "count"),
+        "bleu_signature": _m("nrefs:1|case:mixed|tok:zh|smooth:exp", ""),
+    }
     inputs = {"model": key_of(step)}
     if checkpoint != "base":
-        reference = "finetune" if checkpoint in ("width", "heal", "quantize") else (
-            "base" if checkpoint == "vocab" else "vocab")  # fmt: skip
+        reference = (
+            "finetune"
+            if checkpoint in ("width", "heal", "quantize")
+            else ("base" if checkpoint == "vocab" else "vocab")
+        )
         inputs |= {"base": key_of("eval.base"), "reference": key_of(f"eval.{reference}")}
         delta = bleu - MODELS[reference][4]
         measures |= _with_interval("bleu_delta_reference", delta, 1.6, "BLEU")
@@ -140,42 +216,67 @@ def _evaluation(checkpoint: str) -> dict[str, Any]:
 
 
 def _with_interval(name: str, value: float, width: float, unit: str) -> dict[str, Any]:
-    return {name: _m(value, unit), f"{name}_low": _m(value - width, unit),
-            f"{name}_high": _m(value + 1.1 * width, unit)}  # fmt: skip
+    return {
+        name: _m(value, unit),
+        f"{name}_low": _m(value - width, unit),
+        f"{name}_high": _m(value + 1.1 * width, unit),
+    }
 
 
 def _speeds() -> Any:
     for checkpoint, (_, _, parameters, size, _, _, _, decode) in MODELS.items():
         for batch in (1, 8):
-            yield {"checkpoint": checkpoint, "batch_size": batch,
-                   "backend": "dequantized" if checkpoint == "quantize" else "dense",
-                   "prefill_tokens_per_second": 612.0 * batch**0.3,
-                   "decode_tokens_per_second": decode * batch**0.7,
-                   "latency_p50_seconds": batch**0.3 / decode,
-                   "latency_p99_seconds": 1.4 * batch**0.3 / decode,
-                   "peak_memory_bytes": 4 * parameters + 3e8, "parameters": parameters,
-                   "disk_bytes": size}  # fmt: skip
-    yield {"checkpoint": "quantize", "batch_size": 1, "backend": "compressed-tensors",
-           "decode_tokens_per_second": 1.1, "latency_p50_seconds": 2.9,
-           "latency_p99_seconds": 3.1}  # fmt: skip
+            yield {
+                "checkpoint": checkpoint,
+                "batch_size": batch,
+                "backend": "dequantized" if checkpoint == "quantize" else "dense",
+                "prefill_tokens_per_second": 612.0 * batch**0.3,
+                "decode_tokens_per_second": decode * batch**0.7,
+                "latency_p50_seconds": batch**0.3 / decode,
+                "latency_p99_seconds": 1.4 * batch**0.3 / decode,
+                "peak_memory_bytes": 4 * parameters + 3e8,
+                "parameters": parameters,
+                "disk_bytes": size,
+            }
+    yield {
+        "checkpoint": "quantize",
+        "batch_size": 1,
+        "backend": "compressed-tensors",
+        "decode_tokens_per_second": 1.1,
+        "latency_p50_seconds": 2.9,
+        "latency_p99_seconds": 3.1,
+    }
 
 
 def _node(name: str, kind: str) -> dict[str, Any]:
     if name == "base":
-        return {"name": "base", "revision": 1,
-                "spec": {"name": "gemma3_270m", "licence": "Gemma terms of use",
-                         "origin": "dequantized Q4_K_M", "head": "causal"}}  # fmt: skip
+        return {
+            "name": "base",
+            "revision": 1,
+            "spec": {
+                "name": "gemma3_270m",
+                "licence": "Gemma terms of use",
+                "origin": "dequantized Q4_K_M",
+                "head": "causal",
+            },
+        }
     if kind == "finetune":
-        return {"name": "finetune", "epochs": 1, "lr": 0.001, "batch_tokens": 2048,
-                "method": {"name": "lora", "rank": 16},
-                "clip": {"name": "norm", "max_norm": 0.5}}  # fmt: skip
+        return {
+            "name": "finetune",
+            "epochs": 1,
+            "lr": 0.001,
+            "batch_tokens": 2048,
+            "method": {"name": "lora", "rank": 16},
+            "clip": {"name": "norm", "max_norm": 0.5},
+        }
     return {"name": kind, "revision": 1, "ratio": 0.25} if kind == "width" else {"name": kind}
 
 
 def _notes(name: str) -> list[str]:
-    return {"quantize": ["int8 has no fast kernel on this machine: no speed is claimed."],
-            "vocab": ["17,013 of 262,144 tokens kept; 0.3 % of held-out tokens fall back."]
-            }.get(name, [])  # fmt: skip
+    return {
+        "quantize": ["int8 has no fast kernel on this machine: no speed is claimed."],
+        "vocab": ["17,013 of 262,144 tokens kept; 0.3 % of held-out tokens fall back."],
+    }.get(name, [])
 
 
 def _warnings(name: str) -> list[str]:
@@ -187,8 +288,16 @@ def _write_lines(folder: Path, report: dict[str, Any]) -> None:
         _write(folder / "curves.jsonl", _curve())
     if report["kind"] == "eval":
         column = {"base": 2, "vocab": 2, "finetune": 3}.get(report["name"].partition(".")[2], 4)
-        rows = [{"id": f"s{i}", "source": {"source": s[0]}, "reference": s[1], "output": s[column],
-                 "scores": {"chrf": 30.0}} for i, s in enumerate(SAMPLES)]  # fmt: skip
+        rows = [
+            {
+                "id": f"s{i}",
+                "source": {"source": s[0]},
+                "reference": s[1],
+                "output": s[column],
+                "scores": {"chrf": 30.0},
+            }
+            for i, s in enumerate(SAMPLES)
+        ]
         _write(folder / "samples.jsonl", rows)
 
 
@@ -197,11 +306,16 @@ def _curve() -> list[dict[str, Any]]:
     rows = []
     for step in range(1, 561):
         norm = 0.3 + 1.2 * math.exp(-step / 120) + draw.random() * 0.25
-        row: dict[str, Any] = {"step": step, "loss": 1.4 + 2.2 * math.exp(-step / 90)
-                               + draw.gauss(0, 0.12), "lr": 1e-3, "grad_norm": norm,
-                               "clip_threshold": 0.5, "clipped_share": float(norm > 0.5),
-                               "tokens": 2048 * step,
-                               "seconds": 0.7 * step}  # fmt: skip
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": 1.4 + 2.2 * math.exp(-step / 90) + draw.gauss(0, 0.12),
+            "lr": 1e-3,
+            "grad_norm": norm,
+            "clip_threshold": 0.5,
+            "clipped_share": float(norm > 0.5),
+            "tokens": 2048 * step,
+            "seconds": 0.7 * step,
+        }
         if step % 80 == 0:
             row["validation_loss"] = 1.5 + 1.9 * math.exp(-step / 100)
         rows.append(row)

@@ -17,13 +17,22 @@ GOALS: dict[str, Direction] = {"eval.quantize.bleu": "maximize", "bytes": "minim
 def write_sample_sweep(root: Path, objectives: dict[str, Direction] | None = None) -> Sweep:
     """Six finished points of two words, then one failed, and one that never started."""
     run = write_sample_run(root)
-    ranges = [{"head": "plan", "values": list(PLANS)},
-              {"head": "stages.finetune.lr", "low": 1e-4, "high": 0.05, "log": True}]  # fmt: skip
-    sweep = Sweep(run.parent / "sweep-mt-12345678", "run", ["plan=w8,nf4"], name="mt",
-                  command="lcc run -m +recipe=mt 'plan=w8,<b>w4</b>,nf4'",
-                  started="2026-11-25T10:00:00Z", launcher={"name": "local", "workers": 2},
-                  sampler={"name": "random", "trials": 8}, objectives=objectives or {},
-                  ranges=ranges)  # fmt: skip
+    ranges = [
+        {"head": "plan", "values": list(PLANS)},
+        {"head": "stages.finetune.lr", "low": 1e-4, "high": 0.05, "log": True},
+    ]
+    sweep = Sweep(
+        run.parent / "sweep-mt-12345678",
+        "run",
+        ["plan=w8,nf4"],
+        name="mt",
+        command="lcc run -m +recipe=mt 'plan=w8,<b>w4</b>,nf4'",
+        started="2026-11-25T10:00:00Z",
+        launcher={"name": "local", "workers": 2},
+        sampler={"name": "random", "trials": 8},
+        objectives=objectives or {},
+        ranges=ranges,
+    )
     for index, lr in enumerate(LRS):
         chosen = {"plan": PLANS[index % 3], "stages.finetune.lr": lr}
         point = Point(index, [f"plan={PLANS[index % 3]}"], chosen, run=run.name)

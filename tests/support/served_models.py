@@ -24,27 +24,39 @@ def bytes_tokenizer(template: str | None = TEMPLATE) -> Any:
     made.decoder = decoders.ByteLevel()
     kind: Any = transformers.PreTrainedTokenizerFast
     tokenizer = kind(
-        tokenizer_object=made, eos_token="<|end|>", pad_token="<|end|>",
+        tokenizer_object=made,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
         additional_special_tokens=SPECIALS[1:],
-    )  # fmt: skip
+    )
     tokenizer.chat_template = template
     return tokenizer
 
 
 def chatter(
-    folder: Path, *, template: str | None = TEMPLATE, context: int = 512, width: int = 32,
+    folder: Path,
+    *,
+    template: str | None = TEMPLATE,
+    context: int = 512,
+    width: int = 32,
     layers: int = 2,
-) -> Path:  # fmt: skip
+) -> Path:
     """A decoder that says some byte after another."""
     tokenizer = bytes_tokenizer(template)
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width,
-        num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
         max_position_embeddings=context,
-        initializer_range=0.6, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        initializer_range=0.6,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     module = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         module.lm_head.weight[-len(SPECIALS) :] = 0  # greedily it never ends by itself
@@ -55,10 +67,15 @@ def classifier(folder: Path) -> Path:
     tokenizer = bytes_tokenizer(None)
     torch.manual_seed(1)
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
         max_position_embeddings=128,
-    )  # fmt: skip
+    )
     return _saved(transformers.BertForSequenceClassification(config), tokenizer, folder)
 
 
@@ -66,9 +83,13 @@ def encoder(folder: Path) -> Path:
     tokenizer = bytes_tokenizer(None)
     torch.manual_seed(1)
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, max_position_embeddings=128,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=128,
+    )
     return _saved(transformers.BertModel(config), tokenizer, folder)
 
 
@@ -76,9 +97,15 @@ def translator(folder: Path) -> Path:
     tokenizer = bytes_tokenizer(None)
     torch.manual_seed(1)
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config.decoder_start_token_id = tokenizer.pad_token_id
     return _saved(transformers.T5ForConditionalGeneration(config), tokenizer, folder)
 

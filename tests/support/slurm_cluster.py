@@ -25,8 +25,9 @@ def missing() -> str:
         return "Slurm is not installed, and there is no apt-get"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["install", "-y", "slurm-wlm", "munge"]):
-        done = subprocess.run(["apt-get", *words], env=environment, capture_output=True,
-                              text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["apt-get", *words], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             return f"apt-get {' '.join(words)} failed: {done.stderr.strip().splitlines()[-1:]}"
     return "" if all(map(shutil.which, PROGRAMS)) else "slurm-wlm brought no slurmctld"
@@ -43,8 +44,11 @@ def slurm_cluster(folder: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
         environment = {**os.environ, "SLURM_CONF": str(conf)}
         for name in ("slurmctld", "slurmd"):
             log = (folder / f"{name}.out").open("wb")
-            daemons.append(subprocess.Popen([name, "-D", "-f", str(conf)], stdout=log,
-                                            stderr=subprocess.STDOUT, env=environment))  # fmt: skip
+            daemons.append(
+                subprocess.Popen(
+                    [name, "-D", "-f", str(conf)], stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+            )
             log.close()
         _until(lambda: "idle" in _output(["sinfo", "--noheader", "-o", "%T"], environment), folder)
         yield environment
@@ -65,11 +69,19 @@ def _munge(folder: Path) -> subprocess.Popen[bytes]:
     key.chmod(0o400)
     log = (folder / "munged.out").open("wb")
     daemon = subprocess.Popen(
-        ["munged", "--foreground", "--force", f"--key-file={key}",
-         f"--socket={folder / 'munge.socket'}", f"--pid-file={folder / 'munged.pid'}",
-         f"--log-file={folder / 'munged.log'}", f"--seed-file={folder / 'munged.seed'}"],
-        stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={folder / 'munge.socket'}",
+            f"--pid-file={folder / 'munged.pid'}",
+            f"--log-file={folder / 'munged.log'}",
+            f"--seed-file={folder / 'munged.seed'}",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     log.close()
     _until(lambda: (folder / "munge.socket").exists(), folder)
     return daemon

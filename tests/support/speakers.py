@@ -50,8 +50,9 @@ def gemma3(**changes: Any) -> Any:
 
 def gpt2(**changes: Any) -> Any:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, initializer_range=0.4,
-                                     **{**sizes, **IDS, **changes})  # fmt: skip
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, initializer_range=0.4, **{**sizes, **IDS, **changes}
+    )
     return made(transformers.GPT2LMHeadModel, config)
 
 
@@ -63,10 +64,18 @@ def t5(**changes: Any) -> Any:
 
 
 def marian(**changes: Any) -> Any:
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "init_std": 0.2,
-             "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-             "decoder_ffn_dim": 48, "max_position_embeddings": 128,
-             "tie_word_embeddings": False}  # fmt: skip
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "init_std": 0.2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
     ids = {**IDS, "decoder_start_token_id": 0, "forced_eos_token_id": 2}
     config = transformers.MarianConfig(vocab_size=VOCABULARY, **{**sizes, **ids, **changes})
     module = made(transformers.MarianMTModel, config)
@@ -75,10 +84,18 @@ def marian(**changes: Any) -> Any:
 
 
 def bart(**changes: Any) -> Any:
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "init_std": 0.4,
-             "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-             "decoder_ffn_dim": 48, "max_position_embeddings": 128,
-             "tie_word_embeddings": False}  # fmt: skip
+    sizes = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "init_std": 0.4,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
     ids = {**IDS, "decoder_start_token_id": 2}
     config = transformers.BartConfig(vocab_size=VOCABULARY, **{**sizes, **ids, **changes})
     return made(transformers.BartForConditionalGeneration, config)
@@ -86,16 +103,22 @@ def bart(**changes: Any) -> Any:
 
 def mamba() -> Any:
     """A decoder without keys and values."""
-    config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2,
-                                      state_size=4, initializer_range=0.4, **IDS)  # fmt: skip
+    config = transformers.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.4, **IDS
+    )
     return made(transformers.MambaForCausalLM, config)
 
 
 def bert(**changes: Any) -> Any:
     config = transformers.BertConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, initializer_range=0.4, **changes,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        initializer_range=0.4,
+        **changes,
+    )
     return made(transformers.BertForSequenceClassification, config)
 
 
@@ -126,8 +149,7 @@ def session(
 def prompts(num: int = 11, longest: int = 14) -> list[list[int]]:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, longest, (num,), generator=generator).tolist()
-    return [[1, *torch.randint(4, VOCABULARY, (n,), generator=generator).tolist()]
-            for n in lengths]  # fmt: skip
+    return [[1, *torch.randint(4, VOCABULARY, (n,), generator=generator).tolist()] for n in lengths]
 
 
 def expected(module: Any, rows: list[list[int]], **options: Any) -> list[Generated]:
@@ -136,9 +158,7 @@ def expected(module: Any, rows: list[list[int]], **options: Any) -> list[Generat
     return [answer(module, tokenizer(), [row], decode=settings)[0] for row in rows]
 
 
-def answered(
-    running: InProcessSession, requests: list[Request], *, arriving: int = 100
-) -> list[list[Step]]:
+def answered(running: InProcessSession, requests: list[Request], *, arriving: int = 100) -> list[list[Step]]:
     """Every request's steps, in order; at each turn `arriving` more ask, if there is a slot."""
     owners: dict[int, int] = {}
     told: list[list[Step]] = [[] for _ in requests]

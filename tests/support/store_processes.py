@@ -30,8 +30,10 @@ class Process:
     def __init__(self, code: str, root: Path) -> None:
         self.popen = subprocess.Popen(
             [sys.executable, "-c", PROLOGUE + code, str(root)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def heard(self) -> str:
         """The next line it says; empty when it is gone."""

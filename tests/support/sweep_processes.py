@@ -24,9 +24,12 @@ class Driven:
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [*self.command, "run", "-m", *words], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [*self.command, "run", "-m", *words],
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def wait(self) -> tuple[int, str]:
         """Its exit code, and everything it printed."""

@@ -35,10 +35,15 @@ class Encoded:
 def model(dropout: float = 0.0, width: int = 16, *, tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=32, attention_dropout=dropout,
+        vocab_size=40,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        attention_dropout=dropout,
         tie_word_embeddings=tied,
-    )  # fmt: skip
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -52,14 +57,20 @@ def examples(num: int, seed: int = 0) -> Examples:
     return Examples(rows, "causal")
 
 
-def stepper(
-    trained: Any, *, micro_tokens: int = 48, dist: Dist = SINGLE, **changes: Any
-) -> Stepper:
+def stepper(trained: Any, *, micro_tokens: int = 48, dist: Dist = SINGLE, **changes: Any) -> Stepper:
     return Stepper(
-        model=trained, head="causal", student=logits_function(trained, "causal"),
-        micro_tokens=micro_tokens, pad=0, seed=0, device="cpu", dtype="float32", dist=dist,
-        progress=Progress(quiet=True), **changes,
-    )  # fmt: skip
+        model=trained,
+        head="causal",
+        student=logits_function(trained, "causal"),
+        micro_tokens=micro_tokens,
+        pad=0,
+        seed=0,
+        device="cpu",
+        dtype="float32",
+        dist=dist,
+        progress=Progress(quiet=True),
+        **changes,
+    )
 
 
 def training(folder: Path, trained: Any, **changes: Any) -> Training:
@@ -72,11 +83,19 @@ def training(folder: Path, trained: Any, **changes: Any) -> Training:
     options = {"epochs": 2, "batch_tokens": 64, "schedule": "cosine", **changes}
     (folder / "state").mkdir(parents=True, exist_ok=True)
     return Training(
-        options=TrainingOptions(**options), stepper=made, train=train,
-        validation=examples(6, seed=1), clip=clip, optimizer_card=optimizer, lr=lr,
-        state=folder / "state", curves=CurveFile(folder / "curves.jsonl"), tracker=tracker,
-        progress=Progress(quiet=True), masks=masks,
-    )  # fmt: skip
+        options=TrainingOptions(**options),
+        stepper=made,
+        train=train,
+        validation=examples(6, seed=1),
+        clip=clip,
+        optimizer_card=optimizer,
+        lr=lr,
+        state=folder / "state",
+        curves=CurveFile(folder / "curves.jsonl"),
+        tracker=tracker,
+        progress=Progress(quiet=True),
+        masks=masks,
+    )
 
 
 @dataclass

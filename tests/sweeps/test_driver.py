@@ -84,27 +84,48 @@ def test_a_faulty_point_is_told_at_once_and_the_others_run(
 
 @pytest.mark.parametrize(
     "words, sentence",
-    [(["launcher=slrum"], "launcher: no launcher is named 'slrum'. Did you mean 'slurm'?"),
-     (["launcher.worker=2"], "command line 'launcher.worker=2': launcher.worker: unknown key "
-      "'worker'. Did you mean 'workers'?"),
-     (["launcher=local,slurm"], "'launcher=local,slurm': a sweep has one launcher; write one "
-      "value."),
-     (["launcher=slurm", "launcher.partition='a b'"], "command line 'launcher.partition='a b'': "
-      "launcher.partition: string should match pattern '^[\\w.,:@&|+=\\-]+$', got \"a b\"."),
-     (["sampler=random"], "sampler=random has nothing to choose; give a word a range, for example "
-      "'stages.finetune.lr=tag(log,interval(1e-4,1e-2))' or plan=w8,nf4."),
-     (["objectives={bytes: least}"], "command line 'objectives={bytes: least}': objectives.bytes: "
-      "\"least\" is not one of 'maximize' or 'minimize'."),
-     (["task=generation", "dataset=tiny_text", "objectives={eval.base.bleu: maximize}"],
-      "objectives: 'eval.base.bleu' is measured by a step 'eval.base', which this recipe does not "
-      "have. Allowed: data."),
-     (["seed=interval(0,1)"], "'seed': sampler=grid cannot try every number of an interval; list "
-      "values (1e-4,1e-3), or choose sampler=random, tpe or nsga2.")],
-)  # fmt: skip
+    [
+        (["launcher=slrum"], "launcher: no launcher is named 'slrum'. Did you mean 'slurm'?"),
+        (
+            ["launcher.worker=2"],
+            "command line 'launcher.worker=2': launcher.worker: unknown key "
+            "'worker'. Did you mean 'workers'?",
+        ),
+        (["launcher=local,slurm"], "'launcher=local,slurm': a sweep has one launcher; write one value."),
+        (
+            ["launcher=slurm", "launcher.partition='a b'"],
+            "command line 'launcher.partition='a b'': "
+            "launcher.partition: string should match pattern '^[\\w.,:@&|+=\\-]+$', got \"a b\".",
+        ),
+        (
+            ["sampler=random"],
+            "sampler=random has nothing to choose; give a word a range, for example "
+            "'stages.finetune.lr=tag(log,interval(1e-4,1e-2))' or plan=w8,nf4.",
+        ),
+        (
+            ["objectives={bytes: least}"],
+            "command line 'objectives={bytes: least}': objectives.bytes: "
+            "\"least\" is not one of 'maximize' or 'minimize'.",
+        ),
+        (
+            ["task=generation", "dataset=tiny_text", "objectives={eval.base.bleu: maximize}"],
+            "objectives: 'eval.base.bleu' is measured by a step 'eval.base', which this recipe does not "
+            "have. Allowed: data.",
+        ),
+        (
+            ["seed=interval(0,1)"],
+            "'seed': sampler=grid cannot try every number of an interval; list "
+            "values (1e-4,1e-3), or choose sampler=random, tpe or nsga2.",
+        ),
+    ],
+)
 def test_a_sweep_that_cannot_be_meant_is_told_in_a_sentence(
-    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["run", "-m", *words]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"lcc: {sentence}"

@@ -42,8 +42,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def launched(launcher: str) -> list[str]:
     if launcher == "slurm":
-        return ["launcher=slurm", "launcher.partition=test", "launcher.memory_gb=1",
-                "launcher.array_parallelism=2", "launcher.minutes=60"]  # fmt: skip
+        return [
+            "launcher=slurm",
+            "launcher.partition=test",
+            "launcher.memory_gb=1",
+            "launcher.array_parallelism=2",
+            "launcher.minutes=60",
+        ]
     return ["launcher=ray"]
 
 
@@ -85,9 +90,12 @@ def test_points_on_a_real_slurm_are_found_again_by_the_driver_that_follows(
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["slurm", "ray", "local"])
 def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
-    launcher: str, tmp_path: Path, request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    launcher: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if launcher == "slurm":
         request.getfixturevalue("slurm")
     elif launcher == "ray":
@@ -124,8 +132,11 @@ def test_a_sweep_survives_a_failing_point_a_killed_job_and_a_killed_driver(
     assert main(["sweep", "status", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [point["status"] for point in told["points"]].count("finished") == 5
-    assert all({"bits_per_byte", "bytes"} == point["values"].keys()
-               for point in told["points"] if point["status"] == "finished")  # fmt: skip
+    assert all(
+        {"bits_per_byte", "bytes"} == point["values"].keys()
+        for point in told["points"]
+        if point["status"] == "finished"
+    )
     assert (driven.sweep.folder / "report.html").is_file()
 
 
@@ -154,8 +165,12 @@ def test_a_preempted_slurm_job_is_queued_again_and_ends_with_the_same_weights(
         return any(curve.read_text().count("\n") >= 3 for curve in curves)
 
     sweep = driven.until(trains)
-    job = subprocess.run(["squeue", "--noheader", "--format=%i", f"--name={sweep.folder.name}-0"],
-                         capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    job = subprocess.run(
+        ["squeue", "--noheader", "--format=%i", f"--name={sweep.folder.name}-0"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
     # What Slurm sends ahead of a time limit or a preemption, to the processes of the job's step.
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     code, out = driven.wait()

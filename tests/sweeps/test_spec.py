@@ -25,9 +25,7 @@ def test_an_objective_that_no_run_measures_names_the_nearest(tmp_path: Path) -> 
     run = read_run(write_sample_run(tmp_path))
     with pytest.raises(RecipeError) as caught:
         values_of(run, ["bluu"])
-    assert str(caught.value) == (
-        f"objectives: run {run.name} measured no 'bluu'. Did you mean 'bleu'?"
-    )
+    assert str(caught.value) == (f"objectives: run {run.name} measured no 'bluu'. Did you mean 'bleu'?")
 
 
 def test_an_objective_of_a_step_that_nobody_planned_is_told_before_anything_runs() -> None:

@@ -26,8 +26,7 @@ def task(**changes: Any) -> Task:
 
 
 def scratch() -> Scratch:
-    path = next(r / "model/tiny_chat.yaml" for r in config_roots()
-                if (r / "model/tiny_chat.yaml").is_file())  # fmt: skip
+    path = next(r / "model/tiny_chat.yaml" for r in config_roots() if (r / "model/tiny_chat.yaml").is_file())
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     return decode(Scratch, node["source"]["scratch"])
 
@@ -64,9 +63,10 @@ def test_a_long_conversation_loses_its_oldest_turns(tokenizer: Any) -> None:
     assert example.input_ids == short.input_ids
     assert example.num_truncated == len(whole.input_ids) - len(short.input_ids)
     prompt = task().prompt_ids(ROW, tokenizer)
-    assert tokenizer.decode(
-        task().prompt_ids(ROW, tokenizer, max_length=len(prompt) - 1)
-    ) == "<s>user: A friend.</s>\nassistant: "  # fmt: skip
+    assert (
+        tokenizer.decode(task().prompt_ids(ROW, tokenizer, max_length=len(prompt) - 1))
+        == "<s>user: A friend.</s>\nassistant: "
+    )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -90,9 +90,7 @@ def test_the_likelihood_is_that_of_every_assistant_turn(tokenizer: Any) -> None:
     assert found.num_tokens == sum(map(len, each))
     assert found.num_bytes == sum(len(text.encode()) for text in said)
     singles = [
-        Answering(module, tokenizer, what).answers(
-            [{"id": "1", "turns": TURNS[:n]}], {"likelihood"}
-        )
+        Answering(module, tokenizer, what).answers([{"id": "1", "turns": TURNS[:n]}], {"likelihood"})
         for n in (2, 4)
     ]
     (first,), (both,) = singles

@@ -30,8 +30,7 @@ def row(answer: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scratch() -> Scratch:
-    path = next(r / "model/tiny_bert.yaml" for r in config_roots()
-                if (r / "model/tiny_bert.yaml").is_file())  # fmt: skip
+    path = next(r / "model/tiny_bert.yaml" for r in config_roots() if (r / "model/tiny_bert.yaml").is_file())
     return decode(Scratch, yaml.safe_load(path.read_text(encoding="utf-8"))["source"]["scratch"])
 
 
@@ -42,9 +41,7 @@ def tokenizer(scratch: Scratch) -> Any:
 
 @pytest.mark.parametrize("answer", ["beside the door", "The key", "green, as all of them are."])
 @pytest.mark.parametrize("length", [40, 60, 300])
-def test_the_labels_are_the_answer_whatever_the_window(
-    tokenizer: Any, answer: str, length: int
-) -> None:
+def test_the_labels_are_the_answer_whatever_the_window(tokenizer: Any, answer: str, length: int) -> None:
     example = TASK.encode(row(answer), tokenizer, max_length=length)
     assert len(example.input_ids) <= length and example.kinds is not None
     if not example.labels:
@@ -77,8 +74,11 @@ def test_the_best_span_is_that_of_the_slow_search() -> None:
     window = Window([0] * 12, [0] * 12, 3, [(i, i + 1) for i in range(8)])
     for most in (1, 3, 8):
         starts, ends = torch.randn(12, generator=draws), torch.randn(12, generator=draws)
-        slow = max((float(starts[3 + i] + ends[3 + j]), i, j + 1)
-                   for i in range(8) for j in range(i, min(8, i + most)))  # fmt: skip
+        slow = max(
+            (float(starts[3 + i] + ends[3 + j]), i, j + 1)
+            for i in range(8)
+            for j in range(i, min(8, i + most))
+        )
         assert _best(starts, ends, window, most) == pytest.approx(slow)
 
 

@@ -15,8 +15,11 @@ from lcc.tasks.chat import handed_over
 from lcc.tasks.faq import Grounding
 from lcc.tasks.task import Task
 
-FAQ = [("When is the library open?", "From nine to six."), ("May I bring my dog?", "No animals."),
-       ("How many books may I borrow?", "Ten, for four weeks, and no more.")]  # fmt: skip
+FAQ = [
+    ("When is the library open?", "From nine to six."),
+    ("May I bring my dog?", "No animals."),
+    ("How many books may I borrow?", "Ten, for four weeks, and no more."),
+]
 
 
 @pytest.fixture
@@ -147,13 +150,18 @@ def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> Non
 def test_rows_that_a_person_takes_over_never_reach_the_model(file: str, parrot: Any) -> None:
     from lcc.inference.batch import Asking, Feed, numbered
 
-    task = decode(Task, {
-        "fields": ["turns"], "turns": "turns", "chat": True, "decode": {"max_new_tokens": 4},
-        "grounding": {"file": file, "threshold": 0.6, "handover": "A person comes."},
-    })  # fmt: skip
+    task = decode(
+        Task,
+        {
+            "fields": ["turns"],
+            "turns": "turns",
+            "chat": True,
+            "decode": {"max_new_tokens": 4},
+            "grounding": {"file": file, "threshold": 0.6, "handover": "A person comes."},
+        },
+    )
     lines = ["May I bring my dog?", '{"turns": ["Hello.", "Hello.", "Why is the sky blue?"]}']
-    said = {number: one for number, _, one in
-            Asking(parrot, task).answers(Feed(numbered(lines, task)))}  # fmt: skip
+    said = {number: one for number, _, one in Asking(parrot, task).answers(Feed(numbered(lines, task)))}
     assert said[0].output == "squawk" and not said[0].handed_over
     assert said[1].output == "A person comes." and said[1].facts["handed_over"]
     assert len(parrot.asked) == 1

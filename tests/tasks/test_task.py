@@ -33,14 +33,14 @@ def tokenizer(bos: bool = True) -> Any:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet,
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=alphabet,
         show_progress=False,
-    )  # fmt: skip
+    )
     made.train_from_iterator(["English: open the file\nChinese: 打开 文件"] * 2, trainer)
     if bos:
-        made.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 1)]
-        )
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
@@ -82,9 +82,7 @@ def test_training_starts_with_the_very_tokens_that_decoding_sees(bos: bool, chat
     assert example.labels[: len(prompt)] == [IGNORED] * len(prompt)
     assert example.labels[len(prompt) :] == example.input_ids[len(prompt) :]
     assert example.input_ids[-1] == words.eos_token_id
-    assert words.decode(example.input_ids[len(prompt) :], skip_special_tokens=True).strip() == (
-        "打开 文件"
-    )
+    assert words.decode(example.input_ids[len(prompt) :], skip_special_tokens=True).strip() == ("打开 文件")
 
 
 def test_what_is_cut_is_counted_and_the_completion_stays() -> None:
@@ -116,8 +114,13 @@ def test_shots_are_the_same_every_time_and_change_with_the_seed() -> None:
 
 
 def test_shots_show_every_label_in_turns_as_the_verbalizer_says_it() -> None:
-    node = {"fields": ["text", "label"], "template": "{text} is", "answer": " {label}",
-            "labels": ["good", "poor"], "verbalizer": {"neg": "poor", "pos": "good"}}  # fmt: skip
+    node = {
+        "fields": ["text", "label"],
+        "template": "{text} is",
+        "answer": " {label}",
+        "labels": ["good", "poor"],
+        "verbalizer": {"neg": "poor", "pos": "good"},
+    }
     rows = [{"id": str(i), "text": "it", "label": "pos" if i % 5 else "neg"} for i in range(40)]
     chosen = decode(Task, node).draw(rows, 0, 6)
     assert sorted(row["label"] for row in chosen) == ["neg"] * 3 + ["pos"] * 3
@@ -130,8 +133,13 @@ def test_labels_come_from_the_training_split() -> None:
             assert split == "train"
             return [{"id": "1", "text": "a", "label": "pos"}, {"id": "2", "text": "b", "label": 0}]
 
-    node = {"head": "classify", "fields": ["text", "label"], "template": "{text}",
-            "answer": "{label}", "labels": "from_data"}  # fmt: skip
+    node = {
+        "head": "classify",
+        "fields": ["text", "label"],
+        "template": "{text}",
+        "answer": "{label}",
+        "labels": "from_data",
+    }
     unknown = decode(Task, node)
     with pytest.raises(DataError, match="not known without data"):
         unknown.label({"id": "1", "label": "pos"})

@@ -31,8 +31,10 @@ def trained(kind: str, *, size: int = 420, lowercase: bool = False):  # type: ig
 
 
 def digests() -> dict[str, str]:
-    return {kind: hashlib.sha256(trained(kind).backend_tokenizer.to_str().encode()).hexdigest()
-            for kind in ("bpe", "wordpiece")}  # fmt: skip
+    return {
+        kind: hashlib.sha256(trained(kind).backend_tokenizer.to_str().encode()).hexdigest()
+        for kind in ("bpe", "wordpiece")
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,8 +105,9 @@ def test_a_frame_is_what_the_tokenizer_itself_adds(kind: str) -> None:
     whole = made(first, second, return_token_type_ids=True)
     assert (ids, kinds) == (whole["input_ids"], whole["token_type_ids"])
     assert (frame.num_single, frame.num_pair) == (
-        made.num_special_tokens_to_add(), made.num_special_tokens_to_add(pair=True)
-    )  # fmt: skip
+        made.num_special_tokens_to_add(),
+        made.num_special_tokens_to_add(pair=True),
+    )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,13 @@ from lcc.training.loss import Projection, projection_of, summed_loss
 def tied() -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
     return transformers.LlamaForCausalLM(config)
 
 
@@ -45,28 +49,50 @@ def retrained_head() -> Any:
 def softcapped() -> Any:
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.05,
+    )
     return transformers.Gemma2ForCausalLM(config)
 
 
 def t5() -> Any:
     torch.manual_seed(0)
     config = transformers.T5Config(
-        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0,
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
         decoder_start_token_id=0,
-    )  # fmt: skip
+    )
     return transformers.T5ForConditionalGeneration(config)
 
 
 def marian() -> Any:
     torch.manual_seed(0)
     config = transformers.MarianConfig(
-        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, pad_token_id=0,
-        eos_token_id=2, decoder_start_token_id=0, max_position_embeddings=32, dropout=0.0,
-    )  # fmt: skip
+        vocab_size=40,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=0,
+        max_position_embeddings=32,
+        dropout=0.0,
+    )
     built = transformers.MarianMTModel(config)
     built.final_logits_bias.normal_()
     return built
@@ -94,9 +120,7 @@ def gradients(trained: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("build", "head"), BUILDS)
-def test_loss_and_gradients_are_the_plain_ones(
-    build: Callable[[], Any], head: Any, smoothing: float
-) -> None:
+def test_loss_and_gradients_are_the_plain_ones(build: Callable[[], Any], head: Any, smoothing: float) -> None:
     trained, batch = build().train(), batch_of(head)
     plain = summed_loss(whole_logits(trained, batch), batch.targets, label_smoothing=smoothing)
     expected = gradients(trained, plain / 7)
@@ -120,11 +144,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         is_weight = isinstance(result, torch.Tensor) and result.shape[:1] == (16,)  # transposed
-        if (
-            isinstance(result, torch.Tensor)
-            and result.shape[-1:] == (self.width,)
-            and not is_weight
-        ):
+        if isinstance(result, torch.Tensor) and result.shape[-1:] == (self.width,) and not is_weight:
             self.rows = max(self.rows, result.numel() // self.width)
         return result
 
@@ -133,9 +153,12 @@ def test_no_more_logits_than_a_chunk_exist_at_once() -> None:
     # 37 is neither a width of the model nor a length of the batch.
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=37, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
         num_attention_heads=2,
-    )  # fmt: skip
+    )
     trained, data = transformers.LlamaForCausalLM(config), examples(12)
     for row in data.rows:
         row.input_ids[:] = [i % 37 for i in row.input_ids]

@@ -117,8 +117,9 @@ def test_another_trainings_state_is_not_taken_for_ones_own(folder: Path, tmp_pat
 
 
 def test_a_stray_file_in_a_generation_is_no_part_of_it(folder: Path) -> None:
-    shutil.copy(folder / "step-000000004" / "best.safetensors",
-                folder / "step-000000004" / "other.safetensors")  # fmt: skip
+    shutil.copy(
+        folder / "step-000000004" / "best.safetensors", folder / "step-000000004" / "other.safetensors"
+    )
     told: list[str] = []
     newest = newest_state(folder, told.append)
     assert newest is not None and newest.name == "step-000000002"

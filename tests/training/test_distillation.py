@@ -101,8 +101,7 @@ def filled(folder: Path, num: int = 12, **changes: Any) -> tuple[SampledLogits, 
 
     sampling = replace(Sampling(8, 2.0, 1.0, 0), **changes)
     cache = SampledLogits(folder, train, sampling)
-    cache.fill(counted, head="causal", pad=0, device="cpu", micro_tokens=64,
-               progress=Progress(quiet=True))  # fmt: skip
+    cache.fill(counted, head="causal", pad=0, device="cpu", micro_tokens=64, progress=Progress(quiet=True))
     return cache, asked
 
 

@@ -16,9 +16,15 @@ from lcc.training.loss import logits_function, summed_loss
 def capped() -> Any:
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.05,
+    )
     return transformers.Gemma2ForCausalLM(config)
 
 

@@ -52,8 +52,7 @@ def test_nothing_below_the_first_trained_layer_is_kept_for_the_backward(
     if checkpointing:
         checkpoint_blocks(trained)
     body, seen = trained.get_base_model().model, dict[str, bool]()
-    for name, part in {"embedding": body.embed_tokens, "0": body.layers[0],
-                       "1": body.layers[1]}.items():  # fmt: skip
+    for name, part in {"embedding": body.embed_tokens, "0": body.layers[0], "1": body.layers[1]}.items():
         part.register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.update({name: output.requires_grad})
         )

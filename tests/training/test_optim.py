@@ -15,8 +15,9 @@ from lcc.training.optim import parameter_groups, schedule_of, set_dropout
 
 def test_vectors_are_not_decayed() -> None:
     groups = parameter_groups(model(), 0.1)
-    by_decay = {decay: [p for g in groups if g["weight_decay"] == decay for p in g["params"]]
-                for decay in (0.1, 0.0)}  # fmt: skip
+    by_decay = {
+        decay: [p for g in groups if g["weight_decay"] == decay for p in g["params"]] for decay in (0.1, 0.0)
+    }
     assert all(p.ndim >= 2 for p in by_decay[0.1]) and by_decay[0.1]
     assert all(p.ndim < 2 for p in by_decay[0.0]) and by_decay[0.0]
     assert sum(len(g["params"]) for g in groups) == len(list(model().parameters()))
@@ -30,19 +31,30 @@ def hidden_names(built: Any) -> set[str]:
 def test_hidden_matrices_are_neither_embeddings_nor_heads_nor_vectors() -> None:
     linear = "self_attn.{}_proj self_attn.{}_proj self_attn.{}_proj self_attn.{}_proj".format
     inside = [*linear(*"qkvo").split(), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    assert hidden_names(model()) == {
-        f"model.layers.{i}.{name}.weight" for i in range(2) for name in inside
-    }
+    assert hidden_names(model()) == {f"model.layers.{i}.{name}.weight" for i in range(2) for name in inside}
 
 
 def test_a_classifiers_head_and_t5s_biases_are_not_hidden() -> None:
-    bert = transformers.BertForSequenceClassification(transformers.BertConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=16,
-    ))  # fmt: skip
-    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(
-        vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2,
-    ))  # fmt: skip
+    bert = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=20,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+        )
+    )
+    t5 = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=20,
+            d_model=8,
+            d_ff=8,
+            d_kv=4,
+            num_layers=1,
+            num_heads=2,
+        )
+    )
     assert all(".layer.0." in n or "pooler" in n for n in hidden_names(bert))
     assert len(hidden_names(bert)) == 7
     assert all(".block.0." in n and "bias" not in n for n in hidden_names(t5))

@@ -45,8 +45,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def test_the_published_weights_are_the_average_of_all_steps(tmp_path: Path) -> None:
     trained = model()
     tracker = Watching(trained)
-    run = training(tmp_path, trained, tracker=tracker, ema=EMA(decay=0.5), max_steps=8,
-                   eval_every=8)  # fmt: skip
+    run = training(tmp_path, trained, tracker=tracker, ema=EMA(decay=0.5), max_steps=8, eval_every=8)
     run.run()
     expected = tracker.weights[0]
     for step, weights in enumerate(tracker.weights[1:], 1):

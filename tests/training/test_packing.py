@@ -23,23 +23,32 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidd
 
 def gemma3() -> Any:
     config = transformers.Gemma3TextConfig(
-        **SMALL, num_key_value_heads=1, head_dim=8, sliding_window=4,
+        **SMALL,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
+    )
     return transformers.Gemma3ForCausalLM(config)
 
 
 def qwen3() -> Any:
-    return transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8)
-    )
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8))
 
 
 def gpt2() -> Any:
     config = transformers.GPT2Config(
-        vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0,
-        eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=40,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return transformers.GPT2LMHeadModel(config)
 
 

@@ -55,8 +55,15 @@ def source(start: int) -> Iterator[tuple[int, Document]]:
 
 def make(folder: Path, read=source, *, shard_tokens: int = 2000) -> Corpus:  # type: ignore[no-untyped-def]
     encode = Encoding(tokenizer(bos_token="<s>", eos_token="</s>"), ends=True)
-    return tokenised(read, encode, folder, dist=SINGLE, progress=Progress(quiet=True),
-                     label="train", shard_tokens=shard_tokens)  # fmt: skip
+    return tokenised(
+        read,
+        encode,
+        folder,
+        dist=SINGLE,
+        progress=Progress(quiet=True),
+        label="train",
+        shard_tokens=shard_tokens,
+    )
 
 
 def expected() -> list[list[int]]:
@@ -118,9 +125,7 @@ class Stopping:
 
 
 @pytest.mark.parametrize("at", [3, 700, NUM_DOCUMENTS])
-def test_tokenising_that_was_asked_to_stop_is_finished_to_the_same_bytes(
-    tmp_path: Path, at: int
-) -> None:
+def test_tokenising_that_was_asked_to_stop_is_finished_to_the_same_bytes(tmp_path: Path, at: int) -> None:
     make(tmp_path / "whole")
     reading = Stopping(at, signal.SIGTERM)
     with pytest.raises(PreemptedError, match="while tokenising train; whole shards are kept"):

@@ -62,13 +62,13 @@ class Monitor:
 
     def _read(self, line: bytes) -> Told:
         node = json.loads(line)
-        return Told(str(node.get(self.report.field, "")), str(node["output"]),
-                    str(node.get("time") or ""))  # fmt: skip
+        return Told(str(node.get(self.report.field, "")), str(node["output"]), str(node.get("time") or ""))
 
     def _write(self) -> None:
         path = Path(self.report.path)
-        shown = monitor(self.told, watched=self.report.watch, window=self.report.window,
-                        name=self.output.stem)  # fmt: skip
+        shown = monitor(
+            self.told, watched=self.report.watch, window=self.report.window, name=self.output.stem
+        )
         write_text(path, ENDINGS[path.suffix](shown))
         self._is_written = True
 

@@ -16,9 +16,7 @@ from lcc.store.sweeps import Point, Sweep
 def run_verb(verb: str, arguments: Arguments) -> int:
     """Compose, run and show; returns the exit code."""
     if arguments.words:
-        raise RecipeError(
-            f"'{arguments.words[0]}' is no override; write key=value or +recipe=NAME."
-        )
+        raise RecipeError(f"'{arguments.words[0]}' is no override; write key=value or +recipe=NAME.")
     words = arguments.overrides or _words_of_last_run(verb)
     if arguments.cfg:
         return _print_composed(words, as_json=arguments.json)
@@ -107,8 +105,10 @@ def check_installed(words: list[str]) -> None:
     from lcc.models import sources
 
     recipe = load_recipe(words)
-    sentences = [sources.missing(recipe.model) if recipe.model else None,
-                 dataset.missing(recipe.dataset) if recipe.dataset else None]  # fmt: skip
+    sentences = [
+        sources.missing(recipe.model) if recipe.model else None,
+        dataset.missing(recipe.dataset) if recipe.dataset else None,
+    ]
     found = [sentence for sentence in sentences if sentence]
     if found:
         from lcc.core.errors import ResourceError

@@ -54,8 +54,7 @@ def lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for name in text_fields(rows[0]) if rows else []:
         sizes = sorted(num_words(str(row[name])) for row in rows)
-        at = {f"p{p}" if p < 100 else "longest": sizes[(len(sizes) - 1) * p // 100]
-              for p in PERCENTILES}  # fmt: skip
+        at = {f"p{p}" if p < 100 else "longest": sizes[(len(sizes) - 1) * p // 100] for p in PERCENTILES}
         found.append({"field": name, **at})
     return found
 
@@ -130,8 +129,10 @@ def _check(recipe: Recipe, prepared: PreparedData, arguments: Arguments) -> int:
 
 
 def _checked(facts: dict[str, Any], counts: Counts) -> str:
-    lines = [f"{facts['dataset']}: {facts['format']}, reader {facts['reader']}",
-             f"rows read        {counts.read:>8,}"]  # fmt: skip
+    lines = [
+        f"{facts['dataset']}: {facts['format']}, reader {facts['reader']}",
+        f"rows read        {counts.read:>8,}",
+    ]
     lines += [f"  removed        {n:>8,}  {why}" for why, n in counts.removed.items()]
     lines += [f"  left out       {n:>8,}  {why}" for why, n in counts.left_out.items()]
     for name, num in counts.rows.items():
@@ -160,9 +161,11 @@ def _preview(recipe: Recipe, prepared: PreparedData, arguments: Arguments) -> in
 
 def _example(row: Row, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     example: dict[str, Any] = {
-        "id": row["id"], "doc": row["doc"],
-        "prompt": task.prompt(row), "completion": task.completion(row),
-    }  # fmt: skip
+        "id": row["id"],
+        "doc": row["doc"],
+        "prompt": task.prompt(row),
+        "completion": task.completion(row),
+    }
     if tokenizer is not None:
         example["tokens"] = _tokens(row, task, tokenizer)
     return example
@@ -198,13 +201,18 @@ def _texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _rendered(example: dict[str, Any]) -> str:
-    lines = [f"── {example['doc']} · {example['id']}", f"  {_visible(example['prompt'])}",
-             f"▶ {_visible(example['completion'])}"]  # fmt: skip
+    lines = [
+        f"── {example['doc']} · {example['id']}",
+        f"  {_visible(example['prompt'])}",
+        f"▶ {_visible(example['completion'])}",
+    ]
     if "tokens" in example:
         masked = [t["text"] or "·" for t in example["tokens"] if not t["loss"]]
         trained = [t["text"] or "·" for t in example["tokens"] if t["loss"]]
-        lines += [f"  {len(masked)} tokens: {_visible('|'.join(masked))}",
-                  f"▶ {len(trained)} tokens: {_visible('|'.join(trained))}"]  # fmt: skip
+        lines += [
+            f"  {len(masked)} tokens: {_visible('|'.join(masked))}",
+            f"▶ {len(trained)} tokens: {_visible('|'.join(trained))}",
+        ]
     return "\n".join(lines)
 
 

@@ -66,8 +66,9 @@ def _torch() -> dict[str, Any]:
     """What torch itself says it can use, or why it cannot say."""
     if machine.version_of("torch") is None:
         return {"error": "torch is not installed"}
-    done = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True,
-                          timeout=300, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_TORCH], capture_output=True, text=True, timeout=300, check=False
+    )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return {"error": lines[-1]}
@@ -82,14 +83,23 @@ def _missing(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield _finding(package, "every recipe", "pip install lcc", needed=True)
         elif package in FLOORS and _numbers(found) < FLOORS[package]:
             floor = ".".join(map(str, FLOORS[package]))
-            yield _finding(f"{package} {floor} or newer (here: {found})", "safety",
-                           f"pip install '{package}>={floor}'", needed=True)  # fmt: skip
+            yield _finding(
+                f"{package} {floor} or newer (here: {found})",
+                "safety",
+                f"pip install '{package}>={floor}'",
+                needed=True,
+            )
     if "error" in facts["torch"]:
-        yield _finding(f"a torch that starts ({facts['torch']['error']})", "every recipe",
-                       "pip install --force-reinstall torch", needed=True)  # fmt: skip
+        yield _finding(
+            f"a torch that starts ({facts['torch']['error']})",
+            "every recipe",
+            "pip install --force-reinstall torch",
+            needed=True,
+        )
     elif facts["machine"]["accelerators"] and not (facts["torch"]["cuda"] or facts["torch"]["mps"]):
-        yield _finding("a torch that can use the accelerator", "device=cuda",
-                       "see pytorch.org, Get started: choose CUDA")  # fmt: skip
+        yield _finding(
+            "a torch that can use the accelerator", "device=cuda", "see pytorch.org, Get started: choose CUDA"
+        )
     yield from _missing_tools()
     yield from _scarce(facts)
 
@@ -101,22 +111,31 @@ def _missing_tools() -> Iterator[dict[str, Any]]:
     if machine.version_of("pip") is None:
         yield _finding("pip", "lcc fetch", f"{sys.executable} -m ensurepip")
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        yield _finding("apt-get and dpkg-deb", "dataset=debian_en_zh",
-                       "a Debian or Ubuntu machine or container; +recipe=mt_en_zh_small needs "
-                       "neither")  # fmt: skip
+        yield _finding(
+            "apt-get and dpkg-deb",
+            "dataset=debian_en_zh",
+            "a Debian or Ubuntu machine or container; +recipe=mt_en_zh_small needs neither",
+        )
     if not _has_wordnet():
-        yield _finding("WordNet", "METEOR of English texts, synonyms",
-                       f"{sys.executable} -m nltk.downloader wordnet")  # fmt: skip
+        yield _finding(
+            "WordNet", "METEOR of English texts, synonyms", f"{sys.executable} -m nltk.downloader wordnet"
+        )
 
 
 def _scarce(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if facts["free_disk_bytes"] < LITTLE_DISK:
-        yield _finding(f"disk: {format.size(facts['free_disk_bytes'])} free", "recipes with real "
-                       "models", "lcc store gc, or run in a folder on a larger disk")  # fmt: skip
+        yield _finding(
+            f"disk: {format.size(facts['free_disk_bytes'])} free",
+            "recipes with real models",
+            "lcc store gc, or run in a folder on a larger disk",
+        )
     memory = facts["machine"]["memory_bytes"]
     if memory < LITTLE_MEMORY:
-        yield _finding(f"memory: {format.size(memory)}", "recipes with real models",
-                       "+recipe=tiny, or a machine with 8 GB or more")  # fmt: skip
+        yield _finding(
+            f"memory: {format.size(memory)}",
+            "recipes with real models",
+            "+recipe=tiny, or a machine with 8 GB or more",
+        )
 
 
 def _has_wordnet() -> bool:
@@ -124,8 +143,11 @@ def _has_wordnet() -> bool:
         return False
     import nltk
 
-    return any((Path(root) / "corpora" / name).exists() for root in nltk.data.path
-               for name in ("wordnet", "wordnet.zip"))  # fmt: skip
+    return any(
+        (Path(root) / "corpora" / name).exists()
+        for root in nltk.data.path
+        for name in ("wordnet", "wordnet.zip")
+    )
 
 
 def _finding(what: str, purpose: str, get: str, *, needed: bool = False) -> dict[str, Any]:
@@ -144,14 +166,13 @@ def _text(facts: dict[str, Any]) -> str:
         "processor": hardware["processor"],
         "cores": hardware["cores"],
         "memory": f"{format.size(hardware['memory_bytes'])}, "
-                  f"{format.size(facts['available_memory_bytes'])} available",
+        f"{format.size(facts['available_memory_bytes'])} available",
         "accelerator": ", ".join(hardware["accelerators"]) or "none",
         "torch computes on": torch.get("error") or _devices(torch),
         "free disk": format.size(facts["free_disk_bytes"]),
-    }  # fmt: skip
+    }
     lines += ["", *(f"{name:22} {value}" for name, value in rows.items()), ""]
-    findings = [f"missing: {f['what']} (for {f['for']})\n  get it: {f['get']}"
-                for f in facts["missing"]]  # fmt: skip
+    findings = [f"missing: {f['what']} (for {f['for']})\n  get it: {f['get']}" for f in facts["missing"]]
     return "\n".join([*lines, *(findings or ["nothing is missing."])])
 
 

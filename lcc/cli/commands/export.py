@@ -127,11 +127,19 @@ def _tell(found: Found, made: Exported, format: str, *, as_json: bool) -> None:
     text = f"exported {found.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
     parity = made.parity
     if parity.kind != "bytes":
-        text += (f"\nagrees with its source on {parity.agreement:.2%} of {parity.num_tokens} "
-                 f"{parity.kind} of {parity.num_prompts} prompts; off by {parity.logit_error:.2%} "
-                 f"of the spread (allowed {parity.tolerance:.2%})")  # fmt: skip
-    facts = {"model": found.name, "folder": str(made.folder), "format": format,
-             "bytes": made.bytes, "facts": made.facts, "parity": parity.facts()}  # fmt: skip
+        text += (
+            f"\nagrees with its source on {parity.agreement:.2%} of {parity.num_tokens} "
+            f"{parity.kind} of {parity.num_prompts} prompts; off by {parity.logit_error:.2%} "
+            f"of the spread (allowed {parity.tolerance:.2%})"
+        )
+    facts = {
+        "model": found.name,
+        "folder": str(made.folder),
+        "format": format,
+        "bytes": made.bytes,
+        "facts": made.facts,
+        "parity": parity.facts(),
+    }
     if found.run is not None:
         facts |= {"run": found.run["run"], "step": found.step}
     emit(facts, as_json, text)

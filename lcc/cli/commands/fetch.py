@@ -83,7 +83,11 @@ def _line(one: Requirement) -> str:
 
 def _facts(needed: Sequence[Requirement]) -> list[dict[str, Any]]:
     return [
-        {"requirement": one.requirement, "bytes": one.bytes, "licence": one.licence,
-         "path": str(one.found) if one.found else None}
+        {
+            "requirement": one.requirement,
+            "bytes": one.bytes,
+            "licence": one.licence,
+            "path": str(one.found) if one.found else None,
+        }
         for one in needed
-    ]  # fmt: skip
+    ]

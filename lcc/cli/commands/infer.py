@@ -108,8 +108,14 @@ def opening_of(recipe: Recipe, options: Asked, say: Callable[[str], None]) -> Op
         threads = max(1, free // options.workers)
         if free < cores():
             say(f"{free} of {cores()} cores are free: {threads} threads each")
-    return Opening(threads=threads, slots=options.slots, context=options.context, device=device,
-                   dtype=recipe.dtype, prefix_mb=options.prefix_mb)  # fmt: skip
+    return Opening(
+        threads=threads,
+        slots=options.slots,
+        context=options.context,
+        device=device,
+        dtype=recipe.dtype,
+        prefix_mb=options.prefix_mb,
+    )
 
 
 def say(sentence: str) -> None:
@@ -162,11 +168,17 @@ class Answers:
         assert self.options.output is not None
         path = Path(self.options.output)
         chosen = self._selected(begun_with(path, "engine"))
-        output = OrderedFile(path, {
-            "engine": chosen.engine, "options": chosen.options, "seed": self.seed,
-            "model": source_digest(self.folder), "task": _described(self.task),
-            "lcc": version_of("lcc"),
-        })  # fmt: skip
+        output = OrderedFile(
+            path,
+            {
+                "engine": chosen.engine,
+                "options": chosen.options,
+                "seed": self.seed,
+                "model": source_digest(self.folder),
+                "task": _described(self.task),
+                "lcc": version_of("lcc"),
+            },
+        )
         try:
             done, total = output.num_done, self._total()
             if done:
@@ -189,8 +201,9 @@ class Answers:
         asked = self.options
         if asked.report is None:
             return None
-        return Report(path=asked.report, field=self.task.asked[0], watch=asked.report_watch,
-                      window=asked.report_window)  # fmt: skip
+        return Report(
+            path=asked.report, field=self.task.asked[0], watch=asked.report_watch, window=asked.report_window
+        )
 
     def _show(self, piece: str) -> None:
         piece = piece if self.shown else piece.lstrip()
@@ -210,14 +223,22 @@ class Answers:
         if word == "auto" and begun is not None:
             word = begun
             say(f"engine=auto: goes on with {begun}, which began this output")
-        return select(word, self.folder, self.opening, store=Store(ROOT), say=say,
-                      rows=min(8, self.opening.slots))  # fmt: skip
+        return select(
+            word, self.folder, self.opening, store=Store(ROOT), say=say, rows=min(8, self.opening.slots)
+        )
 
     def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
         from lcc.inference.workers import Job, answering
 
-        job = Job(chosen.engine, chosen.options, chosen.folder, self.opening, self.task, self.seed,
-                  self.options.batch_tokens)  # fmt: skip
+        job = Job(
+            chosen.engine,
+            chosen.options,
+            chosen.folder,
+            self.opening,
+            self.task,
+            self.seed,
+            self.options.batch_tokens,
+        )
         return answering(job, self.options.workers, show, say)
 
     def _lines(self) -> Iterator[str]:
@@ -239,8 +260,9 @@ class Answers:
             if number >= done:
                 yield number, row
         if seen < done:
-            raise DataError(f"output {output.path} has {done:,} lines and the input {seen:,} rows; "
-                            "choose another output.")  # fmt: skip
+            raise DataError(
+                f"output {output.path} has {done:,} lines and the input {seen:,} rows; choose another output."
+            )
 
     def _total(self) -> int | None:
         if self.options.input == "-" or self.options.follow:
@@ -265,16 +287,19 @@ def _fitting(task: Task, folder: Path, options: Asked) -> Task:
     examine(folder)
     found = read_card(folder)
     if found.headless or found.head != task.head:
-        raise RecipeError(f"model {found.name!r} has no trained {task.head} head; choose "
-                          "another model, or fine-tune it on this task.")  # fmt: skip
+        raise RecipeError(
+            f"model {found.name!r} has no trained {task.head} head; choose "
+            "another model, or fine-tune it on this task."
+        )
     names = read_json(folder / "config.json").get("id2label") or {}
     labels = task.labels
     if task.head == "classify":
         labels = _class_names(task, {int(number): str(name) for number, name in names.items()})
     elif labels == "from_data":
         labels = tuple(str(names[number]) for number in sorted(names, key=int))
-    return dataclasses.replace(task, labels=labels, decode=options.replaced(task.decode),
-                               sampling=options.replaced(task.sampling))  # fmt: skip
+    return dataclasses.replace(
+        task, labels=labels, decode=options.replaced(task.decode), sampling=options.replaced(task.sampling)
+    )
 
 
 def _class_names(task: Task, named: dict[int, str]) -> tuple[str, ...]:
@@ -283,8 +308,10 @@ def _class_names(task: Task, named: dict[int, str]) -> tuple[str, ...]:
         return tuple(named[number] for number in sorted(named)) or ("LABEL_0", "LABEL_1")
     known = task.label_names
     if named and len(named) != len(known):
-        raise DataError(f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
-                        f"{', '.join(known)}; fine-tune it on this task first.")  # fmt: skip
+        raise DataError(
+            f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
+            f"{', '.join(known)}; fine-tune it on this task first."
+        )
     same = set(named.values()) == set(known)
     return tuple(named[number] for number in sorted(named)) if same else tuple(known)
 
@@ -403,6 +430,11 @@ def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
     task, session = recipe.task, chosen.open(opening)
     if getattr(session, "told", ""):
         say(str(session.told))  # type: ignore[attr-defined]
-    return Chat(session, options.replaced(task.decode if task else Decode()),
-                options.replaced(task.sampling if task else Sampling()), recipe.seed,
-                options.system, task.grounding if task else None)  # fmt: skip
+    return Chat(
+        session,
+        options.replaced(task.decode if task else Decode()),
+        options.replaced(task.sampling if task else Sampling()),
+        recipe.seed,
+        options.system,
+        task.grounding if task else None,
+    )

@@ -24,8 +24,10 @@ def main(arguments: Arguments) -> int:
     refuse_sweep(arguments.overrides)
     pipeline = pipeline_of(arguments.overrides, "preview")
     estimates = estimate(pipeline, Store(ROOT))
-    rows = [{"name": s.name, "kind": s.kind, "key": s.key, **dataclasses.asdict(estimates[s.name])}
-            for s in pipeline.steps]  # fmt: skip
+    rows = [
+        {"name": s.name, "kind": s.kind, "key": s.key, **dataclasses.asdict(estimates[s.name])}
+        for s in pipeline.steps
+    ]
     emit(rows, arguments.json, _table(rows, list(estimates.values())))
     return 0
 
@@ -35,13 +37,17 @@ def _table(rows: list[dict[str, Any]], estimates: list[Estimate]) -> str:
     lines = [f"{'step':{width}}  {'state':9}  {'time':>9}  {'memory':>9}  {'disk':>9}"]
     for row in rows:
         state = "in store" if row["basis"] == "store" else row["basis"]
-        cells = [duration(row["seconds"]), size(row["memory_bytes"]),
-                 size(row["disk_bytes"])] if state != "in store" else ["–"] * 3  # fmt: skip
+        cells = (
+            [duration(row["seconds"]), size(row["memory_bytes"]), size(row["disk_bytes"])]
+            if state != "in store"
+            else ["–"] * 3
+        )
         lines.append(f"{row['name']:{width}}  {state:9}  " + "  ".join(f"{c:>9}" for c in cells))
     todo = [e for e in estimates if e.basis != "store"]
     seconds = duration(sum(e.seconds for e in todo))
     memory = size(max((e.memory_bytes for e in todo), default=0))
     disk = size(sum(e.disk_bytes for e in todo))
-    lines.append(f"{len(todo)} of {len(rows)} steps to run: about {seconds}, "
-                 f"peak memory {memory}, disk {disk}")  # fmt: skip
+    lines.append(
+        f"{len(todo)} of {len(rows)} steps to run: about {seconds}, peak memory {memory}, disk {disk}"
+    )
     return "\n".join(lines)

@@ -23,8 +23,11 @@ def main(arguments: Arguments) -> int:
     folder, repo, private = _asked(arguments)
     _check(folder)
     address = _upload(folder, repo, private=private)
-    emit({"folder": str(folder), "repo": repo, "address": address}, arguments.json,
-         f"pushed {folder} to {address}")  # fmt: skip
+    emit(
+        {"folder": str(folder), "repo": repo, "address": address},
+        arguments.json,
+        f"pushed {folder} to {address}",
+    )
     return 0
 
 
@@ -45,8 +48,9 @@ def _check(folder: Path) -> None:
     from lcc.inference.sidecar import require_passed
 
     if not (folder / "README.md").is_file() or not (folder / artifact.MANIFEST).is_file():
-        raise RecipeError(f"{folder}: no export of lcc's (no README.md and MANIFEST.json); make "
-                          "one with lcc export.")  # fmt: skip
+        raise RecipeError(
+            f"{folder}: no export of lcc's (no README.md and MANIFEST.json); make one with lcc export."
+        )
     try:
         require_passed(folder)
         key = json.loads((folder / artifact.MANIFEST).read_text(encoding="utf-8")).get("key")

@@ -24,8 +24,7 @@ def main(arguments: Arguments) -> int:
 
 
 def _list(names: list[str], arguments: Arguments) -> int:
-    rows = {name: {"path": str(path), "about": _about(path)}
-            for name, path in choices("recipe").items()}  # fmt: skip
+    rows = {name: {"path": str(path), "about": _about(path)} for name, path in choices("recipe").items()}
     emit(rows, arguments.json, "\n".join(f"{n:18} {row['about']}" for n, row in rows.items()))
     return 0
 
@@ -82,7 +81,9 @@ def _path(names: list[str]) -> Path:
 
 def _about(path: Path) -> str:
     """The first comment line after the language-server line: what the recipe is for."""
-    lines = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines()
-             if line.startswith("#") and "yaml-language-server" not in line
-             and "@package" not in line]  # fmt: skip
+    lines = [
+        line.lstrip("# ").rstrip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#") and "yaml-language-server" not in line and "@package" not in line
+    ]
     return lines[0] if lines else ""

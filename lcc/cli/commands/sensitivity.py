@@ -35,8 +35,11 @@ def main(arguments: Arguments) -> int:
     report = run.artifacts[step["name"]].report
     rows: list[dict[str, Any]] = report["tables"]["sensitivity"]
     if arguments.json:
-        emit({"run": run.name, "key": step["key"], "measures": report["measures"],
-              "sensitivity": rows}, True, "")  # fmt: skip
+        emit(
+            {"run": run.name, "key": step["key"], "measures": report["measures"], "sensitivity": rows},
+            True,
+            "",
+        )
         return 0
     reports.print_sensitivity(rows, report["notes"], run.folder)
     return 0

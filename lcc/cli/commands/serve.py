@@ -64,9 +64,7 @@ def options_of(own: dict[str, Any]) -> Any:
             continue
         head, _, option = name.partition(".")
         if head != "serve" or not option:
-            raise RecipeError(
-                f"'{name}' is no option{did_you_mean(name, ['engine', 'serve.port'])}"
-            )
+            raise RecipeError(f"'{name}' is no option{did_you_mean(name, ['engine', 'serve.port'])}")
         node[option] = value
     return decode(ServeOptions, node, "serve")
 

@@ -29,8 +29,12 @@ PLACES = ("store", "work", "damaged")
 
 def main(arguments: Arguments) -> int:
     actions: dict[str, Callable[[Store, Arguments], None]] = {
-        "ls": _ls, "du": _du, "pin": _pin, "unpin": _unpin, "gc": _gc,
-    }  # fmt: skip
+        "ls": _ls,
+        "du": _du,
+        "pin": _pin,
+        "unpin": _unpin,
+        "gc": _gc,
+    }
     name = arguments.words[0] if arguments.words else "ls"
     if name not in actions:
         raise RecipeError(f"lcc store has no {name!r}{did_you_mean(name, actions)}")
@@ -51,8 +55,15 @@ def _row(entry: Usage) -> tuple[str, ...]:
     users = [*(["pinned"] if entry.pinned else []), *entry.used_by[:1]]
     more = f" and {len(entry.used_by) - 1} more" if len(entry.used_by) > 1 else ""
     needed = clean(", ".join(users)) + more
-    return (entry.key[:12], clean(entry.kind), clean(entry.name), size(entry.bytes),
-            size(entry.own_bytes), entry.created, needed or "nobody")  # fmt: skip
+    return (
+        entry.key[:12],
+        clean(entry.kind),
+        clean(entry.name),
+        size(entry.bytes),
+        size(entry.own_bytes),
+        entry.created,
+        needed or "nobody",
+    )
 
 
 def _du(store: Store, arguments: Arguments) -> None:
@@ -72,9 +83,7 @@ def _unpin(store: Store, arguments: Arguments) -> None:
     _change_pins(store, arguments, store.unpin, done="unpinned")
 
 
-def _change_pins(
-    store: Store, arguments: Arguments, change: Callable[[str], None], *, done: str
-) -> None:
+def _change_pins(store: Store, arguments: Arguments, change: Callable[[str], None], *, done: str) -> None:
     names = [*arguments.words[1:], *arguments.overrides]
     if not names:
         raise RecipeError(f"name what is to be {done}: a step of the last run, RUN/STEP or a key.")
@@ -99,5 +108,6 @@ def _gc(store: Store, arguments: Arguments) -> None:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                     .rstrip() for row in rows)  # fmt: skip
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

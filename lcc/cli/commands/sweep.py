@@ -27,8 +27,10 @@ def main(arguments: Arguments) -> int:
         raise RecipeError(f"lcc sweep has no {action!r}{did_you_mean(action, ('status', 'table'))}")
     if len(names) > 1 or arguments.overrides:
         extra = [*names[1:], *arguments.overrides][0]
-        raise RecipeError(f"lcc sweep {action} takes one sweep and no overrides, got {extra!r}; "
-                          "a sweep is started by lcc run -m.")  # fmt: skip
+        raise RecipeError(
+            f"lcc sweep {action} takes one sweep and no overrides, got {extra!r}; "
+            "a sweep is started by lcc run -m."
+        )
     sweep = read_sweep(find_sweep(next(iter(names), None)))
     if arguments.json:
         points = [_facts(sweep, row) for row in point_rows(sweep)]
@@ -43,5 +45,10 @@ def main(arguments: Arguments) -> int:
 
 def _facts(sweep: Sweep, row: PointRow) -> dict[str, Any]:
     said = asdict(row.result) if row.result else {}
-    return {**said, "point": row.point.varied, "status": row.status, "values": row.values,
-            "log": str(sweep.log(row.point.index))}  # fmt: skip
+    return {
+        **said,
+        "point": row.point.varied,
+        "status": row.status,
+        "values": row.values,
+        "log": str(sweep.log(row.point.index)),
+    }

@@ -24,8 +24,9 @@ def main(arguments: Arguments) -> int:
     if not arguments.words or arguments.overrides:
         raise RecipeError("say what to check: lcc verify PATH.")
     facts = [_verified(word) for word in arguments.words]
-    lines = [f"{f['path']}: {f['files']} files, {f['bytes'] / 1e6:.1f} MB, as they were written"
-             for f in facts]  # fmt: skip
+    lines = [
+        f"{f['path']}: {f['files']} files, {f['bytes'] / 1e6:.1f} MB, as they were written" for f in facts
+    ]
     emit(facts, arguments.json, "\n".join(lines))
     return 0
 
@@ -39,11 +40,17 @@ def _verified(word: str) -> dict[str, Any]:
     from lcc.inference.sidecar import FAILED_FILE
 
     if (folder / FAILED_FILE).is_file():
-        raise IntegrityError(f"{folder}: every byte is as it was written, but its parity gate "
-                             f"refused it; {FAILED_FILE} says why.")  # fmt: skip
+        raise IntegrityError(
+            f"{folder}: every byte is as it was written, but its parity gate "
+            f"refused it; {FAILED_FILE} says why."
+        )
     files = found["files"].values()
-    return {"path": str(folder), "key": found["key"], "files": len(files),
-            "bytes": sum(file["bytes"] for file in files)}  # fmt: skip
+    return {
+        "path": str(folder),
+        "key": found["key"],
+        "files": len(files),
+        "bytes": sum(file["bytes"] for file in files),
+    }
 
 
 def _folder(word: str) -> Path:

@@ -34,28 +34,33 @@ def main(arguments: Arguments) -> int:
         emit({"step": step.name, "key": step.key, "nearest": None}, arguments.json, text)
         return 0
     key, differences = nearest
-    lines = [f"{step.name} would run; it differs from the finished {key[:12]} in:",
-             *(f"  {d['key']}: {d['then']} → {d['now']}" for d in differences)]  # fmt: skip
+    lines = [
+        f"{step.name} would run; it differs from the finished {key[:12]} in:",
+        *(f"  {d['key']}: {d['then']} → {d['now']}" for d in differences),
+    ]
     facts = {"step": step.name, "key": step.key, "nearest": key, "differences": differences}
     emit(facts, arguments.json, "\n".join(lines))
     return 0
 
 
-def _nearest(
-    store: Store, kind: str, wanted: dict[str, Any]
-) -> tuple[str, list[dict[str, Any]]] | None:
+def _nearest(store: Store, kind: str, wanted: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
     """The artifact of this kind with the fewest differing ingredients, and these."""
-    found = [(a.key, differences(a.report["ingredients"], wanted))
-             for a in store.artifacts() if a.report.get("kind") == kind]  # fmt: skip
+    found = [
+        (a.key, differences(a.report["ingredients"], wanted))
+        for a in store.artifacts()
+        if a.report.get("kind") == kind
+    ]
     return min(found, key=lambda item: len(item[1])) if found else None
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
     """Leaf by leaf: the dotted key, the value then and the value now."""
     before, after = _leaves(then), _leaves(now)
-    return [{"key": key, "then": before.get(key), "now": after.get(key)}
-            for key in sorted(before.keys() | after.keys())
-            if before.get(key) != after.get(key)]  # fmt: skip
+    return [
+        {"key": key, "then": before.get(key), "now": after.get(key)}
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _leaves(node: Any, key: str = "") -> dict[str, Any]:

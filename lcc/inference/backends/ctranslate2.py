@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     Matrix = np.ndarray[Any, Any]
 
-WRITES: frozenset[Ability] = frozenset(
-    {"beams", "sampling", "logprobs", "logits", "repetition_penalty"}
-)
+WRITES: frozenset[Ability] = frozenset({"beams", "sampling", "logprobs", "logits", "repetition_penalty"})
 READS: frozenset[Ability] = frozenset({"embed"})
 
 
@@ -65,13 +63,16 @@ class Ct2Session:
         if self.free_slots <= 0:
             raise DataError(f"all {self._slots} slots are taken; step until one is free.")
         if not 0 < len(request.ids) < self.context or request.max_new_tokens < 1:
-            raise DataError(f"a prompt of {len(request.ids)} tokens and {request.max_new_tokens} "
-                            f"new ones; this session takes 1 to {self.context - 1}.")  # fmt: skip
+            raise DataError(
+                f"a prompt of {len(request.ids)} tokens and {request.max_new_tokens} "
+                f"new ones; this session takes 1 to {self.context - 1}."
+            )
         if request.num_beams > 1 and (request.temperature > 0 or request.logprobs >= 0):
             raise DataError("beams cannot be combined with temperature or logprobs.")
         if request.temperature > 0 and request.seed is not None:
-            raise DataError("CTranslate2 cannot draw the same answer twice; leave seed out, or use "
-                            "engine=transformers.")  # fmt: skip
+            raise DataError(
+                "CTranslate2 cannot draw the same answer twice; leave seed out, or use engine=transformers."
+            )
         handle = next(self._handles)
         self._waiting[handle] = request
         return handle
@@ -121,8 +122,10 @@ class Ct2Session:
         wanted = requests[0].logprobs >= 0
         answer = self._translated if self.card.head == "seq2seq" else self._continued
         found = answer(requests, logits=wanted)
-        return [self._told(handle, request, each)
-                for (handle, request), each in zip(group.items(), found, strict=True)]  # fmt: skip
+        return [
+            self._told(handle, request, each)
+            for (handle, request), each in zip(group.items(), found, strict=True)
+        ]
 
     def _told(self, handle: int, request: Request, found: _Found) -> Step:
         text, finish, tokens = TextStream(self.tokenizer, request.stop), "length", list[Token]()
@@ -155,10 +158,14 @@ class Ct2Session:
         prompts = [[self._piece(i) for i in request.ids] for request in requests]
         longest = max(map(self._limit, requests))
         results = self._engine.generate_batch(
-            prompts, max_length=longest, min_length=longest * requests[0].ignore_ends,
-            include_prompt_in_result=False, end_token=self._ends, return_end_token=True,
+            prompts,
+            max_length=longest,
+            min_length=longest * requests[0].ignore_ends,
+            include_prompt_in_result=False,
+            end_token=self._ends,
+            return_end_token=True,
             **self._options(requests[0], logits),
-        )  # fmt: skip
+        )
         return [_Found(list(r.sequences_ids[0]), _vectors(r)) for r in results]
 
     def _translated(self, requests: list[Request], *, logits: bool) -> list[_Found]:
@@ -167,19 +174,29 @@ class Ct2Session:
         prefix = None if forced is None else [[self._piece(forced)]] * len(sources)
         longest = max(map(self._limit, requests))
         results = self._engine.translate_batch(
-            sources, target_prefix=prefix, max_decoding_length=longest,
-            min_decoding_length=longest * requests[0].ignore_ends, max_input_length=0,
-            end_token=self._ends, return_end_token=True,
+            sources,
+            target_prefix=prefix,
+            max_decoding_length=longest,
+            min_decoding_length=longest * requests[0].ignore_ends,
+            max_input_length=0,
+            end_token=self._ends,
+            return_end_token=True,
             **self._options(requests[0], logits),
-        )  # fmt: skip
+        )
         return [_Found(self._ids(r.hypotheses[0]), _vectors(r)) for r in results]
 
     def _options(self, request: Request, logits: bool) -> dict[str, Any]:
-        options = {"beam_size": request.num_beams, "return_logits_vocab": logits,
-                   "repetition_penalty": request.repetition_penalty}  # fmt: skip
+        options = {
+            "beam_size": request.num_beams,
+            "return_logits_vocab": logits,
+            "repetition_penalty": request.repetition_penalty,
+        }
         if request.temperature > 0:
-            options |= {"sampling_temperature": request.temperature,
-                        "sampling_topk": request.top_k, "sampling_topp": request.top_p}  # fmt: skip
+            options |= {
+                "sampling_temperature": request.temperature,
+                "sampling_topk": request.top_k,
+                "sampling_topp": request.top_p,
+            }
         return options
 
     def _piece(self, token: int) -> str:
@@ -193,8 +210,7 @@ def _kind(handle: int, request: Request) -> Any:
     """What requests must share to be one batch; who draws does so alone."""
     if request.temperature > 0:
         return handle
-    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0,
-            request.ignore_ends)  # fmt: skip
+    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0, request.ignore_ends)
 
 
 def _vectors(result: Any) -> list[np.ndarray[Any, Any]]:
@@ -214,11 +230,11 @@ def _token(token: int, logits: np.ndarray[Any, Any] | None, request: Request) ->
 def open_ct2(folder: Path, opening: Opening) -> Ct2Session:
     """The session of a CTranslate2 folder; raises GateError where the engine refuses it."""
     beside = read_companions(folder)
-    kinds = {"causal": ctranslate2.Generator, "seq2seq": ctranslate2.Translator,
-             "embed": ctranslate2.Encoder}  # fmt: skip
+    kinds = {"causal": ctranslate2.Generator, "seq2seq": ctranslate2.Translator, "embed": ctranslate2.Encoder}
     try:
-        engine = kinds[beside.card.head](str(folder), device="cpu", inter_threads=1,
-                                         intra_threads=opening.threads)  # fmt: skip
+        engine = kinds[beside.card.head](
+            str(folder), device="cpu", inter_threads=1, intra_threads=opening.threads
+        )
     except (RuntimeError, ValueError) as error:
         raise GateError(f"{folder}: CTranslate2 does not load it ({error}).") from None
     return Ct2Session(engine, folder, beside, opening)
@@ -256,9 +272,12 @@ class Ct2Listener:
         # The engine gives half of `max_length` to what is new.
         most = max(2 * new_tokens, new_tokens + len(prompt))
         result = self._engine.generate(
-            _stored(features), [list(prompt)], beam_size=1, max_length=most,
+            _stored(features),
+            [list(prompt)],
+            beam_size=1,
+            max_length=most,
             return_logits_vocab=True,
-        )[0]  # fmt: skip
+        )[0]
         scores = [np.array(step, np.float32).reshape(-1) for step in result.logits[0]]
         for step in scores:
             step[step < FORBIDDEN] = -np.inf
@@ -278,8 +297,9 @@ def open_ct2_listener(folder: Path, opening: Opening) -> Ct2Listener:
     """The listener of a CTranslate2 folder; raises GateError where the engine refuses it."""
     require_passed(folder)
     try:
-        engine = ctranslate2.models.Whisper(str(folder), device="cpu", inter_threads=1,
-                                            intra_threads=opening.threads)  # fmt: skip
+        engine = ctranslate2.models.Whisper(
+            str(folder), device="cpu", inter_threads=1, intra_threads=opening.threads
+        )
     except (RuntimeError, ValueError) as error:
         raise GateError(f"{folder}: CTranslate2 does not load it ({error}).") from None
     return Ct2Listener(engine)

@@ -100,9 +100,11 @@ class GraphAnswerPasses:
     def _next(self, row: _Row, token: int) -> Tensor:
         mask = torch.ones(row.encoded.shape[:2], dtype=torch.long)
         output = self._decoder(
-            decoder_input_ids=torch.tensor([[token]]), attention_mask=mask,
-            encoder_hidden_states=row.encoded, past_key_values=row.past,
-        )  # fmt: skip
+            decoder_input_ids=torch.tensor([[token]]),
+            attention_mask=mask,
+            encoder_hidden_states=row.encoded,
+            past_key_values=row.past,
+        )
         row.past = output.past_key_values
         logits: Tensor = output.logits[0, -1].float()
         return logits
@@ -127,10 +129,12 @@ class Pasts:
         num_new = len(ids[0])
         lengths = torch.tensor(self.lengths)[:, None]
         columns = torch.arange(max(self.lengths) + num_new - 1, -1, -1)
-        return {"input_ids": torch.tensor([list(row) for row in ids]),
-                "position_ids": lengths + torch.arange(num_new),
-                "attention_mask": (columns < lengths + num_new).long(),
-                "past_key_values": self.cache}  # fmt: skip
+        return {
+            "input_ids": torch.tensor([list(row) for row in ids]),
+            "position_ids": lengths + torch.arange(num_new),
+            "attention_mask": (columns < lengths + num_new).long(),
+            "past_key_values": self.cache,
+        }
 
     def went_on(self, cache: Any, num_new: int) -> None:
         """The graph has read them, and `cache` is the past with them."""
@@ -227,8 +231,10 @@ class GraphReader:
     def __init__(self, graph: Any, beside: Companions, opening: Opening) -> None:
         self.card, self.tokenizer, self._graph = beside.card, beside.tokenizer, graph
         self.context = min(beside.context, opening.context or beside.context)
-        found: dict[str, frozenset[Ability]] = {"classify": frozenset({"classify", "logits"}),
-                                                "embed": frozenset({"embed"})}  # fmt: skip
+        found: dict[str, frozenset[Ability]] = {
+            "classify": frozenset({"classify", "logits"}),
+            "embed": frozenset({"embed"}),
+        }
         self.abilities = found.get(self.card.head, frozenset({"logits"}))
 
     def start(self, request: Request) -> int:

@@ -55,9 +55,7 @@ class LlamaPasses:
 
     joins = True
 
-    def __init__(
-        self, model: Model, *, slots: int, context: int, threads: int, keeps: bool
-    ) -> None:
+    def __init__(self, model: Model, *, slots: int, context: int, threads: int, keeps: bool) -> None:
         self._model, self._threads = model, threads
         self._context = self._opened(slots, context)
         self._reader: Any = None
@@ -175,9 +173,12 @@ class LlamaPasses:
         The engine's own sampler finds that in 0.06 ms of 49,152; getting at logits takes 1.5 ms.
         """
         self._run(self._context)
-        return [int(self._likeliest.sample(self._context, place)) if is_plain
-                else torch.from_numpy(_logits(self._context, place))
-                for place, is_plain in places]  # fmt: skip
+        return [
+            int(self._likeliest.sample(self._context, place))
+            if is_plain
+            else torch.from_numpy(_logits(self._context, place))
+            for place, is_plain in places
+        ]
 
     def _run(self, context: Any) -> None:
         """Decode what was added."""
@@ -200,8 +201,9 @@ class GgufSession(TurningSession):
     def __init__(self, model: Model, folder: Path, opening: Opening) -> None:
         beside = read_companions(folder)
         context = room(beside.context, opening.slots, opening.context)
-        passes = LlamaPasses(model, slots=opening.slots, context=context, threads=opening.threads,
-                             keeps=opening.prefix_mb > 0)  # fmt: skip
+        passes = LlamaPasses(
+            model, slots=opening.slots, context=context, threads=opening.threads, keeps=opening.prefix_mb > 0
+        )
         super().__init__(passes, beside, opening, context=context)
         self._vocabulary = model.get_vocab()
         self.tokenizer.chat_template = model.get_default_chat_template() or None

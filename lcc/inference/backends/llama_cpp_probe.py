@@ -20,14 +20,19 @@ NUM_TOKENS = 8
 def rehearse(file: Path, texts: Sequence[str]) -> str | None:
     """Why llama.cpp does not run a file, as a sentence; None where it splits and answers."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__, str(file)], input=json.dumps(list(texts)),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", __name__, str(file)],
+        input=json.dumps(list(texts)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         return None
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    said = next((line for line in lines if "GGML_ASSERT" in line or "what():" in line),
-                lines[-1] if lines else "nothing")  # fmt: skip
+    said = next(
+        (line for line in lines if "GGML_ASSERT" in line or "what():" in line),
+        lines[-1] if lines else "nothing",
+    )
     ended = "it stopped"
     if done.returncode < 0:
         ended = f"it ended with {signal.Signals(-done.returncode).name}"

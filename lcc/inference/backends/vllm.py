@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 class VllmSession:
     """See `inference.sessions.Session` for the contract."""
 
-    abilities: frozenset[Ability] = frozenset(
-        {"sampling", "logprobs", "continuous", "repetition_penalty"}
-    )
+    abilities: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})
 
     def __init__(self, folder: Path, opening: Opening) -> None:
         bundle = open_bundle(folder)
         self.card, self.tokenizer = bundle.card, bundle.tokenizer
-        self._engine: Any = LLMEngine.from_engine_args(EngineArgs(
-            model=str(folder), dtype=opening.dtype, max_num_seqs=opening.slots,
-            max_model_len=opening.context, disable_log_stats=True,
-        ))  # fmt: skip
+        self._engine: Any = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(folder),
+                dtype=opening.dtype,
+                max_num_seqs=opening.slots,
+                max_model_len=opening.context,
+                disable_log_stats=True,
+            )
+        )
         self.context = int(self._engine.model_config.max_model_len)
         self._slots, self._running, self._handles = opening.slots, set[int](), count()
 
@@ -49,13 +52,17 @@ class VllmSession:
             raise DataError("vLLM takes a prompt with room for an answer, and no beams.")
         handle = next(self._handles)
         params = SamplingParams(
-            temperature=request.temperature, top_k=request.top_k, top_p=request.top_p,
-            repetition_penalty=request.repetition_penalty, seed=request.seed,
-            max_tokens=min(request.max_new_tokens, room), stop=list(request.stop) or None,
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            repetition_penalty=request.repetition_penalty,
+            seed=request.seed,
+            max_tokens=min(request.max_new_tokens, room),
+            stop=list(request.stop) or None,
             logprobs=request.logprobs if request.logprobs >= 0 else None,
             ignore_eos=request.ignore_ends,
             output_kind=RequestOutputKind.DELTA,
-        )  # fmt: skip
+        )
         self._engine.add_request(str(handle), {"prompt_token_ids": list(request.ids)}, params)
         self._running.add(handle)
         return handle
@@ -80,8 +87,7 @@ class VllmSession:
         if not said.logprobs:
             return Token(token)
         each = said.logprobs[place]
-        top = sorted(((int(i), float(one.logprob)) for i, one in each.items()),
-                     key=lambda pair: -pair[1])  # fmt: skip
+        top = sorted(((int(i), float(one.logprob)) for i, one in each.items()), key=lambda pair: -pair[1])
         return Token(token, float(each[token].logprob), tuple(top))
 
     def drop(self, handle: int) -> None:

@@ -62,9 +62,11 @@ class InProcessListener:
         with torch.inference_mode():
             # Whisper's own `generate` chooses language, task and prompt by rules of its own.
             output: Any = transformers.GenerationMixin.generate(
-                self._module, input_features=torch.from_numpy(features)[None],
-                decoder_input_ids=ids, generation_config=settings,
-            )  # fmt: skip
+                self._module,
+                input_features=torch.from_numpy(features)[None],
+                decoder_input_ids=ids,
+                generation_config=settings,
+            )
         said = [int(i) for i in output.sequences[0, len(prompt) :]]
         ended = bool(said) and said[-1] == settings.eos_token_id
         scores = [step[0].float().numpy() for step in output.scores]
@@ -76,12 +78,16 @@ class InProcessListener:
 
     def _settings(self, new_tokens: int) -> Any:
         own, config = self._module.generation_config, self._module.config
-        kept = {name: getattr(own, name, None) for name in ("suppress_tokens",
-                                                            "begin_suppress_tokens")}  # fmt: skip
+        kept = {name: getattr(own, name, None) for name in ("suppress_tokens", "begin_suppress_tokens")}
         fresh: Any = transformers.GenerationConfig
         return fresh(
-            max_new_tokens=new_tokens, do_sample=False, num_beams=1, output_scores=True,
-            return_dict_in_generate=True, eos_token_id=config.eos_token_id,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            output_scores=True,
+            return_dict_in_generate=True,
+            eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
-            decoder_start_token_id=config.decoder_start_token_id, **kept,
-        )  # fmt: skip
+            decoder_start_token_id=config.decoder_start_token_id,
+            **kept,
+        )

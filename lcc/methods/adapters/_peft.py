@@ -28,9 +28,11 @@ NUM_ITERATIONS = 16  # of the randomised SVD
 
 def initial_factors(model: Module) -> dict[str, Tensor]:
     """A copy of every A and B by the name under which peft stores it."""
-    return {name.replace(".default.", "."): parameter.detach().to("cpu", copy=True)
-            for name, parameter in model.named_parameters()
-            if "lora_A" in name or "lora_B" in name}  # fmt: skip
+    return {
+        name.replace(".default.", "."): parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if "lora_A" in name or "lora_B" in name
+    }
 
 
 def subtract_at_writing(bundle: Bundle, initial: Mapping[str, Tensor]) -> None:
@@ -55,8 +57,12 @@ def _subtract(folder: Path, initial: Mapping[str, Tensor]) -> None:
             stored[name] = torch.cat([stored[name], -start], dim=1)  # (out, 2 rank)
     rank = config["r"]
     scaling = config["lora_alpha"] / (math.sqrt(rank) if config["use_rslora"] else rank)
-    config |= {"r": 2 * rank, "lora_alpha": scaling * 2 * rank, "use_rslora": False,
-               "init_lora_weights": True}  # fmt: skip
+    config |= {
+        "r": 2 * rank,
+        "lora_alpha": scaling * 2 * rank,
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }
     safetensors_torch.save_file(stored, file, metadata={"format": "pt"})
     told.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -86,8 +92,7 @@ def _stored(stored: StoredTensors, name: str, prefix: str) -> Tensor:
 
 
 def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    left, values, right = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape),
-                                            niter=NUM_ITERATIONS)  # fmt: skip
+    left, values, right = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape), niter=NUM_ITERATIONS)
     half = values.sqrt()
     return left * half, half[:, None] * right.T
 
@@ -129,9 +134,14 @@ class LowRank:
     def config(self, bundle: Bundle, **options: Any) -> Any:
         hush()
         return peft.LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora,
-            target_modules=named(self.target), task_type=TASK_TYPES[bundle.card.head], **options,
-        )  # fmt: skip
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=named(self.target),
+            task_type=TASK_TYPES[bundle.card.head],
+            **options,
+        )
 
 
 def named(target: tuple[str, ...] | str) -> list[str] | str:
@@ -140,8 +150,13 @@ def named(target: tuple[str, ...] | str) -> list[str] | str:
 
 
 def adapt(
-    bundle: Bundle, base: Any, config: Any, *, seed: int, form: BaseForm = "dense",
-) -> Module:  # fmt: skip
+    bundle: Bundle,
+    base: Any,
+    config: Any,
+    *,
+    seed: int,
+    form: BaseForm = "dense",
+) -> Module:
     """Freeze `base` and put a fresh adapter in it; the bundle becomes that adapter."""
     torch.manual_seed(seed)  # draws A; B starts at zero
     model: Module = peft.get_peft_model(base, config)

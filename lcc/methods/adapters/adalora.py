@@ -49,8 +49,9 @@ class Adalora:
 
     def __post_init__(self) -> None:
         if self.initial_rank <= self.rank:
-            raise ValueError(f"initial_rank {self.initial_rank} must be above rank {self.rank}, to "
-                             "which it falls")  # fmt: skip
+            raise ValueError(
+                f"initial_rank {self.initial_rank} must be above rank {self.rank}, to which it falls"
+            )
         if self.warmup_ratio + self.settle_ratio >= 1:
             raise ValueError("warmup_ratio and settle_ratio leave no steps for ranks to move in")
 
@@ -58,11 +59,16 @@ class Adalora:
         masked, base = fills_zeros(bundle), bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.AdaLoraConfig(
-            target_r=self.rank, init_r=self.initial_rank, lora_alpha=self.alpha,
-            lora_dropout=self.dropout, target_modules=named(self.target), deltaT=self.every,
-            orth_reg_weight=self.orthogonality, task_type=TASK_TYPES[bundle.card.head],
+            target_r=self.rank,
+            init_r=self.initial_rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=named(self.target),
+            deltaT=self.every,
+            orth_reg_weight=self.orthogonality,
+            task_type=TASK_TYPES[bundle.card.head],
             total_step=1,  # not known yet; `allocator` is told
-        )  # fmt: skip
+        )
         model = adapt(bundle, base, config, seed=seed)
         if masked:
             mask_adapters(model)

@@ -40,6 +40,8 @@ class Bitfit:
             parameter.requires_grad = is_bias or name.startswith(HEADS)
             found += is_bias and not name.startswith(HEADS)
         if not found:
-            raise RecipeError(f"method: bitfit trains biases and model {bundle.card.name!r} has "
-                              "none; use layernorm, ia3 or lora.")  # fmt: skip
+            raise RecipeError(
+                f"method: bitfit trains biases and model {bundle.card.name!r} has "
+                "none; use layernorm, ia3 or lora."
+            )
         return module

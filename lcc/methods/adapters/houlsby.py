@@ -48,8 +48,10 @@ class Houlsby:
 
     def __post_init__(self) -> None:
         if not self.allow_lcc_loader:
-            raise ValueError("no loader but lcc's knows bottleneck adapters and they cannot be "
-                             "merged; say allow_lcc_loader: true, or use lora")  # fmt: skip
+            raise ValueError(
+                "no loader but lcc's knows bottleneck adapters and they cannot be "
+                "merged; say allow_lcc_loader: true, or use lora"
+            )
 
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         base: Module = bundle.load(device=device, dtype=dtype)
@@ -65,7 +67,10 @@ class Houlsby:
 
 
 def _outputs(model: Module) -> list[str]:
-    return [f"{block}.{name}" for block, inside in blocks(model).items()
-            for name, module in inside.named_modules()
-            if getattr(module, "weight", None) is not None
-            and f".{name}".endswith(tuple(f".{leaf}" for leaf in OUTPUTS))]  # fmt: skip
+    return [
+        f"{block}.{name}"
+        for block, inside in blocks(model).items()
+        for name, module in inside.named_modules()
+        if getattr(module, "weight", None) is not None
+        and f".{name}".endswith(tuple(f".{leaf}" for leaf in OUTPUTS))
+    ]

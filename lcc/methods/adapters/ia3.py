@@ -44,6 +44,8 @@ class Ia3:
         )
         known = peft.utils.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
         if not self.target and base.config.model_type not in known:
-            raise RecipeError(f"method.target: ia3 has no default for {base.config.model_type!r} "
-                              "models; name the key, value and feed-forward layers.")  # fmt: skip
+            raise RecipeError(
+                f"method.target: ia3 has no default for {base.config.model_type!r} "
+                "models; name the key, value and feed-forward layers."
+            )
         return adapt(bundle, base, config, seed=seed)

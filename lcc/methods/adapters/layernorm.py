@@ -30,14 +30,16 @@ class Layernorm:
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         base = bundle.load(device=device, dtype=dtype)
         hush()
-        config = peft.LNTuningConfig(
-            target_modules=norms(base), task_type=TASK_TYPES[bundle.card.head]
-        )
+        config = peft.LNTuningConfig(target_modules=norms(base), task_type=TASK_TYPES[bundle.card.head])
         return adapt(bundle, base, config, seed=seed)
 
 
 def norms(model: Any) -> list[str]:
     """Names of the layers that normalise: one scale per channel, and Norm in their type's name."""
-    return [name for name, module in model.named_modules()
-            if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
-            and module.weight.dim() == 1]  # fmt: skip
+    return [
+        name
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__
+        and getattr(module, "weight", None) is not None
+        and module.weight.dim() == 1
+    ]

@@ -44,8 +44,10 @@ class Lora(LowRank):
 
     def _principal(self, bundle: Bundle, device: str, seed: int) -> Module:
         if fills_zeros(bundle):
-            raise RecipeError(f"method.init: model {bundle.card.name!r} is sparse and pissa would "
-                              "fill its zeros; use init=zero, which keeps them.")  # fmt: skip
+            raise RecipeError(
+                f"method.init: model {bundle.card.name!r} is sparse and pissa would "
+                "fill its zeros; use init=zero, which keeps them."
+            )
         # The frozen rest of each weight is no number of the stored dtype.
         base = bundle.load(device=device, dtype="float32")
         model = adapt(bundle, base, self.config(bundle, init_lora_weights=PISSA), seed=seed)

@@ -43,7 +43,10 @@ class Oft:
         base = bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.OFTConfig(
-            oft_block_size=self.block_size, module_dropout=self.dropout, use_cayley_neumann=False,
-            target_modules=named(self.target), task_type=TASK_TYPES[bundle.card.head],
-        )  # fmt: skip
+            oft_block_size=self.block_size,
+            module_dropout=self.dropout,
+            use_cayley_neumann=False,
+            target_modules=named(self.target),
+            task_type=TASK_TYPES[bundle.card.head],
+        )
         return adapt(bundle, base, config, seed=seed)

@@ -36,8 +36,10 @@ class PTuning(Virtual):
         base = bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.PromptEncoderConfig(
-            num_virtual_tokens=self.num_tokens, encoder_hidden_size=self.width,
-            encoder_reparameterization_type=self.network, num_transformer_submodules=1,
+            num_virtual_tokens=self.num_tokens,
+            encoder_hidden_size=self.width,
+            encoder_reparameterization_type=self.network,
+            num_transformer_submodules=1,
             task_type=TASK_TYPES[bundle.card.head],
-        )  # fmt: skip
+        )
         return adapt(bundle, base, config, seed=seed)

@@ -39,7 +39,9 @@ class PrefixTuning(Virtual):
         base = bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.PrefixTuningConfig(
-            num_virtual_tokens=self.num_tokens, prefix_projection=self.projection is not None,
-            encoder_hidden_size=self.projection or 0, task_type=TASK_TYPES[bundle.card.head],
-        )  # fmt: skip
+            num_virtual_tokens=self.num_tokens,
+            prefix_projection=self.projection is not None,
+            encoder_hidden_size=self.projection or 0,
+            task_type=TASK_TYPES[bundle.card.head],
+        )
         return adapt(bundle, base, config, seed=seed)

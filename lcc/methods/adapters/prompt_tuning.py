@@ -39,9 +39,11 @@ class PromptTuning(Virtual):
         base = bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.PromptTuningConfig(
-            num_virtual_tokens=self.num_tokens, prompt_tuning_init="SAMPLE_VOCAB",
-            num_transformer_submodules=1, task_type=TASK_TYPES[bundle.card.head],
-        )  # fmt: skip
+            num_virtual_tokens=self.num_tokens,
+            prompt_tuning_init="SAMPLE_VOCAB",
+            num_transformer_submodules=1,
+            task_type=TASK_TYPES[bundle.card.head],
+        )
         model = adapt(bundle, base, config, seed=seed)
         if self.text:
             self._say(model, bundle)

@@ -42,10 +42,14 @@ class Vera:
         masked, base = fills_zeros(bundle), bundle.load(device=device, dtype=dtype)
         hush()
         config = peft.VeraConfig(
-            r=self.rank, d_initial=self.initial, vera_dropout=self.dropout,
-            target_modules=named(self.target), projection_prng_key=seed, save_projection=True,
+            r=self.rank,
+            d_initial=self.initial,
+            vera_dropout=self.dropout,
+            target_modules=named(self.target),
+            projection_prng_key=seed,
+            save_projection=True,
             task_type=TASK_TYPES[bundle.card.head],
-        )  # fmt: skip
+        )
         model = adapt(bundle, base, config, seed=seed)
         if masked:
             mask_adapters(model)

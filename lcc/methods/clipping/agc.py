@@ -54,8 +54,10 @@ class AGC:
         for matrix in matrices:
             assert _has_whole_rows(matrix), "a shard holds parts of rows"
             gradient, weight = local(_gradient(matrix)), local(matrix.detach())
-            rows = [torch.linalg.vector_norm(precise(t), dim=tuple(range(1, t.ndim)), keepdim=True)
-                    for t in (gradient, weight)]  # fmt: skip
+            rows = [
+                torch.linalg.vector_norm(precise(t), dim=tuple(range(1, t.ndim)), keepdim=True)
+                for t in (gradient, weight)
+            ]
             factors, is_above = self._factors(*rows)
             gradient.mul_(factors)
             counts.append(is_above.sum())

@@ -58,15 +58,20 @@ class Sparsegpt:
     ) -> Tensor:
         assert stats.gram is not None, "sparsegpt reads Grams"
         groups = patterns[0].groups
-        order: Order = (
-            ("falling" if groups[1] else "rising") if self.order == "auto" else self.order
-        )
+        order: Order = ("falling" if groups[1] else "rising") if self.order == "auto" else self.order
         unit = patterns[0].unit
         factor = factorize(stats.gram, damping=self.damping, order=order, unit=unit)
         choose = None
         if not groups[1]:
-            choose = quotas(weight, factor.costs, factor.order, patterns=patterns, sizes=sizes,
-                            scope=self.scope, block_size=self.block_size).choose  # fmt: skip
-        return solve_columns(
-            weight, factor, choose=choose, pattern=groups, block_size=self.block_size
-        ).to(weight.dtype)
+            choose = quotas(
+                weight,
+                factor.costs,
+                factor.order,
+                patterns=patterns,
+                sizes=sizes,
+                scope=self.scope,
+                block_size=self.block_size,
+            ).choose
+        return solve_columns(weight, factor, choose=choose, pattern=groups, block_size=self.block_size).to(
+            weight.dtype
+        )

@@ -25,9 +25,7 @@ class Taylor:
     needs: ClassVar[Needs | None] = None
 
     def score(self, weight: Tensor, stats: LayerStats | None) -> Tensor:
-        raise RecipeError(
-            "criterion: taylor reads gradients, which only width takes; choose wanda or ria."
-        )
+        raise RecipeError("criterion: taylor reads gradients, which only width takes; choose wanda or ria.")
 
     def score_by_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).abs()

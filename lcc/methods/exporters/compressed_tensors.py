@@ -40,5 +40,6 @@ class CompressedTensors:
 
         if copied(source, target, "compressed-tensors"):
             return {"copied": True}
-        return pack_integers(source, target, bits=self.bits, group_size=self.group_size,
-                             symmetric=self.symmetric)  # fmt: skip
+        return pack_integers(
+            source, target, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric
+        )

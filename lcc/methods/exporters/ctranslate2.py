@@ -54,6 +54,7 @@ class Ctranslate2:
         longest = None
         if (source_window := window(source)) is not None:
             longest, facts["longest_text"] = source_window, source_window
-        write_companions(source, target, format="ctranslate2", requires=("ctranslate2",),
-                         loads_with="lcc", longest=longest)  # fmt: skip
+        write_companions(
+            source, target, format="ctranslate2", requires=("ctranslate2",), loads_with="lcc", longest=longest
+        )
         return facts

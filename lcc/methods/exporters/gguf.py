@@ -9,8 +9,25 @@ from typing import Any, ClassVar, Literal
 from lcc.config.cards import card
 from lcc.core.errors import RecipeError
 
-Type = Literal["auto", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k",
-               "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_m", "q3_k_s", "q2_k"]  # fmt: skip
+Type = Literal[
+    "auto",
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+    "q4_0",
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_k_m",
+    "q4_k_s",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+]
 # What a type's rounding, and llama.cpp's eight bits for activations, do to logits; measured on
 # random models, which forgive less than trained ones.
 TOLERANCES = {"auto": 0.08, "f32": 0.01, "f16": 0.01, "bf16": 0.05, "q8_0": 0.08, "q6_k": 0.15,

@@ -38,7 +38,5 @@ class Openvino:
         from lcc.inference.sidecar import write_companions
 
         facts = write_graph(source, target, "openvino", weights=self.weights)
-        write_companions(
-            source, target, format="openvino", requires=("openvino",), loads_with="lcc"
-        )
+        write_companions(source, target, format="openvino", requires=("openvino",), loads_with="lcc")
         return facts

@@ -30,9 +30,14 @@ def start(
     with task.log.open("ab") as log, _on(cores):
         # A session of its own: Ctrl-C reaches the driver, which then asks each child in turn.
         return subprocess.Popen(
-            task.command, cwd=task.cwd, env=own, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            task.command,
+            cwd=task.cwd,
+            env=own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def run_to_end(child: subprocess.Popen[bytes], task: Task) -> int:

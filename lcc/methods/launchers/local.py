@@ -59,8 +59,15 @@ def places(workers: int) -> list[Place]:
     """The cores and GPUs of each worker: apart while there are enough, else shared in turns."""
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     usable, gpus = own[: cores()], _gpus()
-    return [Place(number, max(1, cores() // workers), tuple(_share(usable, number, workers)),
-                  tuple(_share(gpus, number, workers))) for number in range(workers)]  # fmt: skip
+    return [
+        Place(
+            number,
+            max(1, cores() // workers),
+            tuple(_share(usable, number, workers)),
+            tuple(_share(gpus, number, workers)),
+        )
+        for number in range(workers)
+    ]
 
 
 def _gpus() -> list[int]:

@@ -50,9 +50,14 @@ class Ray:
     def open(self, folder: Path, name: str) -> Crew:
         ray = _ray()
         try:
-            ray.init(address=self.address, namespace=NAMESPACE, log_to_driver=False,
-                     logging_level="ERROR", include_dashboard=False if self.address == "local"
-                     else None, ignore_reinit_error=True)  # fmt: skip
+            ray.init(
+                address=self.address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+                include_dashboard=False if self.address == "local" else None,
+                ignore_reinit_error=True,
+            )
         except Exception as error:  # Ray says most of what goes wrong at its start in plain ones
             told = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ResourceError(
@@ -108,9 +113,14 @@ class RayCrew:
         for task in tasks:
             forget_end(task.log)
             actor = place.options(
-                name=self._name(task.index), lifetime="detached", max_restarts=0,
-                max_concurrency=2, num_cpus=options.cpus, num_gpus=options.gpus, **memory,
-            ).remote()  # fmt: skip
+                name=self._name(task.index),
+                lifetime="detached",
+                max_restarts=0,
+                max_concurrency=2,
+                num_cpus=options.cpus,
+                num_gpus=options.gpus,
+                **memory,
+            ).remote()
             actor.run.remote(task, max(1, int(options.cpus)))
 
     def alive(self) -> set[int]:
@@ -132,8 +142,11 @@ class RayCrew:
         left = self.alive()
         if self.options.address != "local":
             self.ray.shutdown()
-            return (f"{len(left)} points go on in the cluster; run the same command again to see "
-                    "how they end." if left else "")  # fmt: skip
+            return (
+                f"{len(left)} points go on in the cluster; run the same command again to see how they end."
+                if left
+                else ""
+            )
         for index in left:
             self.stop(index)
         deadline = time.monotonic() + SECONDS_TO_LEAVE

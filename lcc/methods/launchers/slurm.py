@@ -72,16 +72,23 @@ class Slurm:
     def parameters(self, name: str) -> dict[str, Any]:
         """The same in submitit's words."""
         more = {"account": self.account, "qos": self.qos, "constraint": self.constraint}
-        optional = {"partition": self.partition, "gpus_per_node": self.gpus or None,
-                    "mem": f"{self.memory_gb}GB" if self.memory_gb else None}  # fmt: skip
+        optional = {
+            "partition": self.partition,
+            "gpus_per_node": self.gpus or None,
+            "mem": f"{self.memory_gb}GB" if self.memory_gb else None,
+        }
         flag = {"requeue" if self.requeue else "no-requeue": True}
         return {
-            "job_name": name, "time": self.minutes, "cpus_per_task": self.cpus,
-            "ntasks_per_node": 1, "nodes": 1, "signal_delay_s": self.notice_seconds,
+            "job_name": name,
+            "time": self.minutes,
+            "cpus_per_task": self.cpus,
+            "ntasks_per_node": 1,
+            "nodes": 1,
+            "signal_delay_s": self.notice_seconds,
             "array_parallelism": self.array_parallelism,
             "additional_parameters": {**{k: v for k, v in more.items() if v}, **flag},
             **{key: value for key, value in optional.items() if value is not None},
-        }  # fmt: skip
+        }
 
 
 def _submitit() -> Any:
@@ -131,8 +138,10 @@ class SlurmCrew:
                     executor.submit(SlurmJob(task, requeue=self.options.requeue))
         except (self.submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
             self._note(self._batches[:-1])
-            raise ResourceError(f"launcher=slurm: sbatch refused the points: {_last_line(error)}; "
-                                "change launcher.* and run again.") from None  # fmt: skip
+            raise ResourceError(
+                f"launcher=slurm: sbatch refused the points: {_last_line(error)}; "
+                "change launcher.* and run again."
+            ) from None
 
     def alive(self) -> set[int]:
         rows = self._squeue()
@@ -163,8 +172,10 @@ class SlurmCrew:
             return ""
         word = "1 point goes" if len(left) == 1 else f"{len(left)} points go"
         names = ",".join(batch.name for batch in self._batches)
-        return (f"{word} on in Slurm's queue; run the same command again to see how they end, or "
-                f"scancel --name={names} to end them.")  # fmt: skip
+        return (
+            f"{word} on in Slurm's queue; run the same command again to see how they end, or "
+            f"scancel --name={names} to end them."
+        )
 
     def _note(self, batches: list[Batch]) -> None:
         self._batches = batches
@@ -176,14 +187,17 @@ class SlurmCrew:
             return []
         names = ",".join(batch.name for batch in self._batches)
         done = subprocess.run(
-            ["squeue", "--noheader", "--array", "--states=all", f"--name={names}",
-             "--format=%i|%j|%T"], check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            ["squeue", "--noheader", "--array", "--states=all", f"--name={names}", "--format=%i|%j|%T"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             self._failures += 1
             if self._failures > PATIENCE:
-                raise ResourceError(f"launcher=slurm: squeue does not answer "
-                                    f"({done.stderr.strip()}); run again later.")  # fmt: skip
+                raise ResourceError(
+                    f"launcher=slurm: squeue does not answer ({done.stderr.strip()}); run again later."
+                )
             return None
         self._failures = 0
         rows = [line.strip().split("|") for line in done.stdout.splitlines() if line.strip()]

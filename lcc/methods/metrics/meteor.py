@@ -40,9 +40,7 @@ class Meteor:
             reference = _words(answer.reference, language)
             matched = output and reference
             scores.append(
-                meteor_score([reference], output, stemmer=stemmer, wordnet=wordnet)
-                if matched
-                else 0.0
+                meteor_score([reference], output, stemmer=stemmer, wordnet=wordnet) if matched else 0.0
             )
         return np.array([[score, 1.0] for score in scores])
 

@@ -47,8 +47,10 @@ class SelfBleu:
         return mean_of(sums)
 
     def signature(self, language: str) -> str:
-        return (f"self_bleu|references:{self.references}|tok:{_tokenizer(language)}"
-                f"|sacrebleu:{version('sacrebleu')}")  # fmt: skip
+        return (
+            f"self_bleu|references:{self.references}|tok:{_tokenizer(language)}"
+            f"|sacrebleu:{version('sacrebleu')}"
+        )
 
 
 def _tokenizer(language: str) -> str:

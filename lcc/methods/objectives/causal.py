@@ -39,9 +39,7 @@ class Causal:
         step, end = material.length - 1, material.corpus.num_tokens
         return [(start, min(start + material.length, end)) for start in range(0, end - 1, step)]
 
-    def draw(
-        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
-    ) -> Drawn:
+    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         start, stop = pieces[index]
         ids = material.corpus.tokens(start, stop)
         positions, labels = list(range(len(ids))), [*ids[1:], IGNORED]
@@ -50,9 +48,7 @@ class Causal:
             labels[first - 1] = IGNORED  # nothing tells which document comes next
         return Drawn(ids, labels, positions=positions)
 
-    def collate(
-        self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str
-    ) -> Batch:
+    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         # Without an attention mask transformers reads the documents' borders off the positions;
         # padding stands behind everything that a causal model may look at.
         inputs = {"input_ids": padded_rows([one.input_ids for one in drawn], pad, device)}

@@ -59,9 +59,14 @@ class MaskedTokens:
 
 
 def masked(
-    ids: Sequence[int], flags: Sequence[int], masking: Masking, *, mask: int,
-    ordinary: Sequence[int], dice: random.Random,
-) -> MaskedTokens:  # fmt: skip
+    ids: Sequence[int],
+    flags: Sequence[int],
+    masking: Masking,
+    *,
+    mask: int,
+    ordinary: Sequence[int],
+    dice: random.Random,
+) -> MaskedTokens:
     """`ids` with a share of them hidden, at least one; what else stands there is `ordinary`."""
     shown, labels = list(ids), [IGNORED] * len(ids)
     for place in _chosen(flags, masking, dice):
@@ -119,20 +124,15 @@ class Masked:
         require_mask(material)
         return document_pieces(material, material.length - material.frame.num_single)
 
-    def draw(
-        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
-    ) -> Drawn:
+    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         assert material.mask is not None
         ids, flags = material.corpus.tokens(*pieces[index]), material.corpus.flags(*pieces[index])
-        found = masked(ids, flags, self.masking, mask=material.mask, ordinary=material.ordinary,
-                       dice=dice)  # fmt: skip
+        found = masked(ids, flags, self.masking, mask=material.mask, ordinary=material.ordinary, dice=dice)
         frame = material.frame
         before, after = [IGNORED] * len(frame.before), [IGNORED] * len(frame.after)
         return Drawn(frame.single(found.ids), [*before, *found.labels, *after])
 
-    def collate(
-        self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str
-    ) -> Batch:
+    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         ids = padded_rows([one.input_ids for one in drawn], pad, device)
         seen = padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device)
         labels = padded_rows([one.labels for one in drawn], IGNORED, device)

@@ -58,13 +58,12 @@ class NextSentence:
             found += _chunks(material, start, end)
             start = end
         if found and _document(material, found[0]) == _document(material, found[-1]):
-            raise DataError("pretrain: next_sentence needs pairs from two documents at least; "
-                            "the split has one.")  # fmt: skip
+            raise DataError(
+                "pretrain: next_sentence needs pairs from two documents at least; the split has one."
+            )
         return found
 
-    def draw(
-        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
-    ) -> Drawn:
+    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         ids, flags = _text(material, pieces[index])
         cut = dice.choice(_sentence_starts(flags)[1:])
         first, second = (ids[:cut], flags[:cut]), (ids[cut:], flags[cut:])
@@ -79,8 +78,14 @@ class NextSentence:
     ) -> Drawn:
         assert material.mask is not None
         frame, num = material.frame, len(first[0])
-        found = masked(first[0] + second[0], first[1] + second[1], self.masking,
-                       mask=material.mask, ordinary=material.ordinary, dice=dice)  # fmt: skip
+        found = masked(
+            first[0] + second[0],
+            first[1] + second[1],
+            self.masking,
+            mask=material.mask,
+            ordinary=material.ordinary,
+            dice=dice,
+        )
         ids, kinds = frame.pair(found.ids[:num], found.ids[num:])
         before, between, after = (
             [IGNORED] * len(part) for part in (frame.before, frame.between, frame.after)
@@ -88,9 +93,7 @@ class NextSentence:
         labels = [*before, *found.labels[:num], *between, *found.labels[num:], *after]
         return Drawn(ids, labels, kinds=kinds, relation=relation)
 
-    def collate(
-        self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str
-    ) -> Batch:
+    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         inputs = {
             "input_ids": padded_rows([one.input_ids for one in drawn], pad, device),
             "attention_mask": padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device),
@@ -99,10 +102,12 @@ class NextSentence:
         labels = padded_rows([one.labels for one in drawn], IGNORED, device)
         positions = labels != IGNORED
         return PairBatch(
-            inputs, positions, labels[positions],
+            inputs,
+            positions,
+            labels[positions],
             relations=torch.tensor([one.relation for one in drawn], device=device),
             weights=positions.sum(-1).float(),
-        )  # fmt: skip
+        )
 
     def student(self, model: Module) -> LogitsOf:
         return masked_logits(model)
@@ -152,8 +157,10 @@ def _stranger(material: Material, pieces: Sequence[Piece], index: int, dice: ran
             ids, flags = _text(material, other)
             start = dice.choice(_sentence_starts(flags))
             return ids[start:], flags[start:]
-    raise DataError("pretrain: one document holds nearly all of the text, so that next_sentence "
-                    "finds no other to draw from; set document: row.")  # fmt: skip
+    raise DataError(
+        "pretrain: one document holds nearly all of the text, so that next_sentence "
+        "finds no other to draw from; set document: row."
+    )
 
 
 def _fitted(first: Text, second: Text, room: int, dice: random.Random) -> tuple[Text, Text]:

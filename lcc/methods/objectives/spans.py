@@ -42,14 +42,14 @@ class Spans:
 
     def pieces(self, material: Material) -> list[Piece]:
         if len(material.sentinels) < 2:
-            raise DataError("pretrain: this tokenizer has no <extra_id_0> and on to stand for what "
-                            "is taken out; train one with tokenizer: {kind: unigram}.")  # fmt: skip
+            raise DataError(
+                "pretrain: this tokenizer has no <extra_id_0> and on to stand for what "
+                "is taken out; train one with tokenizer: {kind: unigram}."
+            )
         room = material.length - material.frame.num_single
         return document_pieces(material, room, least=SHORTEST)
 
-    def draw(
-        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
-    ) -> Drawn:
+    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         ids = material.corpus.tokens(*pieces[index])
         num_noise = min(max(round(self.share * len(ids)), 1), len(ids) - 1)
         num_kept = len(ids) - num_noise
@@ -70,9 +70,7 @@ class Spans:
             target.append(material.eos)
         return Drawn(material.frame.single(shown), target)
 
-    def collate(
-        self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str
-    ) -> Batch:
+    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         return collate(drawn, head="seq2seq", pad=pad, device=device)
 
     def student(self, model: Module) -> LogitsOf:

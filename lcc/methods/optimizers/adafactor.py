@@ -33,6 +33,9 @@ class Adafactor:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return torch.optim.Adafactor(
-            groups, lr=lr, beta2_decay=self.beta2_decay, eps=(self.epsilon1, self.epsilon2),
+            groups,
+            lr=lr,
+            beta2_decay=self.beta2_decay,
+            eps=(self.epsilon1, self.epsilon2),
             d=self.clip_threshold,
-        )  # fmt: skip
+        )

@@ -27,9 +27,12 @@ class AdamW:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return torch.optim.AdamW(
-            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
+            groups,
+            lr=lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
             fused=is_fusible(groups),
-        )  # fmt: skip
+        )
 
 
 # -----------------------------------------------------------------------------
@@ -49,6 +52,9 @@ class Adam:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return torch.optim.Adam(
-            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
+            groups,
+            lr=lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.epsilon,
             fused=is_fusible(groups),
-        )  # fmt: skip
+        )

@@ -28,7 +28,5 @@ class AdamW8bit:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         build: Any = bitsandbytes.optim.AdamW8bit  # type: ignore[attr-defined]
-        optimizer: Optimizer = build(
-            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon
-        )
+        optimizer: Optimizer = build(groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon)
         return optimizer

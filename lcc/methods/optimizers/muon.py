@@ -40,13 +40,24 @@ class Muon:
         hidden = [group for group in groups if group["is_hidden"]]
         rest = [group for group in groups if not group["is_hidden"]]
         if hidden:
-            parts.append(torch.optim.Muon(
-                hidden, lr=lr, momentum=self.momentum, nesterov=self.nesterov,
-                ns_steps=self.iterations, adjust_lr_fn="match_rms_adamw",
-            ))  # fmt: skip
+            parts.append(
+                torch.optim.Muon(
+                    hidden,
+                    lr=lr,
+                    momentum=self.momentum,
+                    nesterov=self.nesterov,
+                    ns_steps=self.iterations,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
         if rest:
-            parts.append(torch.optim.AdamW(
-                rest, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon,
-                fused=is_fusible(rest),
-            ))  # fmt: skip
+            parts.append(
+                torch.optim.AdamW(
+                    rest,
+                    lr=lr,
+                    betas=(self.beta1, self.beta2),
+                    eps=self.epsilon,
+                    fused=is_fusible(rest),
+                )
+            )
         return Joined(parts)

@@ -47,9 +47,7 @@ class Quantizer(Protocol):
 
     def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized: ...
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         """config.json's `quantization_config`: layers by name, all `targets` but the `skipped`."""
         ...
 

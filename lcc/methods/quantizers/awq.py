@@ -57,9 +57,7 @@ class Awq:
         scale, zero = search_scales(weight, grid, stats.gram)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)
 
 

@@ -53,9 +53,7 @@ class BnbInt8:
         codes, largest, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.half())
         return Rows(codes, largest)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": False,

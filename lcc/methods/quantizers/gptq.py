@@ -75,9 +75,7 @@ class Gptq:
             return weight
         return weight * Pattern(self.pattern, self.sparsity).mask(weight.square() * diagonal)
 
-    def _codes(
-        self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None
-    ) -> Tensor:
+    def _codes(self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None) -> Tensor:
         asked = Pattern(self.pattern, self.sparsity)
         factor = factorize(
             gram,
@@ -88,9 +86,15 @@ class Gptq:
         middle = torch.zeros_like(scale) if zero is None else zero
         choose = None
         if self.pattern == "unstructured":
-            choose = quotas(weight, factor.costs, factor.order, patterns=[asked],
-                            sizes=[len(weight)], scope="row",
-                            block_size=self.block_size).choose  # fmt: skip
+            choose = quotas(
+                weight,
+                factor.costs,
+                factor.order,
+                patterns=[asked],
+                sizes=[len(weight)],
+                scope="row",
+                block_size=self.block_size,
+            ).choose
         return solve_columns(
             weight,
             factor,
@@ -100,7 +104,5 @@ class Gptq:
             block_size=self.block_size,
         )
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

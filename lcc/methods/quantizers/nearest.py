@@ -32,7 +32,5 @@ class Nearest:
         scale, zero = widest_scales(weight, grid)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

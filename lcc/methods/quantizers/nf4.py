@@ -58,9 +58,7 @@ class Nf4:
         )
         return NormalFloat(codes, state)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         (grid,) = set(grids.values())
         return {
             "quant_method": "bitsandbytes",

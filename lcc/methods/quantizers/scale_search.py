@@ -40,7 +40,5 @@ class ScaleSearch:
         scale, zero = search_scales(weight, grid, importance)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

@@ -47,7 +47,5 @@ class SmoothQuant:
         codes = grid.encode(weight, scale, zero)
         return GroupGrid(codes, scale, grid.bits, zero, packs=False)
 
-    def config(
-        self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]
-    ) -> dict[str, Any]:
+    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped, rounds_inputs=True)

@@ -43,8 +43,9 @@ class Chatterbot:
         pattern = f"*/data/{self.language}/*.yml"
         files = list(contents(require(self._requirement()), (pattern,)))
         if not files:
-            raise DataError(f"{self.requirement}: holds no language {self.language!r}; "
-                            "e.g. english or chinese.")  # fmt: skip
+            raise DataError(
+                f"{self.requirement}: holds no language {self.language!r}; e.g. english or chinese."
+            )
         for name, content in files:
             topic = PurePosixPath(name).stem
             if topic not in self.leave_out:
@@ -54,12 +55,21 @@ class Chatterbot:
     def _rows(self, topic: str, turns: list[str]) -> Iterator[Row]:
         several = [[turns[0], reply] for reply in turns[1:]]
         for said in several if topic in self.alternatives else [turns]:
-            yield {"doc": normalised(said[0]) or said[0], "topic": topic, "turns": said,
-                   "text": "\n".join(said)}  # fmt: skip
+            yield {
+                "doc": normalised(said[0]) or said[0],
+                "topic": topic,
+                "turns": said,
+                "text": "\n".join(said),
+            }
 
     def _requirement(self) -> Requirement:
-        return Requirement(name="chatterbot-corpus", requirement=self.requirement,
-                           bytes=self.bytes, licence=self.licence, sha256=self.sha256)  # fmt: skip
+        return Requirement(
+            name="chatterbot-corpus",
+            requirement=self.requirement,
+            bytes=self.bytes,
+            licence=self.licence,
+            sha256=self.sha256,
+        )
 
 
 def _conversations(content: bytes, where: str) -> Iterator[list[str]]:

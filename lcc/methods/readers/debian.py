@@ -17,9 +17,7 @@ from lcc.data.packages import Requirement, contents, require
 from lcc.methods.readers.gettext import catalogue_pairs
 
 HEADINGS = frozenset(["h1", "h2", "h3", "h4", "h5", "h6", "title"])
-BLOCKS = HEADINGS | frozenset(
-    ["p", "li", "dt", "dd", "th", "td", "caption", "desc", "item", "note"]
-)
+BLOCKS = HEADINGS | frozenset(["p", "li", "dt", "dd", "th", "td", "caption", "desc", "item", "note"])
 VOID = frozenset(["br", "hr", "img", "input", "link", "meta", "col", "area", "source", "wbr"])
 SILENT = frozenset(["script", "style", "pre", "screen", "noscript", "head"])
 SPACES = re.compile(r"\s+")
@@ -167,9 +165,7 @@ class Debian:
     manuals: tuple[Manual, ...] = ()
 
     def requirements(self) -> tuple[Requirement, ...]:
-        needed = {
-            one.package: _needed(one.package, one.bytes, one.licence) for one in self.catalogues
-        }
+        needed = {one.package: _needed(one.package, one.bytes, one.licence) for one in self.catalogues}
         for manual in self.manuals:
             first, second = manual.source_package, manual.target_package
             # The bytes of a manual are those of both its packages, told once.
@@ -187,8 +183,7 @@ class Debian:
             archive = require(_needed(one.package, one.bytes, one.licence))
             for name, content in contents(archive, one.patterns):
                 for source, target in catalogue_pairs(content, where=f"{archive.name}:{name}"):
-                    yield {"doc": f"{one.package}/{Path(name).stem}", "source": source,
-                           "target": target}  # fmt: skip
+                    yield {"doc": f"{one.package}/{Path(name).stem}", "source": source, "target": target}
 
 
 def _manual_rows(manual: Manual) -> Iterator[Row]:
@@ -197,8 +192,7 @@ def _manual_rows(manual: Manual) -> Iterator[Row]:
     for page, target in sorted(_pages(manual.target_package, manual.target_pages)):
         if page in sources:
             for source_text, target_text in align(sources[page], target):
-                yield {"doc": f"{manual.source_package}/{page}", "source": source_text,
-                       "target": target_text}  # fmt: skip
+                yield {"doc": f"{manual.source_package}/{page}", "source": source_text, "target": target_text}
 
 
 def _pages(package: str, pattern: str) -> Iterator[tuple[str, str]]:
@@ -212,5 +206,4 @@ def _pages(package: str, pattern: str) -> Iterator[tuple[str, str]]:
 
 
 def _needed(package: str, num_bytes: int, licence: str) -> Requirement:
-    return Requirement(name=package, requirement=package, bytes=num_bytes, licence=licence,
-                       debian=True)  # fmt: skip
+    return Requirement(name=package, requirement=package, bytes=num_bytes, licence=licence, debian=True)

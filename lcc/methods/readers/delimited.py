@@ -62,8 +62,9 @@ class Csv(TextFiles):
     columns: tuple[str, ...] = ()
 
     def read_file(self, path: Path) -> Iterator[Row]:
-        return delimited_rows(path, delimiter=self.delimiter, quoted=True, columns=self.columns,
-                              encoding=self.encoding)  # fmt: skip
+        return delimited_rows(
+            path, delimiter=self.delimiter, quoted=True, columns=self.columns, encoding=self.encoding
+        )
 
 
 # -----------------------------------------------------------------------------
@@ -80,5 +81,6 @@ class Tsv(TextFiles):
     columns: tuple[str, ...] = ()
 
     def read_file(self, path: Path) -> Iterator[Row]:
-        return delimited_rows(path, delimiter="\t", quoted=False, columns=self.columns,
-                              encoding=self.encoding)  # fmt: skip
+        return delimited_rows(
+            path, delimiter="\t", quoted=False, columns=self.columns, encoding=self.encoding
+        )

@@ -58,8 +58,7 @@ class Descriptions:
 
     def _requirement(self) -> Requirement:
         name = f"Translation-{self.language}"
-        return Requirement(name=name, requirement=name, bytes=self.bytes, licence=self.licence,
-                           index=True)  # fmt: skip
+        return Requirement(name=name, requirement=name, bytes=self.bytes, licence=self.licence, index=True)
 
 
 def _row(stanza: str, mark: str) -> Row | None:
@@ -73,8 +72,12 @@ def _row(stanza: str, mark: str) -> Row | None:
     if not paragraphs:
         return None
     first = short_digest(normalised(paragraphs[0]))
-    return {"id": name, "doc": first, "source": " ".join(paragraphs),
-            "target": lines[at].removeprefix(mark).strip()}  # fmt: skip
+    return {
+        "id": name,
+        "doc": first,
+        "source": " ".join(paragraphs),
+        "target": lines[at].removeprefix(mark).strip(),
+    }
 
 
 def _asked(row: Row) -> Row | None:
@@ -82,15 +85,23 @@ def _asked(row: Row) -> Row | None:
     summary, context = str(row["target"]), str(row["source"])
     held = {match[0]: match.start() for match in reversed(list(WORD.finditer(context)))}
     told = [match[0].lower() for match in WORD.finditer(summary)]
-    fit = [match for match in WORD.finditer(summary)
-           if match[0] in held and told.count(match[0].lower()) == 1
-           and not is_stop_word(match[0])]  # fmt: skip
+    fit = [
+        match
+        for match in WORD.finditer(summary)
+        if match[0] in held and told.count(match[0].lower()) == 1 and not is_stop_word(match[0])
+    ]
     if not fit:
         return None
     gap = min(fit, key=lambda match: short_digest(str(row["id"]), match[0]))
     left = summary[: gap.start()] + GAP + summary[gap.end() :]
-    return {"id": row["id"], "doc": row["doc"], "question": f'What is {GAP} in "{left}"?',
-            "context": context, "answer": gap[0], "answer_start": held[gap[0]]}  # fmt: skip
+    return {
+        "id": row["id"],
+        "doc": row["doc"],
+        "question": f'What is {GAP} in "{left}"?',
+        "context": context,
+        "answer": gap[0],
+        "answer_start": held[gap[0]],
+    }
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

@@ -15,8 +15,9 @@ from lcc.config.cards import card, digest
 from lcc.data.files import Row, normalised, short_digest
 from lcc.data.packages import Requirement, contents, require
 
-SECTION = re.compile(r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)',
-                     re.DOTALL)  # fmt: skip
+SECTION = re.compile(
+    r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)', re.DOTALL
+)
 PARAGRAPH = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
 NUMBER = re.compile(r"^[\d.]+\s*")
@@ -81,13 +82,21 @@ class Faq:
             row = {"doc": doc, "question": question, "answer": answer}
             if not self.passages:
                 asked = _shortened(question) if self.shortened else question
-                yield {**row, "doc": normalised(question), "question": asked,
-                       "text": f"{asked}\n{answer}", "turns": [asked, answer]}  # fmt: skip
+                yield {
+                    **row,
+                    "doc": normalised(question),
+                    "question": asked,
+                    "text": f"{asked}\n{answer}",
+                    "turns": [asked, answer],
+                }
             elif len(pairs) >= self.passages:
                 others = [text for _, text in pairs if text != answer]
                 for draw in range(self.draws):
-                    yield {**row, "context": _mixed(question, answer, others, self.passages, draw),
-                           "id": short_digest(doc, question, str(draw))}  # fmt: skip
+                    yield {
+                        **row,
+                        "context": _mixed(question, answer, others, self.passages, draw),
+                        "id": short_digest(doc, question, str(draw)),
+                    }
 
 
 def _mixed(question: str, answer: str, others: Sequence[str], num: int, draw: int) -> str:
@@ -142,5 +151,6 @@ def _named(text: str) -> str:
 
 
 def _needed(pages: Pages) -> Requirement:
-    return Requirement(name=pages.package, requirement=pages.package, bytes=pages.bytes,
-                       licence=pages.licence, debian=True)  # fmt: skip
+    return Requirement(
+        name=pages.package, requirement=pages.package, bytes=pages.bytes, licence=pages.licence, debian=True
+    )

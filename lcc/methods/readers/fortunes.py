@@ -48,9 +48,14 @@ class Fortunes:
                 letters = sum(character.isalpha() or character == " " for character in part)
                 if len(words) > self.words and letters > 0.6 * len(part):
                     begin, rest = words[: self.words], words[self.words :]
-                    yield {"text": " ".join(words), "begin": " ".join(begin),
-                           "rest": " ".join(rest), "topic": PurePosixPath(name).name}  # fmt: skip
+                    yield {
+                        "text": " ".join(words),
+                        "begin": " ".join(begin),
+                        "rest": " ".join(rest),
+                        "topic": PurePosixPath(name).name,
+                    }
 
     def _requirement(self) -> Requirement:
-        return Requirement(name=self.package, requirement=self.package, bytes=self.bytes,
-                           licence=self.licence, debian=True)  # fmt: skip
+        return Requirement(
+            name=self.package, requirement=self.package, bytes=self.bytes, licence=self.licence, debian=True
+        )

@@ -21,9 +21,7 @@ class Saved(LocalFiles):
     revision: ClassVar[int] = 1
 
     def fingerprint(self) -> str:
-        folders = [
-            (split, f) for split, path in self.files() for f in sorted(path.rglob("*.arrow"))
-        ]
+        folders = [(split, f) for split, path in self.files() for f in sorted(path.rglob("*.arrow"))]
         return digest([(split, file.name, file_digest(file)) for split, file in folders])
 
     def read_file(self, path: Path) -> Iterator[Row]:
@@ -41,9 +39,7 @@ def _split_rows(folder: Path) -> Iterator[Row]:
 
     state = _json(folder / "state.json")
     if state.get("_indices_data_files"):
-        raise DataError(
-            f"{folder}: was saved with an index; call flatten_indices() and save again."
-        )
+        raise DataError(f"{folder}: was saved with an index; call flatten_indices() and save again.")
     names = _label_names(_json(folder / "dataset_info.json").get("features") or {})
     for file in state["_data_files"]:
         with pyarrow.memory_map(str(folder / file["filename"])) as source:

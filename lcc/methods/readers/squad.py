@@ -37,6 +37,11 @@ def _rows(doc: str, paragraph: dict[str, Any]) -> Iterator[Row]:
     for asked in paragraph["qas"]:
         if asked["answers"]:
             answer = asked["answers"][0]
-            yield {"id": str(asked["id"]), "doc": doc, "question": asked["question"],
-                   "context": paragraph["context"], "answer": answer["text"],
-                   "answer_start": int(answer["answer_start"])}  # fmt: skip
+            yield {
+                "id": str(asked["id"]),
+                "doc": doc,
+                "question": asked["question"],
+                "context": paragraph["context"],
+                "answer": answer["text"],
+                "answer_start": int(answer["answer_start"]),
+            }

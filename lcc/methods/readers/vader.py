@@ -46,11 +46,10 @@ class Vader:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if self.unit == "document" and (
-            self.labels != "none" or self.collection in ("movie", "tweets")
-        ):
-            raise ValueError("unit: document needs labels: none and a collection with documents "
-                             "(nyt or amazon)")  # fmt: skip
+        if self.unit == "document" and (self.labels != "none" or self.collection in ("movie", "tweets")):
+            raise ValueError(
+                "unit: document needs labels: none and a collection with documents (nyt or amazon)"
+            )
 
     def requirements(self) -> tuple[Requirement, ...]:
         return (self._requirement(),)
@@ -68,8 +67,12 @@ class Vader:
             label = self._label(rating)
             if label is not None or self.labels == "none":
                 product = {"doc": _document(name)} if "_" in name else {}
-                yield {"id": f"{self.collection}-{name}", **product, "text": text,
-                       **({"label": label} if label else {})}  # fmt: skip
+                yield {
+                    "id": f"{self.collection}-{name}",
+                    **product,
+                    "text": text,
+                    **({"label": label} if label else {}),
+                }
 
     def _label(self, rating: float) -> str | None:
         if self.labels == "none":
@@ -99,8 +102,14 @@ class Vader:
         raise DataError(f"{package.name}: holds no {FILES[self.collection]}.")
 
     def _requirement(self) -> Requirement:
-        return Requirement(name="vaderSentiment", requirement=self.requirement, bytes=self.bytes,
-                           licence=self.licence, sha256=self.sha256, sdist=True)  # fmt: skip
+        return Requirement(
+            name="vaderSentiment",
+            requirement=self.requirement,
+            bytes=self.bytes,
+            licence=self.licence,
+            sha256=self.sha256,
+            sdist=True,
+        )
 
 
 def _document(name: str) -> str:

@@ -42,8 +42,5 @@ def _drawn(range_: Range, draw: random.Random) -> str:
     low, high = range_.low, range_.high
     if range_.whole and not range_.log:
         return str(draw.randint(round(low), round(high)))
-    if range_.log:
-        value = math.exp(draw.uniform(math.log(low), math.log(high)))
-    else:
-        value = draw.uniform(low, high)
+    value = math.exp(draw.uniform(math.log(low), math.log(high))) if range_.log else draw.uniform(low, high)
     return typed(min(max(value, low), high), whole=range_.whole)

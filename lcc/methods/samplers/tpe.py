@@ -51,9 +51,10 @@ class Tpe:
             return None
         optuna = optuna_for("tpe")
         sampler = optuna.samplers.TPESampler(
-            seed=seed_of(search, self.seed), n_startup_trials=self.startup,
+            seed=seed_of(search, self.seed),
+            n_startup_trials=self.startup,
             constant_liar=True,
-        )  # fmt: skip
+        )
         return next_trial(search, sampler, "tpe")
 
     def prunes(self, search: Search, index: int) -> bool:
@@ -69,9 +70,5 @@ class Tpe:
     def _pruner(self) -> Any:
         pruners = optuna_for("tpe").pruners
         if self.prune == "halving":
-            return pruners.SuccessiveHalvingPruner(
-                min_resource=max(self.prune_after, 1), reduction_factor=3
-            )
-        return pruners.MedianPruner(
-            n_startup_trials=min(self.startup, 4), n_warmup_steps=self.prune_after
-        )
+            return pruners.SuccessiveHalvingPruner(min_resource=max(self.prune_after, 1), reduction_factor=3)
+        return pruners.MedianPruner(n_startup_trials=min(self.startup, 4), n_warmup_steps=self.prune_after)

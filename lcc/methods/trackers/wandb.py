@@ -61,8 +61,15 @@ class Wandb:
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
         try:
-            return wandb.init(project=self.project, entity=self.entity, mode=self.mode, name=name,
-                              dir=str(folder), settings=settings, reinit="create_new")  # fmt: skip
+            return wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,
+                name=name,
+                dir=str(folder),
+                settings=settings,
+                reinit="create_new",
+            )
         except wandb.errors.Error as error:
             raise ResourceError(
                 f"tracker: Weights & Biases did not start ({str(error).splitlines()[0]}); "

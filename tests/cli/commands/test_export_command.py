@@ -62,16 +62,19 @@ def test_an_export_that_failed_its_gate_does_not_verify(
     assert "FAILED.json is not in its manifest" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, message", [
-    (["model=model"], "say which model and where to"),
-    (["model=model", "step", "--out", "x"], "say which model and where to"),
-    (["model=model", "format=gguff", "--out", "x"], "no format is named 'gguff'. Did you mean"),
-    (["model=model", "format=gguf", "format.type=q9", "--out", "x"], "format.type: \"q9\" is not"),
-    (["model=model", "format=hf", "format.bits=4", "--out", "x"], "format.bits: unknown key"),
-    (["model=model", "form=hf", "--out", "x"], "export takes model=, format=NAME"),
-    (["model=model", "--out", "model"], "model exists already"),
-    (["model=nowhere", "--out", "x"], "'nowhere' is no step of the last run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["model=model"], "say which model and where to"),
+        (["model=model", "step", "--out", "x"], "say which model and where to"),
+        (["model=model", "format=gguff", "--out", "x"], "no format is named 'gguff'. Did you mean"),
+        (["model=model", "format=gguf", "format.type=q9", "--out", "x"], 'format.type: "q9" is not'),
+        (["model=model", "format=hf", "format.bits=4", "--out", "x"], "format.bits: unknown key"),
+        (["model=model", "form=hf", "--out", "x"], "export takes model=, format=NAME"),
+        (["model=model", "--out", "model"], "model exists already"),
+        (["model=nowhere", "--out", "x"], "'nowhere' is no step of the last run"),
+    ],
+)
 def test_mistakes_are_one_sentence(
     words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,18 +36,31 @@ def save(module: Any, folder: Path) -> str:
 def causal(folder: Path) -> str:
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-        initializer_range=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=10,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return save(transformers.LlamaForCausalLM(config), folder)
 
 
 def classifier(folder: Path) -> str:
     config = transformers.BertConfig(
-        vocab_size=10, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
-    )  # fmt: skip
+        vocab_size=10,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
+    )
     return save(transformers.BertForSequenceClassification(config), folder)
 
 
@@ -64,19 +77,20 @@ def test_a_text_and_the_same_line_get_the_same_answer(
     assert said[1]["output"] == alone.strip()
 
 
-def test_a_class_is_answered_by_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_class_is_answered_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"model={classifier(tmp_path / 'm')}"
     assert main(["infer", model, "task=sentiment", "--text", "open"]) == 0
     assert capsys.readouterr().out.strip() in ("bad", "good")
 
 
-@pytest.mark.parametrize("words, code, message", [
-    ([], 2, "no run in this folder yet"),
-    (["task=translation"], 2, "infer needs a model"),
-    (["a", "b"], 2, "one checkpoint at a time, not a and b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        ([], 2, "no run in this folder yet"),
+        (["task=translation"], 2, "infer needs a model"),
+        (["a", "b"], 2, "one checkpoint at a time, not a and b"),
+    ],
+)
 def test_what_is_missing_is_said_in_one_line(
     words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,9 +98,7 @@ def test_what_is_missing_is_said_in_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_a_classifier_does_not_translate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_classifier_does_not_translate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = f"model={classifier(tmp_path / 'm')}"
     assert main(["infer", model, "task=translation", "--text", "open"]) == 2
     assert "no trained causal head" in capsys.readouterr().err

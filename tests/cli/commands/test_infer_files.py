@@ -100,8 +100,10 @@ def test_the_output_of_another_model_task_or_input_is_refused(
 ) -> None:
     assert main(words()) == 0
     text = Path("out.jsonl").read_text(encoding="utf-8")
-    for change, message in [({"max_new_tokens": 5}, "begun with another task"),
-                            ({"seed": 1}, "begun with another seed")]:  # fmt: skip
+    for change, message in [
+        ({"max_new_tokens": 5}, "begun with another task"),
+        ({"seed": 1}, "begun with another seed"),
+    ]:
         assert main(words(**change)) == 2
         assert message in capsys.readouterr().err
     words_now = words(num_rows=20)
@@ -117,14 +119,17 @@ def test_the_output_of_another_model_task_or_input_is_refused(
     assert "was not made by infer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"engine": "vllm"}, "vLLM needs a GPU"),
-    ({"engine": "magic"}, "no engine is named 'magic'"),
-    ({"output": "out.txt"}, "ends in .jsonl"),
-    ({"temprature": 1}, "temprature"),
-    ({"top_p": 2}, "top_p"),
-    ({"input": "none.jsonl"}, "No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"engine": "vllm"}, "vLLM needs a GPU"),
+        ({"engine": "magic"}, "no engine is named 'magic'"),
+        ({"output": "out.txt"}, "ends in .jsonl"),
+        ({"temprature": 1}, "temprature"),
+        ({"top_p": 2}, "top_p"),
+        ({"input": "none.jsonl"}, "No such file"),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_line(
     options: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,9 +33,7 @@ def test_json_is_the_facts_and_nothing_else(here: Path, capsys: pytest.CaptureFi
     assert [c["checkpoint"] for c in facts["checkpoints"]][-1] == "quantize"
 
 
-def test_an_unknown_run_is_a_mistake_of_the_user(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_run_is_a_mistake_of_the_user(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "mt_en_zh_smal-1a2b"]) == 2
     assert capsys.readouterr().err.startswith("lcc: no run is named 'mt_en_zh_smal-1a2b'. Did you")
     assert main(["report", "a", "b"]) == 2

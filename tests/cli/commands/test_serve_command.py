@@ -16,24 +16,32 @@ from lcc.cli import main
 KEY = "a-key-of-at-least-sixteen-characters"
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["serve.host=0.0.0.0"], 5, "no key is set"),
-    (["serve.host=::"], 5, "no key is set"),
-    (["serve.host=example.org"], 5, "no key is set"),
-    (["serve.prot=1"], 2, "unknown key 'prot'. Did you mean 'port'?"),
-    (["serve.port=70000"], 2, "serve.port: input should be less than or equal to 65535"),
-    (["serve.slots=true"], 2, "serve.slots: expected a whole number"),
-    (["serve.key_file=/nowhere/at/all"], 3, "serve.key_file: cannot read"),
-    (["serve.key=secret"], 2, "unknown key 'key'"),
-    (["a", "b"], 2, "one checkpoint at a time"),
-    ([], 2, "no run in this folder yet"),
-    (["model={model}", "engine=transformer"], 2, "Did you mean 'transformers'?"),
-    (["model={model}", "engine=transformers", "serve.port={port}"], 6, "cannot listen on"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["serve.host=0.0.0.0"], 5, "no key is set"),
+        (["serve.host=::"], 5, "no key is set"),
+        (["serve.host=example.org"], 5, "no key is set"),
+        (["serve.prot=1"], 2, "unknown key 'prot'. Did you mean 'port'?"),
+        (["serve.port=70000"], 2, "serve.port: input should be less than or equal to 65535"),
+        (["serve.slots=true"], 2, "serve.slots: expected a whole number"),
+        (["serve.key_file=/nowhere/at/all"], 3, "serve.key_file: cannot read"),
+        (["serve.key=secret"], 2, "unknown key 'key'"),
+        (["a", "b"], 2, "one checkpoint at a time"),
+        ([], 2, "no run in this folder yet"),
+        (["model={model}", "engine=transformer"], 2, "Did you mean 'transformers'?"),
+        (["model={model}", "engine=transformers", "serve.port={port}"], 6, "cannot listen on"),
+    ],
+)
 def test_a_mistake_is_a_sentence_and_a_code(
-    words: list[str], code: int, message: str, plain_folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    words: list[str],
+    code: int,
+    message: str,
+    plain_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LCC_API_KEY", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -65,17 +73,28 @@ def test_sigterm_lets_answers_finish(plain_folder: Path, tmp_path: Path) -> None
     file = tmp_path / "key"
     file.write_text(KEY)
     file.chmod(0o600)
-    command = [sys.executable, "-m", "lcc", "serve", f"model={plain_folder}", "serve.port=0",
-               "engine=transformers", f"serve.key_file={file}", "threads=1"]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              cwd=tmp_path)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "lcc",
+        "serve",
+        f"model={plain_folder}",
+        "serve.port=0",
+        "engine=transformers",
+        f"serve.key_file={file}",
+        "threads=1",
+    ]
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     assert server.stdout is not None
     url = server.stdout.readline().split()[-1]
     try:
         assert url.startswith("http://127.0.0.1:")
         asked = {"prompt": "and so on", "max_tokens": 400, "temperature": 0, "stream": True}
-        with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"},
-                           timeout=60, trust_env=False) as client:  # fmt: skip
+        with httpx2.Client(
+            base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60, trust_env=False
+        ) as client:
             with client.stream("POST", "/v1/completions", json=asked) as reply:
                 lines = reply.iter_lines()
                 next(lines)

@@ -30,8 +30,11 @@ def started() -> dict[str, list[str]]:
     command = re.search(r"^ExecStart=\S+ serve (.*)$", UNIT, re.MULTILINE)
     in_image = re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     assert command and in_image
-    return {"unit": shlex.split(command[1].replace("${CREDENTIALS_DIRECTORY}", "/run/keys")),
-            "image": json.loads(in_image[1]), "compose": compose()["command"]}  # fmt: skip
+    return {
+        "unit": shlex.split(command[1].replace("${CREDENTIALS_DIRECTORY}", "/run/keys")),
+        "image": json.loads(in_image[1]),
+        "compose": compose()["command"],
+    }
 
 
 @pytest.mark.parametrize("name", ["unit", "image", "compose"])
@@ -52,8 +55,11 @@ def test_nobody_is_killed_before_answers_are_finished() -> None:
 
 def test_the_image_is_built_of_what_the_package_needs() -> None:
     root = DEPLOY.parents[1]
-    kept = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
-            if line.startswith("!")]  # fmt: skip
+    kept = [
+        line[1:]
+        for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     assert all((root / name).exists() for name in kept)
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     needed = {"configs", "recipes", "lcc", "README.md", "LICENSE", "pyproject.toml"}
@@ -66,6 +72,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not here")
     unit = tmp_path / "lcc-serve.service"
     unit.write_text(UNIT.replace("/opt/lcc/bin/lcc", "/bin/true"), encoding="utf-8")
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr

@@ -99,8 +99,7 @@ class Trained:
 
 
 def tensors(module: Any, *, trainable: bool) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in module.named_parameters()
-            if p.requires_grad == trainable}  # fmt: skip
+    return {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad == trainable}
 
 
 def train(world: Path, work: Path, case: Case, head: str, **options: Any) -> Trained:
@@ -113,8 +112,11 @@ def train(world: Path, work: Path, case: Case, head: str, **options: Any) -> Tra
     frozen, changed = (tensors(module, trainable=flag) for flag in (False, True))
     bundle.with_card(dtype="float32")
     save(bundle, work / "model")
-    gate = (adapter_gate(bundle, work / "adapter", parent=parent) if form == "adapter"
-            else reload_gate(bundle, work / "model", parent=parent))  # fmt: skip
+    gate = (
+        adapter_gate(bundle, work / "adapter", parent=parent)
+        if form == "adapter"
+        else reload_gate(bundle, work / "model", parent=parent)
+    )
     measures = {name: measure.value for name, measure in outcome.measures.items()}
     return Trained(work, form, measures, logits, frozen, changed, gate)
 
@@ -175,9 +177,7 @@ def whole(step: Any, world: Path, case: Case, found: Trained, work: Path) -> Any
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_merged_logits_are_the_trained_ones(
-    world: Path, tmp_path: Path, trained: Any, name: str
-) -> None:
+def test_merged_logits_are_the_trained_ones(world: Path, tmp_path: Path, trained: Any, name: str) -> None:
     case, found = CASES[name], trained(name)
     outcome = whole(Merge(), world, case, found, tmp_path)
     assert outcome.measures["max_abs_logit_difference"].value < 1e-4
@@ -277,9 +277,7 @@ def test_a_stopped_training_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("head", TASKS)
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning", "prefix_tuning", "houlsby"])
-def test_what_stays_works_with_every_head(
-    world: Path, tmp_path: Path, name: str, head: str
-) -> None:
+def test_what_stays_works_with_every_head(world: Path, tmp_path: Path, name: str, head: str) -> None:
     case = CASES[name]
     found = train(world, tmp_path / "t", case, head, max_steps=2)
     outcome = whole(Attach(), world, Case(case.method, (), 0, head), found, tmp_path / "a")
@@ -289,9 +287,7 @@ def test_what_stays_works_with_every_head(
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
-def test_answers_behind_a_prompt_do_not_depend_on_the_batch(
-    world: Path, tmp_path: Path, name: str
-) -> None:
+def test_answers_behind_a_prompt_do_not_depend_on_the_batch(world: Path, tmp_path: Path, name: str) -> None:
     bundle = tuning.bundle(world / "causal")
     finetune({"name": name, "num_tokens": 4}, lr=1e-1, max_steps=6).run(
         bundle, tuning.context(tmp_path, world)
@@ -300,8 +296,9 @@ def test_answers_behind_a_prompt_do_not_depend_on_the_batch(
     answers = [
         Answering(bundle.module, bundle.tokenizer, tuning.COPY, batch_size=size).answers(
             rows, {"answers", "likelihood"}
-        ) for size in (1, 8)
-    ]  # fmt: skip
+        )
+        for size in (1, 8)
+    ]
     assert len({len(row["source"]) for row in rows}) > 1
     assert [a.output for a in answers[0]] == [a.output for a in answers[1]]
     assert [a.nats for a in answers[0]] == pytest.approx([a.nats for a in answers[1]], abs=1e-4)

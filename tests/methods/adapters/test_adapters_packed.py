@@ -57,9 +57,7 @@ MORE = [{"name": "adalora", "rank": 2, "initial_rank": 4}, {"name": "vera", "ran
 @pytest.mark.parametrize(
     "method", [*AROUND, *(pytest.param(method, marks=pytest.mark.slow) for method in MORE)]
 )
-@pytest.mark.parametrize(
-    "options", [{"bits": 4, "group_size": 32}, {"quantizer": "nf4", "bits": 4}]
-)
+@pytest.mark.parametrize("options", [{"bits": 4, "group_size": 32}, {"quantizer": "nf4", "bits": 4}])
 def test_over_packed_weights_the_adapter_stays_and_the_grid_with_it(
     tmp_path: Path, options: dict[str, Any], method: dict[str, Any]
 ) -> None:
@@ -69,8 +67,9 @@ def test_over_packed_weights_the_adapter_stays_and_the_grid_with_it(
     assert measures["validation_loss_after"].value < measures["validation_loss_before"].value
     bundle = open_bundle(parent / "model")
     outcome = Attach().run(bundle, tracked(tmp_path / "whole", adapter=tmp_path / "work"))
-    assert outcome.notes[0] == ("The adapter stays beside its base: merging would take the packed "
-                                "weights off their grid.")  # fmt: skip
+    assert outcome.notes[0] == (
+        "The adapter stays beside its base: merging would take the packed weights off their grid."
+    )
     whole = tmp_path / "whole" / "model"
     save(bundle, whole)
     gate = reload_gate(bundle, whole, parent=parent / "model")

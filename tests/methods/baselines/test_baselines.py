@@ -13,8 +13,7 @@ from lcc.data.bm25 import Index, words_of
 from lcc.methods.baselines import Baseline
 from lcc.tasks.task import Task
 
-TASK = decode(Task, {"fields": ["source", "target"], "template": "Q: {source}\nA:",
-                     "answer": " {target}"})  # fmt: skip
+TASK = decode(Task, {"fields": ["source", "target"], "template": "Q: {source}\nA:", "answer": " {target}"})
 OF_PASSAGES = ("entry", "passage", "exclusive_frequency")  # need a FAQ, or rows with a context
 TRAINING = [
     {"id": "1", "source": "How do I open a file?", "target": "Press the round button."},
@@ -72,9 +71,7 @@ def test_bm25_is_that_of_its_formula() -> None:
     question = "open files"
     wanted = sorted(range(len(docs)), key=lambda i: -score(words_of(question), docs[i]))
     found = Index(texts).nearest(question, 4)
-    assert [one.number for one in found] == [
-        i for i in wanted if score(words_of(question), docs[i])
-    ]
+    assert [one.number for one in found] == [i for i in wanted if score(words_of(question), docs[i])]
     assert found[0].coverage == 1.0 and 0 < found[-1].coverage < 1
     headed = Index(texts, ["files", "", "open", ""])
     assert [one.coverage for one in headed.nearest(question, 1)] != [1.0]
@@ -89,10 +86,14 @@ def test_a_word_that_stands_nowhere_counts_against_every_text() -> None:
 
 
 def test_the_passage_is_its_part_that_shares_most_with_the_question() -> None:
-    row = {"id": "1", "source": "x", "target": "?", "question": "Where is the key?",
-           "context": "A lamp glows. A key lies here.\nNobody knows."}  # fmt: skip
-    for unit, wanted in (("sentence", "A key lies here."),
-                         ("paragraph", "A lamp glows. A key lies here.")):  # fmt: skip
+    row = {
+        "id": "1",
+        "source": "x",
+        "target": "?",
+        "question": "Where is the key?",
+        "context": "A lamp glows. A key lies here.\nNobody knows.",
+    }
+    for unit, wanted in (("sentence", "A key lies here."), ("paragraph", "A lamp glows. A key lies here.")):
         one = decode(find_card("baselines", "passage"), {"unit": unit})
         assert one.outputs(TASK, [], [row]) == [wanted]
     with pytest.raises(DataError, match="rows have no field 'context'"):
@@ -116,7 +117,14 @@ def test_an_entry_needs_a_faq_to_be_taken_from(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"entry needs task\.grounding"):
         one.outputs(TASK, [], TRAINING)
     (tmp_path / "faq.jsonl").write_text('{"question": "Open a file?", "answer": "Press."}\n')
-    task = decode(Task, {"fields": ["turns"], "turns": "turns", "chat": True,
-                         "grounding": {"file": str(tmp_path / "faq.jsonl")}})  # fmt: skip
+    task = decode(
+        Task,
+        {
+            "fields": ["turns"],
+            "turns": "turns",
+            "chat": True,
+            "grounding": {"file": str(tmp_path / "faq.jsonl")},
+        },
+    )
     rows = [{"turns": ["opening files"]}, {"turns": ["qwertz"]}]
     assert one.outputs(task, [], rows) == ["Press.", ""]

@@ -113,9 +113,7 @@ def test_half_precision_is_measured_in_single(name: str) -> None:
     given = {"a.weight": torch.nn.Parameter(torch.ones(64, 63, dtype=torch.bfloat16))}
     given["a.weight"].grad = torch.full((64, 63), 0.01, dtype=torch.bfloat16)
     exact = float(given["a.weight"].grad.double().norm())
-    assert find_card("clipping", name)().apply(given, ()).norm_before == pytest.approx(
-        exact, rel=1e-5
-    )
+    assert find_card("clipping", name)().apply(given, ()).norm_before == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", names("clipping"))

@@ -83,8 +83,7 @@ def sharded(dist: Dist) -> dict[str, list[float]]:
         wanted, found = (clip.apply(params, (0.3, 0.4)) for params in (expected, given))
         assert found.clipped_share == wanted.clipped_share, kind
         assert (wanted.clipped_share > 0) == (kind != "none"), kind
-        gaps = [float((given[n].grad.full_tensor() - p.grad).abs().max())
-                for n, p in expected.items()]  # fmt: skip
+        gaps = [float((given[n].grad.full_tensor() - p.grad).abs().max()) for n, p in expected.items()]
         differences[kind] = [
             abs(found.norm_before - wanted.norm_before),
             abs((found.threshold or 0) - (wanted.threshold or 0)),

@@ -48,9 +48,7 @@ def test_cores_and_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(p.cores, p.gpus) for p in places(7)][5:] == [((0,), (5,)), ((1,), (2,))]
 
 
-def test_a_worker_sees_its_share_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_sees_its_share_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     code = """
 import os
@@ -126,9 +124,7 @@ def test_what_a_cluster_needs_and_lacks_is_told_in_a_sentence(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ResourceError) as caught:
         Ray().open(tmp_path, "sweep")
-    assert str(caught.value) == (
-        "launcher=ray needs Ray; pip install 'lcc[ray]', or choose launcher=local."
-    )
+    assert str(caught.value) == ("launcher=ray needs Ray; pip install 'lcc[ray]', or choose launcher=local.")
     for name in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
@@ -148,8 +144,9 @@ case "$*" in *--name=s-0,s-1*) cat {tmp_path}/queue;; esac
 """)
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "queue").write_text("7_0|s-0|COMPLETED\n7_1|s-0|OUT_OF_MEMORY\n7_2|s-0|RUNNING\n"
-                                    "9|s-1|PENDING\n")  # fmt: skip
+    (tmp_path / "queue").write_text(
+        "7_0|s-0|COMPLETED\n7_1|s-0|OUT_OF_MEMORY\n7_2|s-0|RUNNING\n9|s-1|PENDING\n"
+    )
     batches = [{"name": "s-0", "indices": [0, 3, 5]}, {"name": "s-1", "indices": [4]}]
     (tmp_path / "jobs.json").write_text(json.dumps(batches))
     crew = SlurmCrew(Slurm(), None, tmp_path, "s")

@@ -74,9 +74,15 @@ def corpus(lengths: Sequence[int], *, sentence: int = 7, seed: int = 0) -> InMem
 
 def material(found: InMemory, *, length: int = 32, **changes: Any) -> Material:
     options: dict[str, Any] = {
-        "corpus": found, "length": length, "frame": Frame([CLS], [SEP], [SEP], [0]), "mask": MASK,
-        "ordinary": ORDINARY, "eos": EOS, "sentinels": SENTINELS, **changes,
-    }  # fmt: skip
+        "corpus": found,
+        "length": length,
+        "frame": Frame([CLS], [SEP], [SEP], [0]),
+        "mask": MASK,
+        "ordinary": ORDINARY,
+        "eos": EOS,
+        "sentinels": SENTINELS,
+        **changes,
+    }
     return Material(**options)
 
 
@@ -99,8 +105,9 @@ def test_every_token_is_predicted_once_but_each_documents_first(lengths: list[in
     for (start, stop), one in zip(feed.pieces, drawn(feed), strict=True):
         assert one.input_ids == found.ids[start:stop]
         predicted += [start + i + 1 for i, label in enumerate(one.labels) if label != IGNORED]
-        assert all(found.ids[start + i + 1] == label for i, label in enumerate(one.labels)
-                   if label != IGNORED)  # fmt: skip
+        assert all(
+            found.ids[start + i + 1] == label for i, label in enumerate(one.labels) if label != IGNORED
+        )
     firsts = {0, *found.ends.tolist()}
     assert predicted == [i for i in range(found.num_tokens) if i not in firsts]
 
@@ -122,9 +129,13 @@ def test_positions_start_again_with_every_document() -> None:
 def llama() -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
     return transformers.LlamaForCausalLM(config).eval()
 
 
@@ -158,10 +169,16 @@ def test_a_short_block_padded_beside_a_full_one_has_its_own_loss() -> None:
 
 def test_a_model_that_looks_across_documents_is_found_out() -> None:
     config = transformers.GPTNeoConfig(
-        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32,
-        attention_types=[[["global"], 2]], max_position_embeddings=32,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=32,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     torch.manual_seed(0)
     assert isolates(llama())
     assert not isolates(transformers.T5ForConditionalGeneration(tiny_t5()).eval())
@@ -214,8 +231,9 @@ def test_what_is_not_chosen_is_shown_as_it_is() -> None:
     feed = drawing(Masked(), material(found, length=60))
     for (start, stop), one in zip(feed.pieces, drawn(feed), strict=True):
         truth = [CLS, *found.ids[start:stop], SEP]
-        assert all(a == b for a, b, label in zip(one.input_ids, truth, one.labels, strict=True)
-                   if label == IGNORED)  # fmt: skip
+        assert all(
+            a == b for a, b, label in zip(one.input_ids, truth, one.labels, strict=True) if label == IGNORED
+        )
         assert (one.labels[0], one.labels[-1]) == (IGNORED, IGNORED)
 
 
@@ -277,8 +295,7 @@ def pairs(found: InMemory, given: Material, *, epochs: int = 1) -> list[Pair]:
     feed, result = drawing(NextSentence(), given), []
     for epoch in range(epochs):
         for one in drawn(feed.at(epoch)):
-            truth = [a if b == IGNORED else b
-                     for a, b in zip(one.input_ids, one.labels, strict=True)]  # fmt: skip
+            truth = [a if b == IGNORED else b for a, b in zip(one.input_ids, one.labels, strict=True)]
             cut = one.kinds.index(1)
             assert (truth[0], truth[cut - 1], truth[-1]) == (CLS, SEP, SEP)
             assert one.kinds == [0] * cut + [1] * (len(truth) - cut)
@@ -319,8 +336,7 @@ def test_pairs_fit_and_runs_never_share_a_sentence(length: int) -> None:
 
 
 def test_a_sentence_longer_than_the_room_is_passed_over() -> None:
-    found = InMemory(list(range(10, 50)), [3, *[0] * 29, 3, *[0] * 4, 3, *[0] * 4],
-                     np.array([30, 40]))  # fmt: skip
+    found = InMemory(list(range(10, 50)), [3, *[0] * 29, 3, *[0] * 4, 3, *[0] * 4], np.array([30, 40]))
     found.ends = np.array([40])
     more = corpus([30], seed=1)
     both = InMemory(found.ids + more.ids, found.bits + more.bits, np.array([40, 70]))
@@ -335,10 +351,16 @@ def test_one_document_makes_no_random_pairs_and_that_is_said() -> None:
 
 def bert(kind: Any = transformers.BertForPreTraining) -> Any:
     torch.manual_seed(0)
-    return kind(transformers.BertConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64,
-    )).eval()  # fmt: skip
+    return kind(
+        transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    ).eval()
 
 
 def test_for_pairs_of_one_length_the_loss_is_berts_own() -> None:
@@ -375,8 +397,15 @@ def test_a_model_without_a_pair_head_is_refused() -> None:
 
 
 def tiny_t5() -> Any:
-    return transformers.T5Config(vocab_size=VOCABULARY + 60, d_model=16, d_kv=8, d_ff=32,
-                                 num_layers=2, num_heads=2, decoder_start_token_id=0)  # fmt: skip
+    return transformers.T5Config(
+        vocab_size=VOCABULARY + 60,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
 
 
 @pytest.mark.parametrize("length", [2, 3, 5, 17, 100])
@@ -388,8 +417,7 @@ def test_a_text_is_put_together_again_from_input_and_target(length: int) -> None
         sentinels = [token in SENTINELS for token in one.input_ids]
         assert not any(a and b for a, b in pairwise(sentinels))
         spans = _spans_of(one.labels[:-1])
-        restored = [token for shown in one.input_ids[:-1]
-                    for token in (spans.get(shown) or [shown])]  # fmt: skip
+        restored = [token for shown in one.input_ids[:-1] for token in (spans.get(shown) or [shown])]
         assert restored == found.ids[start:stop]
 
 

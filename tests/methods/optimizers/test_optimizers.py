@@ -101,13 +101,18 @@ def muon(w: Tensor, g: Tensor, state: dict[str, Any], t: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(4, 8), (8,)])
 @pytest.mark.parametrize(
     "optimizer, update",
-    [(AdamW(), adamw), (Adam(), adam), (AdamW8bit(), adamw), (SGD(), nesterov),
-     (SGD(nesterov=False), heavy_ball), (SGD(momentum=0.0, nesterov=False), plain),
-     (Adafactor(), adafactor)],
-)  # fmt: skip
+    [
+        (AdamW(), adamw),
+        (Adam(), adam),
+        (AdamW8bit(), adamw),
+        (SGD(), nesterov),
+        (SGD(nesterov=False), heavy_ball),
+        (SGD(momentum=0.0, nesterov=False), plain),
+        (Adafactor(), adafactor),
+    ],
+)
 def test_steps_are_the_papers(optimizer: Any, update: Update, shape: tuple[int, ...]) -> None:
-    torch.testing.assert_close(stepped(optimizer, shape), by_hand(update, shape),
-                               atol=2e-6, rtol=1e-5)  # fmt: skip
+    torch.testing.assert_close(stepped(optimizer, shape), by_hand(update, shape), atol=2e-6, rtol=1e-5)
 
 
 def test_muon_orthogonalises_hidden_matrices() -> None:

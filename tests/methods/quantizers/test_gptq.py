@@ -35,9 +35,7 @@ def error_of(name: str, grid: Grid, **options: Any) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_gptq_loses_less_than_scale_search_and_that_less_than_nearest(
-    bits: int, symmetric: bool
-) -> None:
+def test_gptq_loses_less_than_scale_search_and_that_less_than_nearest(bits: int, symmetric: bool) -> None:
     grid = Grid(bits, 64, "float32", symmetric)
     gptq = error_of("gptq", grid)
     assert gptq <= error_of("gptq", grid, act_order=False)
@@ -56,9 +54,7 @@ def test_act_order_keeps_the_groups_of_the_layout() -> None:
 
 
 def test_a_grid_of_one_scale_per_row_works() -> None:
-    assert error_of("gptq", Grid(4, None, "float32")) < error_of(
-        "nearest", Grid(4, None, "float32")
-    )
+    assert error_of("gptq", Grid(4, None, "float32")) < error_of("nearest", Grid(4, None, "float32"))
 
 
 def test_inputs_that_do_not_mix_are_rounded_to_nearest() -> None:

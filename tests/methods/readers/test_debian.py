@@ -22,19 +22,20 @@ def test_ids_pair_blocks_wherever_they_stand() -> None:
 
 
 def _page(*sections: tuple[str, ...]) -> str:
-    return "".join(f"<h2>{head}</h2>" + "".join(f"<p>{p}</p>" for p in body)
-                   for head, *body in sections)  # fmt: skip
+    return "".join(f"<h2>{head}</h2>" + "".join(f"<p>{p}</p>" for p in body) for head, *body in sections)
 
 
 def test_sections_built_alike_are_paired() -> None:
-    pairs = list(aligned_by_structure(_page(("One", "a", "b"), ("Two", "c")),
-                                      _page(("一", "甲", "乙"), ("二", "丙"))))  # fmt: skip
+    pairs = list(
+        aligned_by_structure(_page(("One", "a", "b"), ("Two", "c")), _page(("一", "甲", "乙"), ("二", "丙")))
+    )
     assert pairs == [("One", "一"), ("a", "甲"), ("b", "乙"), ("Two", "二"), ("c", "丙")]
 
 
 def test_a_section_that_lost_a_paragraph_is_left_out_whole() -> None:
-    pairs = list(aligned_by_structure(_page(("One", "a", "b"), ("Two", "c")),
-                                      _page(("一", "乙"), ("二", "丙"))))  # fmt: skip
+    pairs = list(
+        aligned_by_structure(_page(("One", "a", "b"), ("Two", "c")), _page(("一", "乙"), ("二", "丙")))
+    )
     assert pairs == [("Two", "二"), ("c", "丙")]
 
 

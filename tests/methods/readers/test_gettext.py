@@ -34,12 +34,14 @@ def test_the_header_names_the_encoding() -> None:
         (("Save ~As...", "另存为(~A)..."), ("Save As...", "另存为...")),
         (("_Open the file", "打开该文件"), ("Open the file", "打开该文件")),
         (("Search & Replace", "查找和替换"), ("Search & Replace", "查找和替换")),
-        (("the file_name_ext is set", "已设置 file_name_ext"),
-         ("the file_name_ext is set", "已设置 file_name_ext")),
+        (
+            ("the file_name_ext is set", "已设置 file_name_ext"),
+            ("the file_name_ext is set", "已设置 file_name_ext"),
+        ),
         (("a &lt; sign", "&lt; 符号"), ("a &lt; sign", "&lt; 符号")),
         (("see ~/.bashrc", "参见 ~/.bashrc"), ("see ~/.bashrc", "参见 ~/.bashrc")),
     ],
-)  # fmt: skip
+)
 def test_marks_of_shortcut_keys_go_and_other_marks_stay(
     pair: tuple[str, str], expected: tuple[str, str]
 ) -> None:

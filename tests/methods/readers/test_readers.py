@@ -107,8 +107,9 @@ def test_several_files_are_read_in_order_and_splits_are_told(tmp_path: Path) -> 
     assert [row["text"] for row in pattern.read()] == ["a", "b"]
     paths = {"train": str(tmp_path / "a.jsonl"), "test": str(tmp_path / "held.jsonl")}
     assert list(reader("jsonl", paths=paths).read()) == [
-        {"text": "a", "split": "train"}, {"text": "held", "split": "test"},
-    ]  # fmt: skip
+        {"text": "a", "split": "train"},
+        {"text": "held", "split": "test"},
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"path": "a", "packaged": "b"}])
@@ -185,8 +186,12 @@ def test_a_wheel_must_be_pinned_and_fetched(home: Path) -> None:
 
 
 def _vader(home: Path, text: str, **options: Any) -> Any:
-    inner = tar_bytes({"h/movieReviewSnippets_GroundTruth.txt": text.encode(),
-                       "h/nytEditorialSnippets_GroundTruth.txt": text.encode()})  # fmt: skip
+    inner = tar_bytes(
+        {
+            "h/movieReviewSnippets_GroundTruth.txt": text.encode(),
+            "h/nytEditorialSnippets_GroundTruth.txt": text.encode(),
+        }
+    )
     files = {"vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner}
     digest = _put(home, "vadersentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz", files)
     return reader("vader", sha256=digest, **options)
@@ -230,11 +235,19 @@ def test_a_wrong_reader_option_says_where() -> None:
 @pytest.mark.network
 @pytest.mark.slow
 def test_debian_gives_its_manuals_and_catalogues(home: Path) -> None:
-    source = reader("debian", catalogues=[{"package": "tar"}], manuals=[{
-        "source_package": "debian-faq", "target_package": "debian-faq-zh-cn",
-        "source_pages": "usr/share/doc/debian/FAQ/{page}.en.html",
-        "target_pages": "usr/share/doc/debian/FAQ/zh-cn/{page}.zh-cn.html", "align": "structure",
-    }])  # fmt: skip
+    source = reader(
+        "debian",
+        catalogues=[{"package": "tar"}],
+        manuals=[
+            {
+                "source_package": "debian-faq",
+                "target_package": "debian-faq-zh-cn",
+                "source_pages": "usr/share/doc/debian/FAQ/{page}.en.html",
+                "target_pages": "usr/share/doc/debian/FAQ/zh-cn/{page}.zh-cn.html",
+                "align": "structure",
+            }
+        ],
+    )
     paths = fetch_all(source.requirements(), Progress(quiet=True))
     assert all(any(contents(path)) for path in paths)
     docs = {row["doc"].partition("/")[0] for row in source.read()}

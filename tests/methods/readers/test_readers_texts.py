@@ -53,17 +53,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_conversations_take_turns_and_alternatives_do_not(home: Path) -> None:
     talk = "conversations:\n- - Hello\n  - Hi\n  - How are you?\n- - 1 + 1\n  - 2\n- broken\n"
     folder = home / "packages/chatterbot-corpus==1.3.3"
-    wheel = zip_of(folder / "c.whl", {
-        "corpus/data/english/talk.yml": talk.encode(),
-        "corpus/data/english/emotion.yml": b"conversations:\n- - You are sad\n  - No\n  - Am I?\n",
-        "corpus/data/english/coding.yml": b"conversations:\n- - a\n  - b\n",
-    })  # fmt: skip
+    wheel = zip_of(
+        folder / "c.whl",
+        {
+            "corpus/data/english/talk.yml": talk.encode(),
+            "corpus/data/english/emotion.yml": b"conversations:\n- - You are sad\n  - No\n  - Am I?\n",
+            "corpus/data/english/coding.yml": b"conversations:\n- - a\n  - b\n",
+        },
+    )
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     rows = list(reader("chatterbot", sha256=sha256, leave_out=["coding"]).read())
     assert [row["turns"] for row in rows] == [
-        ["Hello", "Hi", "How are you?"], ["1 + 1", "2"],
-        ["You are sad", "No"], ["You are sad", "Am I?"],
-    ]  # fmt: skip
+        ["Hello", "Hi", "How are you?"],
+        ["1 + 1", "2"],
+        ["You are sad", "No"],
+        ["You are sad", "Am I?"],
+    ]
     assert rows[2]["doc"] == rows[3]["doc"]
     assert rows[0]["text"] == "Hello\nHi\nHow are you?"
     with pytest.raises(DataError, match="holds no language 'latin'"):
@@ -81,16 +86,16 @@ def _package(home: Path, name: str, files: dict[str, str]) -> None:
         (root / path).write_text(text, encoding="utf-8")
     target = home / "debian" / name
     target.mkdir(parents=True)
-    subprocess.run(["dpkg-deb", "-b", str(root), str(target / f"{name}.deb")], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run(
+        ["dpkg-deb", "-b", str(root), str(target / f"{name}.deb")], check=True, capture_output=True
+    )
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 def test_faqs_are_questions_with_the_prose_that_follows(home: Path) -> None:
     _package(home, "perl-doc", {"pod/perlfaq1.pod": POD})
     _package(home, "debian-faq", {"faq/a.en.html": PAGE})
-    pages = [{"package": "perl-doc", "pattern": "*.pod"},
-             {"package": "debian-faq", "pattern": "*.html"}]  # fmt: skip
+    pages = [{"package": "perl-doc", "pattern": "*.pod"}, {"package": "debian-faq", "pattern": "*.html"}]
     first, second = reader("faq", pages=pages, paragraphs=2).read()
     assert first["question"] == "Why is int() broken?"
     assert first["answer"] == "It is not; see the manual. Some $x < 1 are small. Last words."
@@ -101,9 +106,7 @@ def test_faqs_are_questions_with_the_prose_that_follows(home: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
 def test_passages_hold_the_answer_once_at_no_fixed_place(home: Path) -> None:
-    text = "=head1 X\n\n" + "".join(
-        f"=head2 What is {c}?\n\n{c} is a letter.\n\n" for c in "abcdefgh"
-    )
+    text = "=head1 X\n\n" + "".join(f"=head2 What is {c}?\n\n{c} is a letter.\n\n" for c in "abcdefgh")
     _package(home, "perl-doc", {"pod/perlfaq1.pod": text})
     pages = [{"package": "perl-doc", "pattern": "*.pod"}]
     rows = list(reader("faq", pages=pages, passages=4, draws=2).read())
@@ -114,8 +117,10 @@ def test_passages_hold_the_answer_once_at_no_fixed_place(home: Path) -> None:
 
 
 def test_squad_is_read_with_the_place_of_each_answer(tmp_path: Path) -> None:
-    asked = [{"id": "q1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 4}]},
-             {"id": "q2", "question": "Why?", "answers": []}]  # fmt: skip
+    asked = [
+        {"id": "q1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 4}]},
+        {"id": "q2", "question": "Why?", "answers": []},
+    ]
     node = {"data": [{"title": "T", "paragraphs": [{"context": "See Ann.", "qas": asked}]}]}
     path = tmp_path / "s.json"
     path.write_text(json.dumps(node))
@@ -127,22 +132,28 @@ def test_squad_is_read_with_the_place_of_each_answer(tmp_path: Path) -> None:
 
 
 def test_descriptions_are_prose_and_their_first_line(home: Path) -> None:
-    stanza = ("Package: {n}\nDescription-md5: 1\nDescription-en: {s}\n Long text about\n this.\n"
-              "  * a list\n .\n More.\n")  # fmt: skip
+    stanza = (
+        "Package: {n}\nDescription-md5: 1\nDescription-en: {s}\n Long text about\n this.\n"
+        "  * a list\n .\n More.\n"
+    )
     other = "Package: c\nDescription-md5: 2\nDescription-en: third\n Another.\n"
     (home / "apt/Translation-en").mkdir(parents=True)
-    (home / "apt/Translation-en/Translation-en").write_text("\n".join(
-        [stanza.format(n="a", s="one"), stanza.format(n="b", s="two"), other]))  # fmt: skip
+    (home / "apt/Translation-en/Translation-en").write_text(
+        "\n".join([stanza.format(n="a", s="one"), stanza.format(n="b", s="two"), other])
+    )
     rows = list(reader("descriptions").read())
     assert [(row["id"], row["source"], row["target"]) for row in rows] == [
-        ("a", "Long text about this. More.", "one"), ("c", "Another.", "third"),
-    ]  # fmt: skip
+        ("a", "Long text about this. More.", "one"),
+        ("c", "Another.", "third"),
+    ]
 
 
 def test_summaries_with_gaps_are_filled_from_their_descriptions(home: Path) -> None:
-    told = ("Package: a\nDescription-md5: 1\nDescription-en: small text editor\n"
-            " Contextual: an editor, and small.\n\n"
-            "Package: b\nDescription-md5: 2\nDescription-en: the and\n Of it.\n")  # fmt: skip
+    told = (
+        "Package: a\nDescription-md5: 1\nDescription-en: small text editor\n"
+        " Contextual: an editor, and small.\n\n"
+        "Package: b\nDescription-md5: 2\nDescription-en: the and\n Of it.\n"
+    )
     (home / "apt/Translation-en").mkdir(parents=True)
     (home / "apt/Translation-en/Translation-en").write_text(told)
     (row,) = reader("descriptions", gaps=True).read()

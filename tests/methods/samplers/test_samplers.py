@@ -24,9 +24,7 @@ STEPS = Listed("depth", ("2", "4", "6", "8"), step=2.0)
 ALL = (LR, RANK, BITS, STEPS)
 
 
-def searched(
-    sampler: Any, search: Search, judge: Callable[[dict[str, str]], tuple[float, ...]]
-) -> Search:
+def searched(sampler: Any, search: Search, judge: Callable[[dict[str, str]], tuple[float, ...]]) -> Search:
     """The search with every trial that the sampler asks for, judged at once."""
     while (trial := sampler.ask(search)) is not None:
         done = replace(trial, state="finished", values=judge(trial.chosen))
@@ -123,8 +121,10 @@ class TestWithOptuna:
 
     def curves(self, losses: list[float]) -> Search:
         """Finished points with falling losses, and one that runs with `losses` so far."""
-        done = [Trial({"bits": "4"}, "finished", (n / 10,),
-                      {s: 1 / s + n / 10 for s in range(1, 9)}) for n in range(5)]  # fmt: skip
+        done = [
+            Trial({"bits": "4"}, "finished", (n / 10,), {s: 1 / s + n / 10 for s in range(1, 9)})
+            for n in range(5)
+        ]
         runs = Trial({"bits": "8"}, "running", (), dict(enumerate(losses, 1)))
         return Search((BITS,), {"bleu": "maximize"}, (*done, runs))
 
