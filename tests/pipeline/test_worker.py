@@ -15,7 +15,7 @@ from lcc.core.errors import GateError
 from lcc.distributed.dist import SINGLE, Distributed
 from lcc.distributed.launch import launch
 from lcc.models import offload, reload_check
-from lcc.models.bundle import open_bundle
+from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.checkpoint import save
 from lcc.models.safetensors_io import StoredTensors
 from lcc.pipeline.worker import Job, work_step
@@ -75,7 +75,7 @@ def test_a_streamed_step_gives_what_one_in_memory_gives(
 ) -> None:
     monkeypatch.setattr(offload, "LARGE_BYTES", 1)
     streamed = work_step(SINGLE, job(step, parent, tmp_path / "streamed"))
-    monkeypatch.setattr("lcc.stages._calibration.stream", lambda *_, **__: None)
+    monkeypatch.setattr(Bundle, "stream", lambda *_, **__: None)
     whole = work_step(SINGLE, job(step, parent, tmp_path / "whole"))
     for name, measure in whole["measures"].items():
         if "difference" not in name:
