@@ -119,7 +119,7 @@ def imported(*_modules: Any) -> None:
     import safetensors.torch
     import tokenizers
 
-    import lcc.kernels.gptq
+    import lcc.kernels.obs_columns
 
     assert all((accelerate, compressed_tensors, numba, safetensors, tokenizers, lcc))
 

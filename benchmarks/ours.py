@@ -132,7 +132,7 @@ def warm(stage: Any) -> None:
     import torch
 
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.grid import Grid
+    from lcc.compression.quantization_grid import IntGrid
     from lcc.compression.sparsity import Pattern
     from lcc.methods.criteria import Pruner
 
@@ -142,7 +142,7 @@ def warm(stage: Any) -> None:
     stats = LayerStats(512, *sums, gram=x.T @ x)
     quantizer, criterion = (getattr(stage, n, None) for n in ("quantizer", "criterion"))
     if getattr(quantizer, "needs", None) == "gram":
-        quantizer.quantize(weight, stats, Grid(stage.bits, 64, "bfloat16"))
+        quantizer.quantize(weight, stats, IntGrid(stage.bits, 64, "bfloat16"))
     if criterion is None or not hasattr(stage, "pattern"):
         return
     asked = Pattern(stage.pattern, stage.sparsity)
@@ -216,7 +216,7 @@ def calibration_ids(job: dict[str, Any]) -> list[list[int]]:
     from lcc.calibration.calibrate import Calibration
     from lcc.config.cards import decode
     from lcc.models.bundle import open_bundle
-    from lcc.stages._calibration import text_batches
+    from lcc.stages._input_groups import text_batches
 
     bundle = open_bundle(Path(job["model"]))
     looks = decode(Calibration, {"samples": 100_000, "max_tokens": job["tokens"]}, "calibration")

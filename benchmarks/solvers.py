@@ -66,7 +66,7 @@ def solve(job: dict[str, Any]) -> dict[str, Any]:
     from safetensors.torch import load_file, save_file
 
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.grid import Grid
+    from lcc.compression.quantization_grid import IntGrid
     from lcc.compression.sparsity import Pattern
 
     tensors = load_file(job["layers"])
@@ -82,7 +82,7 @@ def solve(job: dict[str, Any]) -> dict[str, Any]:
         begun = time.process_time()
         weight = torch.cat(weights)
         if hasattr(stage, "quantizer"):
-            new = stage.quantizer.quantize(weight, stats, Grid(4, 64, "bfloat16")).dense().float()
+            new = stage.quantizer.quantize(weight, stats, IntGrid(4, 64, "bfloat16")).dense().float()
         elif hasattr(stage.criterion, "prune"):
             patterns = [Pattern(stage.pattern, stage.sparsity)] * len(weights)
             new = stage.criterion.prune(weight, stats, patterns, [len(w) for w in weights])

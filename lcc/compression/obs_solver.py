@@ -92,7 +92,7 @@ def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, floa
 
     In float32 unless rounding would count beside what is added to the diagonal, or fails.
     """
-    from lcc.kernels import gptq
+    from lcc.kernels import obs_columns
 
     diagonal = gram.diagonal().double()
     mean = float(diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny))
@@ -102,7 +102,7 @@ def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, floa
             if dtype == torch.float32 and rounding > ROUNDING * damping * mean:
                 continue
             # Transposed: LAPACK then works in place, where it else copies, on the upper half.
-            matrix = gptq.permuted(gram, order, dtype).T
+            matrix = obs_columns.permuted(gram, order, dtype).T
             matrix.diagonal().add_(damping * mean)
             failed = torch.empty((), dtype=torch.int32, device=gram.device)
             torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
@@ -126,12 +126,12 @@ def solve_columns(
 
     `choose` says per block of columns what stays, or `pattern` (N, M): N of M neighbours.
     """
-    from lcc.kernels import gptq
+    from lcc.kernels import obs_columns
 
     num_columns, (_, of) = weight.shape[1], pattern
     assert not of or block_size % of == 0, (block_size, of)
     looks_ahead = choose is not None or of > 0
-    columns = gptq.by_columns(weight.float().contiguous(), factor.order)  # (in, out)
+    columns = obs_columns.by_columns(weight.float().contiguous(), factor.order)  # (in, out)
     solved = torch.empty_like(columns, dtype=torch.float32 if levels is None else torch.int8)
     errors = torch.empty_like(columns)
     scale, zero, group, limits = _along_columns(levels, factor.order, columns)
@@ -143,8 +143,8 @@ def solve_columns(
         if choose is not None:
             kept = choose((target * spread[:, None]).square_(), first)
             keep = torch.empty_like(target).copy_(kept)  # rows lie together, whatever chose
-        gptq.solve(
-            gptq.Block(
+        obs_columns.solve(
+            obs_columns.ColumnBlock(
                 weight=columns[here],
                 target=target,
                 feedback=within,
@@ -160,7 +160,7 @@ def solve_columns(
                 solved=solved[here],
             )
         )
-    return gptq.by_rows(solved, factor.order)
+    return obs_columns.by_rows(solved, factor.order)
 
 
 def _feedback(factor: Factor, here: slice, *, looks_ahead: bool) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from lcc.models.safetensors_io import TensorFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.compression.grid import Grid
+    from lcc.compression.quantization_grid import IntGrid
     from lcc.models.bundle import Bundle
 
 Replaced = Mapping[str, dict[str, "Tensor"]]  # layer name → what is stored instead of its weight
@@ -70,7 +70,7 @@ class GroupGrid:
 
 
 def integer_config(
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, IntGrid],
     *,
     targets: list[str],
     skipped: list[str],
@@ -83,7 +83,7 @@ def integer_config(
     embeddings or T5 packed, and runs dense weights faster than packed ones. Several grids it reads
     only packed, and unpacks at the first forward.
     """
-    kinds: dict[Grid, list[str]] = {}
+    kinds: dict[IntGrid, list[str]] = {}
     for name, grid in grids.items():
         kinds.setdefault(grid, []).append(name)
     groups = {
@@ -110,7 +110,7 @@ def input_rounding(config: dict[str, Any]) -> dict[str, Any] | None:
     return next((group.get("input_activations") for group in groups), None)
 
 
-def _weights(grid: Grid) -> dict[str, Any]:
+def _weights(grid: IntGrid) -> dict[str, Any]:
     size = grid.group_size
     return {
         "num_bits": grid.bits,

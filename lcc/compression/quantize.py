@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.calibration.calibrate import InputGroup
 from lcc.calibration.resume import Facts
-from lcc.compression.grid import Grid, output_error, search_scales
 from lcc.compression.obs_solver import layer_error
 from lcc.compression.packed_format import GroupGrid
+from lcc.compression.quantization_grid import IntGrid, output_error, search_scales
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.lazy import torch
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from lcc.calibration.calibrate import InputGroup
     from lcc.calibration.resume import Facts
-    from lcc.compression.grid import Grid
+    from lcc.compression.quantization_grid import IntGrid
 
 MAX_STATES = 20_000  # of the table; more layers' sizes are rounded up to this fineness
 
 
-def note_changes(groups: Any, grid: Grid, *, offered: Sequence[int]) -> None:
+def note_changes(groups: Any, grid: IntGrid, *, offered: Sequence[int]) -> None:
     """Put into `groups.facts`, by the first layer of each input, what each number of bits costs."""
     for group in groups:
         groups.facts[next(iter(group.layers))] = {
@@ -35,7 +35,7 @@ def note_changes(groups: Any, grid: Grid, *, offered: Sequence[int]) -> None:
         }
 
 
-def mixed_grids(facts: Facts, grid: Grid, *, offered: Sequence[int], average: float) -> dict[str, Grid]:
+def mixed_grids(facts: Facts, grid: IntGrid, *, offered: Sequence[int], average: float) -> dict[str, IntGrid]:
     """Each layer's grid: layers that read one input get equal bits, as fused kernels need them.
 
     Their error is the share of their outputs that rounding changes on the calibration text, with
@@ -52,7 +52,7 @@ def mixed_grids(facts: Facts, grid: Grid, *, offered: Sequence[int], average: fl
     }
 
 
-def output_change(group: InputGroup, grid: Grid) -> float:
+def output_change(group: InputGroup, grid: IntGrid) -> float:
     """tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) of the stacked layers, rounding with searched scales."""
     assert group.stats is not None and group.stats.gram is not None, "mixing bits reads the Gram"
     weight, gram = group.weight().float(), group.stats.gram
@@ -113,7 +113,7 @@ class Rounding:
     def __init__(
         self,
         quantizer: Any,
-        grids: Mapping[str, Grid],
+        grids: Mapping[str, IntGrid],
         *,
         facts: Facts,
         packed: MutableMapping[str, dict[str, Tensor]],
@@ -155,7 +155,7 @@ class Rounding:
         self.facts[name], self.packed[name] = fact, tensors
 
 
-def by_grid(group: InputGroup, grids: Mapping[str, Grid]) -> Iterator[tuple[InputGroup, Grid]]:
+def by_grid(group: InputGroup, grids: Mapping[str, IntGrid]) -> Iterator[tuple[InputGroup, IntGrid]]:
     """The group's layers with equal grids together."""
     for grid in dict.fromkeys(grids[name] for name in group.layers):
         alike = {name: layer for name, layer in group.layers.items() if grids[name] == grid}

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lcc.compression.grid import Grid, widest_scales
 from lcc.compression.packed_format import GroupGrid, integer_config, write_packed
+from lcc.compression.quantization_grid import IntGrid, widest_scales
 from lcc.core.lazy import torch, transformers
 from lcc.inference.sidecar import write_companions
 from lcc.models.blocks import block_linears
@@ -54,7 +54,7 @@ def pack_integers(
         if name not in layers or module.in_features % group_size:
             dense.append(name)
             continue
-        grid = Grid(bits, group_size, dtype, symmetric)
+        grid = IntGrid(bits, group_size, dtype, symmetric)
         scale, zero = widest_scales(module.weight.detach(), grid)
         codes = grid.encode(module.weight.detach(), scale, zero)
         grids[name] = grid

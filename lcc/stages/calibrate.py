@@ -13,7 +13,7 @@ from lcc.core.progress import Measure
 from lcc.distributed.dist import Distributed
 from lcc.models.blocks import as_linear, block_linears
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import SEQUENTIAL, few_tokens, text_batches
+from lcc.stages._input_groups import SEQUENTIAL, few_tokens, text_batches
 
 if TYPE_CHECKING:
     from lcc.core.types import Form

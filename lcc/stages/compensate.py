@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.grid import Grid
 from lcc.compression.lowrank import Change, Compensation, write_adapter
 from lcc.compression.packed_format import part_table
+from lcc.compression.quantization_grid import IntGrid
 from lcc.compression.quantize import Rounding
 from lcc.config.cards import card
 from lcc.core.errors import RecipeError
@@ -20,7 +20,7 @@ from lcc.core.types import Form
 from lcc.methods.quantizers import Smoother
 from lcc.models.card import ADAPTER
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import Needs, few_tokens, input_groups
+from lcc.stages._input_groups import Needs, few_tokens, input_groups
 from lcc.stages.factorize import refuse_sequential
 from lcc.stages.quantize import NO_GAIN, Bits, Quantize, common_group_size, layer_bits
 
@@ -73,7 +73,7 @@ class Compensate(Quantize):
         model = bundle.load(device=context.device)
         self.check(model.config.to_dict())
         layers, _ = self._targets(model)
-        grid = Grid(self.bits, common_group_size(self, layers), bundle.card.dtype, self.symmetric)
+        grid = IntGrid(self.bits, common_group_size(self, layers), bundle.card.dtype, self.symmetric)
         grids = {n: replace(grid, bits=bits) for n, bits in layer_bits(self, layers).items()}
         rounding = Rounding(self.quantizer, grids, facts={}, packed={})
         work = Compensation(rounding, self.rank, self.num_turns, self.damping, bundle.card.dtype)

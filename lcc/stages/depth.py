@@ -23,7 +23,7 @@ from lcc.core.disk import write_text
 from lcc.core.errors import RecipeError
 from lcc.core.progress import Measure
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import SEQUENTIAL, text_batches
+from lcc.stages._input_groups import SEQUENTIAL, text_batches
 
 if TYPE_CHECKING:
     from lcc.calibration.block_walker import Batch

@@ -28,7 +28,7 @@ from lcc.core.progress import Measure
 from lcc.models.blocks import as_linear, block_linears
 from lcc.models.formats import FORMAT, put_factors, write_factored
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import Needs, few_tokens, input_groups
+from lcc.stages._input_groups import Needs, few_tokens, input_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from lcc.calibration.calibrate import Calibration, InputGroup
-from lcc.compression.grid import Grid
 from lcc.compression.packed_format import input_rounding, part_table, write_packed
+from lcc.compression.quantization_grid import IntGrid
 from lcc.compression.quantize import Rounding, mixed_grids, note_changes
 from lcc.compression.smoothquant import smooth, smoothed
 from lcc.config.cards import Choice, card, decode_card, name_of
@@ -27,7 +27,7 @@ from lcc.methods.quantizers.nearest import Nearest
 from lcc.models.blocks import as_linear, block_linears
 from lcc.models.formats import round_inputs
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import Needs, input_groups, opened, processes, reads
+from lcc.stages._input_groups import Needs, input_groups, opened, processes, reads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +127,7 @@ class Quantize:
     def _run(self, bundle: Bundle, context: Context, model: Any) -> Outcome:
         layers, others = self._targets(model)
         size = common_group_size(self, {**layers, **others})
-        grid = Grid(self.bits, size, bundle.card.dtype, self.symmetric)
+        grid = IntGrid(self.bits, size, bundle.card.dtype, self.symmetric)
         bits = layer_bits(self, {**layers, **others})
         grids = {name: replace(grid, bits=number) for name, number in bits.items()}
         if self.average_bits is not None:
@@ -149,7 +149,7 @@ class Quantize:
         return outcome
 
     def _smooth(
-        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grids: dict[str, Grid]
+        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grids: dict[str, IntGrid]
     ) -> dict[str, Tensor]:
         """What was moved into the weights, by the first layer of each input."""
         if not isinstance(self.quantizer, Smoother):
@@ -176,8 +176,8 @@ class Quantize:
         return opened(bundle, context, needs=self.needs)
 
     def _mixed(
-        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grid: Grid
-    ) -> dict[str, Grid]:
+        self, bundle: Bundle, context: Context, layers: dict[str, Linear], grid: IntGrid
+    ) -> dict[str, IntGrid]:
         assert self.average_bits is not None
         if "stats" not in context.inputs:
             raise RecipeError(

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from lcc.calibration.calibrate import Calibration, encoded_batches
 from lcc.calibration.statistics import StoredStats
-from lcc.compression.grid import Grid
 from lcc.compression.prune_depth import Probing
 from lcc.compression.prune_groups import feed_forwards
 from lcc.compression.prune_width import ridge_repair
+from lcc.compression.quantization_grid import IntGrid
 from lcc.compression.sparsity import Pattern
 from lcc.config.cards import card, decode_card
 from lcc.core.disk import write_text
@@ -27,7 +27,7 @@ from lcc.methods.quantizers.gptq import Gptq
 from lcc.methods.quantizers.nearest import Nearest
 from lcc.models.blocks import as_linear, block_linears, blocks
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import SEQUENTIAL, Needs
+from lcc.stages._input_groups import SEQUENTIAL, Needs
 from lcc.stages.quantize import GROUPS
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lcc.core.types import Form
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
-    from lcc.stages._calibration import Needs
+    from lcc.stages._input_groups import Needs
 
 Action = Literal["w8", "w4", "w3", "w4_gptq", "sparse50", "sparse24", "width25"]
 NEEDS: dict[str, Needs] = {"w4_gptq": "gram", "width25": "gram", "sparse50": "diagonal",
@@ -78,7 +78,7 @@ class Actions:
     def _rounded(self, action: str, layers: Mapping[str, Linear]) -> Change:
         common = math.gcd(*(layer.in_features for layer in layers.values()))
         group = next((size for size in GROUPS if common % size == 0), None)
-        grid = Grid(BITS[action], group, self.dtype)
+        grid = IntGrid(BITS[action], group, self.dtype)
         quantizer: Any = decode_card(Gptq if action.endswith("gptq") else Nearest, {})
         weights, stored = {}, 0
         for name, layer in layers.items():

@@ -22,7 +22,7 @@ from lcc.methods.criteria import Pruner
 from lcc.methods.criteria.wanda import Wanda
 from lcc.models.blocks import as_linear, block_linears
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import Needs, few_tokens, input_groups, opened, processes, reads
+from lcc.stages._input_groups import Needs, few_tokens, input_groups, opened, processes, reads
 
 if TYPE_CHECKING:
     from torch import Tensor

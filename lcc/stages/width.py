@@ -52,7 +52,7 @@ from lcc.methods.criteria import ByGradient
 from lcc.methods.criteria.wanda import Wanda
 from lcc.models.blocks import as_linear, block_linears
 from lcc.pipeline.stage import Outcome
-from lcc.stages._calibration import SEQUENTIAL, Needs, few_tokens, input_groups, reads, text_batches
+from lcc.stages._input_groups import SEQUENTIAL, Needs, few_tokens, input_groups, reads, text_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from lcc.calibration.block_walker import Aside, Memory, runs_in_order, walk
 from lcc.calibration.calibrate import calibrated, collect
 from lcc.core.errors import DataError, RecipeError
 from lcc.models.blocks import as_linear, block_linears, blocks
-from lcc.stages._calibration import opened
+from lcc.stages._input_groups import opened
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
          "num_attention_heads": 4, "pad_token_id": 0}  # fmt: skip

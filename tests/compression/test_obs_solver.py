@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.compression.grid import Grid, output_error, search_scales
 from lcc.compression.obs_solver import Factor, Levels, factorize, layer_error, quotas, solve_columns
+from lcc.compression.quantization_grid import IntGrid, output_error, search_scales
 from lcc.compression.sparsity import Pattern
-from lcc.kernels import gptq
+from lcc.kernels import obs_columns
 
-GRID = Grid(bits=4, group_size=8, dtype="float32", symmetric=False)
+GRID = IntGrid(bits=4, group_size=8, dtype="float32", symmetric=False)
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Case:
     weight: Tensor  # (out, in)
     gram: Tensor
 
-    def levels(self, grid: Grid = GRID) -> Levels:
+    def levels(self, grid: IntGrid = GRID) -> Levels:
         scale, zero = search_scales(self.weight, grid, self.gram.diagonal())
         middle = torch.zeros_like(scale) if zero is None else zero
         return Levels(scale, middle, grid.lowest, grid.highest)
@@ -199,7 +199,7 @@ def test_the_compiled_pass_equals_plain_torch(
     if options.pop("choose", False):
         options["choose"] = half(wide, factor, "row", block_size=32)
     compiled = solve_columns(wide.weight, factor, block_size=32, **options)
-    monkeypatch.setattr(gptq, "solve", gptq.solve_in_torch)
+    monkeypatch.setattr(obs_columns, "solve", obs_columns.solve_in_torch)
     plain = solve_columns(wide.weight, factor, block_size=32, **options)
     assert torch.allclose(compiled.float(), plain.float(), atol=1e-5)
 

@@ -11,7 +11,7 @@ import torch
 
 from lcc.calibration.calibrate import InputGroup, stored_groups
 from lcc.calibration.statistics import StoredStats, Sums
-from lcc.compression.grid import Grid, output_error
+from lcc.compression.quantization_grid import IntGrid, output_error
 from lcc.compression.smoothquant import Folds, smooth, smoothed
 from lcc.methods.quantizers.awq import Awq
 from lcc.methods.quantizers.nearest import Nearest
@@ -61,7 +61,7 @@ def test_the_float_model_says_the_same_after_smoothing(family: str, quantizer: A
     weights = {name: layer.weight.clone() for name, layer in block_linears(model).items()}
 
     def choose(group: InputGroup) -> torch.Tensor:
-        return quantizer.smoothing(group.weight(), group.stats, Grid(4, None, "bfloat16"))
+        return quantizer.smoothing(group.weight(), group.stats, IntGrid(4, None, "bfloat16"))
 
     moved = smooth(model, groups_of(model, tmp_path), choose, dtype="bfloat16")
     after = probe_logits(model)
@@ -113,7 +113,7 @@ def test_awq_errs_less_than_nearest_where_some_inputs_are_large() -> None:
     x = torch.randn(400, 32) * torch.where(torch.arange(32) % 8 == 0, 20.0, 1.0)
     sums = Sums(gram=True)
     sums.add(x)
-    stats, weight, grid = sums.stats(), torch.randn(16, 32), Grid(3, 8, "float32")
+    stats, weight, grid = sums.stats(), torch.randn(16, 32), IntGrid(3, 8, "float32")
     scale = Awq().smoothing(weight, stats, grid)
     assert float(scale[8] / scale[9]) > 1.3
     made = Awq().quantize(weight * scale, smoothed(stats, scale), grid).dense() / scale
@@ -126,5 +126,5 @@ def test_awq_errs_less_than_nearest_where_some_inputs_are_large() -> None:
 def test_smoothquant_halves_the_outliers_between_inputs_and_weights() -> None:
     weight, sums = torch.ones(3, 4), Sums(gram=False)
     sums.add(torch.tensor([[16.0, 1.0, 0.0, 4.0]]))
-    scale = SmoothQuant(strength=0.5).smoothing(weight, sums.stats(), Grid(8, None, "float32"))
+    scale = SmoothQuant(strength=0.5).smoothing(weight, sums.stats(), IntGrid(8, None, "float32"))
     assert scale.tolist() == [4.0, 1.0, 1.0, 2.0]  # an input that is never there stays

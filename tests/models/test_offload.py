@@ -16,7 +16,7 @@ from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.checkpoint import save
 from lcc.models.reload_check import reload_gate
 from lcc.models.safetensors_io import StoredTensors
-from lcc.stages._calibration import input_groups, opened
+from lcc.stages._input_groups import input_groups, opened
 
 FAMILIES = [tiny.llama, tiny.qwen3, tiny.gemma3, tiny.gpt2, tiny.bert, tiny.t5, tiny.marian]
 

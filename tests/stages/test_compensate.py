@@ -14,8 +14,8 @@ import torch
 
 from lcc.calibration.calibrate import Calibration, InputGroup
 from lcc.calibration.statistics import Sums
-from lcc.compression.grid import Grid
 from lcc.compression.lowrank import Compensation
+from lcc.compression.quantization_grid import IntGrid
 from lcc.compression.quantize import Rounding
 from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
@@ -60,7 +60,7 @@ def correlated(width: int) -> Any:
 def compensation(weight: torch.Tensor, stats: Any, *, rank: int, turns: int = 1) -> Any:
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight.data = weight.clone()
-    grid = Grid(4, None, "float32")
+    grid = IntGrid(4, None, "float32")
     rounding = Rounding(decode(Nearest, {}), {"a": grid}, facts={}, packed={})
     found = Compensation(rounding, rank, turns, 0.0, "float32")
     found.add(InputGroup({"a": layer}, stats))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from quantizing import calibrated, logits, quantized
 
-from lcc.compression.grid import Grid
 from lcc.compression.packed_format import GroupGrid
+from lcc.compression.quantization_grid import IntGrid
 from lcc.config.cards import decode
 from lcc.core.errors import GateError, RecipeError
 from lcc.methods.quantizers.nearest import Nearest
@@ -69,7 +69,7 @@ def test_auto_takes_the_largest_group_that_divides_every_input(tmp_path: Path) -
 def test_nearest_is_the_nearest_point_of_a_symmetric_grid() -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 8)
-    grid = Nearest().quantize(weight, None, Grid(bits=4, group_size=4, dtype="float32"))
+    grid = Nearest().quantize(weight, None, IntGrid(bits=4, group_size=4, dtype="float32"))
     assert isinstance(grid, GroupGrid)
     for row in range(4):
         for group in range(2):
@@ -82,7 +82,7 @@ def test_nearest_is_the_nearest_point_of_a_symmetric_grid() -> None:
 
 def test_a_row_of_zeros_stays_zero() -> None:
     weight = torch.cat([torch.zeros(1, 8), torch.ones(1, 8)])
-    dense = Nearest().quantize(weight, None, Grid(bits=8, group_size=8, dtype="bfloat16")).dense()
+    dense = Nearest().quantize(weight, None, IntGrid(bits=8, group_size=8, dtype="bfloat16")).dense()
     assert torch.equal(dense[0].float(), weight[0]) and dense.isfinite().all()
 
 

@@ -18,7 +18,7 @@ from lcc.models.bundle import open_bundle
 from lcc.models.checkpoint import save
 from lcc.models.safetensors_io import StoredTensors
 from lcc.stages import calibrate
-from lcc.stages._calibration import input_groups, opened
+from lcc.stages._input_groups import input_groups, opened
 
 BUILDS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "t5": tiny.t5, "bert": tiny.bert}
 

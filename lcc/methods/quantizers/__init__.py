@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from lcc.compression.grid import Grid
+from lcc.compression.quantization_grid import IntGrid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,9 +45,11 @@ class Quantizer(Protocol):
         """What `quantize` reads of `stats`; may be a ClassVar."""
         ...
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized: ...
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized: ...
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         """config.json's `quantization_config`: layers by name, all `targets` but the `skipped`."""
         ...
 
@@ -56,6 +58,6 @@ class Quantizer(Protocol):
 class Smoother(Protocol):
     """A quantizer that first moves scales from the inputs into the weights."""
 
-    def smoothing(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+    def smoothing(self, weight: Tensor, stats: LayerStats, grid: IntGrid) -> Tensor:
         """Factors (in,) of the inputs' weights; the inputs are divided by them."""
         ...

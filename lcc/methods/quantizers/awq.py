@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.grid import Grid, output_error, search_scales, widest_scales
 from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.quantization_grid import IntGrid, output_error, search_scales, widest_scales
 from lcc.config.cards import card
 from lcc.core.lazy import torch
 from lcc.methods.quantizers import Format, Needs, Quantized
@@ -37,7 +37,7 @@ class Awq:
 
     num_ratios: Annotated[int, Field(ge=1, le=100)] = 20
 
-    def smoothing(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+    def smoothing(self, weight: Tensor, stats: LayerStats, grid: IntGrid) -> Tensor:
         """Factors (in,) of the inputs' weights; ones, should no power be better."""
         assert stats.gram is not None, "awq reads the Gram"
         weight = weight[:: -(-len(weight) // MAX_ROWS)]
@@ -52,12 +52,14 @@ class Awq:
                 least, best = error, scale
         return best
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         assert stats is not None, "awq reads calibration statistics"
         scale, zero = search_scales(weight, grid, stats.gram)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)
 
 

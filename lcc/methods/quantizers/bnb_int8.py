@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.compression.grid import Grid
+from lcc.compression.quantization_grid import IntGrid
 from lcc.config.cards import card
 from lcc.core.lazy import bitsandbytes, torch
 from lcc.methods.quantizers import Format, Needs, Quantized
@@ -49,11 +49,13 @@ class BnbInt8:
     bits: ClassVar[tuple[int, ...]] = (8,)
     format: ClassVar[Format] = "bitsandbytes"
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         codes, largest, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.half())
         return Rows(codes, largest)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return {
             "quant_method": "bitsandbytes",
             "load_in_4bit": False,

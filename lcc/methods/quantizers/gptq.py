@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from lcc.compression.grid import Grid, search_scales
 from lcc.compression.obs_solver import (
     BLOCK,
     Levels,
@@ -23,6 +22,7 @@ from lcc.compression.obs_solver import (
     spaced_rows,
 )
 from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.quantization_grid import IntGrid, search_scales
 from lcc.compression.sparsity import Pattern
 from lcc.config.cards import card
 from lcc.core.lazy import torch
@@ -52,7 +52,7 @@ class Gptq:
     pattern: Literal["dense", "unstructured", "2:4", "4:8"] = "dense"
     sparsity: Annotated[float, Field(gt=0, le=0.6)] = 0.5  # of the pattern `unstructured`
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         assert stats is not None and stats.gram is not None, "gptq reads Grams"
         scale, zero = search_scales(self._likely(weight, stats.diagonal), grid, stats.diagonal)
         codes = self._codes(weight, stats.gram, grid, scale, zero)
@@ -75,7 +75,9 @@ class Gptq:
             return weight
         return weight * Pattern(self.pattern, self.sparsity).mask(weight.square() * diagonal)
 
-    def _codes(self, weight: Tensor, gram: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def _codes(
+        self, weight: Tensor, gram: Tensor, grid: IntGrid, scale: Tensor, zero: Tensor | None
+    ) -> Tensor:
         asked = Pattern(self.pattern, self.sparsity)
         factor = factorize(
             gram,
@@ -104,5 +106,7 @@ class Gptq:
             block_size=self.block_size,
         )
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

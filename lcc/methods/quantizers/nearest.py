@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.compression.grid import Grid, widest_scales
 from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.quantization_grid import IntGrid, widest_scales
 from lcc.config.cards import card
 from lcc.methods.quantizers import Format, Needs, Quantized
 
@@ -28,9 +28,11 @@ class Nearest:
     bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     format: ClassVar[Format] = "compressed-tensors"
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         scale, zero = widest_scales(weight, grid)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

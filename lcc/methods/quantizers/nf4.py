@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lcc.compression.grid import Grid
+from lcc.compression.quantization_grid import IntGrid
 from lcc.config.cards import card
 from lcc.core.lazy import bitsandbytes, torch
 from lcc.methods.quantizers import Format, Needs, Quantized
@@ -49,7 +49,7 @@ class Nf4:
     format: ClassVar[Format] = "bitsandbytes"
     block: ClassVar[int] = BLOCK  # its CPU kernel reads whole blocks per row
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         codes, state = bitsandbytes.functional.quantize_4bit(
             weight.to(getattr(torch, grid.dtype)).contiguous(),
             blocksize=BLOCK,
@@ -58,7 +58,9 @@ class Nf4:
         )
         return NormalFloat(codes, state)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         (grid,) = set(grids.values())
         return {
             "quant_method": "bitsandbytes",

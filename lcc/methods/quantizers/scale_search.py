@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lcc.compression.grid import Grid, search_scales
 from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.quantization_grid import IntGrid, search_scales
 from lcc.config.cards import card
 from lcc.methods.quantizers import Format, Needs, Quantized
 
@@ -34,11 +34,13 @@ class ScaleSearch:
     def needs(self) -> Needs:
         return self.weigh
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         assert stats is not None, "scale_search reads calibration statistics"
         importance = stats.gram if self.weigh == "gram" else stats.diagonal
         scale, zero = search_scales(weight, grid, importance)
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lcc.compression.grid import Grid, widest_scales
 from lcc.compression.packed_format import GroupGrid, integer_config
+from lcc.compression.quantization_grid import IntGrid, widest_scales
 from lcc.config.cards import card
 from lcc.core.lazy import torch
 from lcc.methods.quantizers import Format, Needs, Quantized
@@ -35,17 +35,19 @@ class SmoothQuant:
 
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5
 
-    def smoothing(self, weight: Tensor, stats: LayerStats, grid: Grid) -> Tensor:
+    def smoothing(self, weight: Tensor, stats: LayerStats, grid: IntGrid) -> Tensor:
         """Factors (in,) of the inputs' weights."""
         largest = weight.abs().amax(dim=0)
         scale = stats.max_abs.pow(self.strength) / largest.pow(1 - self.strength)
         usable = (stats.max_abs > 0) & (largest > 0)
         return torch.where(usable, scale, torch.ones_like(scale))
 
-    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: Grid) -> Quantized:
+    def quantize(self, weight: Tensor, stats: LayerStats | None, grid: IntGrid) -> Quantized:
         scale, zero = widest_scales(weight, grid)
         codes = grid.encode(weight, scale, zero)
         return GroupGrid(codes, scale, grid.bits, zero, packs=False)
 
-    def config(self, grids: Mapping[str, Grid], *, targets: list[str], skipped: list[str]) -> dict[str, Any]:
+    def config(
+        self, grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str]
+    ) -> dict[str, Any]:
         return integer_config(grids, targets=targets, skipped=skipped, rounds_inputs=True)

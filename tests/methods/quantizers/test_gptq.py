@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lcc.calibration.statistics import LayerStats, Sums
-from lcc.compression.grid import Grid, search_scales
 from lcc.compression.obs_solver import layer_error
+from lcc.compression.quantization_grid import IntGrid, search_scales
 from lcc.config.cards import Mistakes, decode, find_card
 from lcc.methods.quantizers.gptq import Gptq
 
@@ -26,7 +26,7 @@ def correlated(num_inputs: int = 256) -> tuple[Tensor, LayerStats]:
     return torch.randn(64, num_inputs), stats
 
 
-def error_of(name: str, grid: Grid, **options: Any) -> float:
+def error_of(name: str, grid: IntGrid, **options: Any) -> float:
     weight, stats = correlated()
     assert stats.gram is not None
     dense = decode(find_card("quantizers", name), options).quantize(weight, stats, grid).dense()
@@ -36,7 +36,7 @@ def error_of(name: str, grid: Grid, **options: Any) -> float:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_loses_less_than_scale_search_and_that_less_than_nearest(bits: int, symmetric: bool) -> None:
-    grid = Grid(bits, 64, "float32", symmetric)
+    grid = IntGrid(bits, 64, "float32", symmetric)
     gptq = error_of("gptq", grid)
     assert gptq <= error_of("gptq", grid, act_order=False)
     assert gptq <= error_of("scale_search", grid) <= error_of("nearest", grid)
@@ -45,7 +45,7 @@ def test_gptq_loses_less_than_scale_search_and_that_less_than_nearest(bits: int,
 def test_act_order_keeps_the_groups_of_the_layout() -> None:
     """Scales are those of neighbouring inputs, so that a file needs no index of groups."""
     weight, stats = correlated()
-    grid = Grid(4, 32, "bfloat16", False)
+    grid = IntGrid(4, 32, "bfloat16", False)
     found: Any = decode(Gptq, {"act_order": True}).quantize(weight, stats, grid)
     scale, zero = search_scales(weight, grid, stats.diagonal)
     assert torch.equal(found.scale, scale) and torch.equal(found.zero, zero)
@@ -54,14 +54,14 @@ def test_act_order_keeps_the_groups_of_the_layout() -> None:
 
 
 def test_a_grid_of_one_scale_per_row_works() -> None:
-    assert error_of("gptq", Grid(4, None, "float32")) < error_of("nearest", Grid(4, None, "float32"))
+    assert error_of("gptq", IntGrid(4, None, "float32")) < error_of("nearest", IntGrid(4, None, "float32"))
 
 
 def test_inputs_that_do_not_mix_are_rounded_to_nearest() -> None:
     weight = torch.randn(8, 32)
     sums = Sums(gram=True)
     sums.add(torch.eye(32) * 3)
-    grid = Grid(4, 32, "float32")
+    grid = IntGrid(4, 32, "float32")
     found = decode(Gptq, {}).quantize(weight, sums.stats(), grid).dense()
     scale, zero = search_scales(weight, grid, sums.stats().diagonal)
     assert torch.allclose(found, grid.round(weight, scale, zero))
@@ -69,7 +69,7 @@ def test_inputs_that_do_not_mix_are_rounded_to_nearest() -> None:
 
 def test_plain_rounding_stays_where_it_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, stats = correlated()
-    grid = Grid(4, 64, "float32")
+    grid = IntGrid(4, 64, "float32")
     worse = torch.zeros(weight.shape, dtype=torch.int8)
     monkeypatch.setattr(Gptq, "_codes", lambda *_: worse)
     found = decode(Gptq, {}).quantize(weight, stats, grid).dense()
@@ -82,7 +82,7 @@ def test_plain_rounding_stays_where_it_is_better(monkeypatch: pytest.MonkeyPatch
 def test_mask_and_grid_are_chosen_together(pattern: str, of: int, symmetric: bool) -> None:
     weight, stats = correlated()
     assert stats.gram is not None
-    grid = Grid(4, 64, "float32", symmetric)
+    grid = IntGrid(4, 64, "float32", symmetric)
     found: Any = decode(Gptq, {"pattern": pattern}).quantize(weight, stats, grid)
     dense = found.dense()
     assert ((dense == 0).view(-1, of).sum(dim=1) >= of // 2).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcc.calibration.statistics import LayerStats, Sums
-from lcc.compression.grid import Grid
+from lcc.compression.quantization_grid import IntGrid
 from lcc.config.cards import decode, find_card, names
 from lcc.methods.quantizers import Smoother
 
@@ -35,7 +35,7 @@ def stats_of(x: torch.Tensor) -> LayerStats:
 
 def grid_of(name: str) -> tuple[int, torch.Tensor]:
     quantizer = decode(find_card("quantizers", name), {})
-    grid = Grid(bits=4 if 4 in quantizer.bits else 8, group_size=32, dtype="float32")
+    grid = IntGrid(bits=4 if 4 in quantizer.bits else 8, group_size=32, dtype="float32")
     return quantizer.revision, quantizer.quantize(WEIGHT, stats_of(X), grid).dense()
 
 
@@ -53,5 +53,5 @@ def test_the_scales_it_moves_are_those_of_this_revision(name: str) -> None:
         assert (name, quantizer.revision) not in SCALES
         return
     stats = stats_of(X * torch.logspace(0, 2, 64))
-    scale = quantizer.smoothing(WEIGHT, stats, Grid(4, 32, "float32"))
+    scale = quantizer.smoothing(WEIGHT, stats, IntGrid(4, 32, "float32"))
     assert float(scale[0] / scale[-1]) == pytest.approx(SCALES[name, quantizer.revision], rel=1e-3)

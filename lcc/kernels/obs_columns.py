@@ -27,7 +27,7 @@ FASTMATH = {"contract", "reassoc", "nsz"}
 
 
 @dataclass(frozen=True)
-class Block:
+class ColumnBlock:
     """Some columns in the order of solving, ready to be solved."""
 
     weight: Tensor  # (columns, out), as it was
@@ -45,7 +45,7 @@ class Block:
     solved: Tensor  # (columns, out): to be filled with int8 codes, or float32 without a grid
 
 
-def solve(block: Block) -> None:
+def solve(block: ColumnBlock) -> None:
     """Fill `block.errors` and `block.solved`."""
     if block.weight.device.type != "cpu":
         solve_in_torch(block)
@@ -99,7 +99,7 @@ def by_rows(solved: Tensor, order: Tensor) -> Tensor:
     return turned
 
 
-def solve_in_torch(block: Block) -> None:
+def solve_in_torch(block: ColumnBlock) -> None:
     """The same, column by column, for any device."""
     target, keep = block.target, block.keep
     kept, of = block.pattern

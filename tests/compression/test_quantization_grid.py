@@ -7,16 +7,16 @@ import itertools
 import pytest
 import torch
 
-from lcc.compression.grid import (
+from lcc.compression.packed_format import GroupGrid
+from lcc.compression.quantization_grid import (
     SHRINKS,
-    Grid,
+    IntGrid,
     _best_options,
     best_options_in_torch,
     output_error,
     search_scales,
     widest_scales,
 )
-from lcc.compression.packed_format import GroupGrid
 from lcc.compression.quantize import cheapest
 from lcc.core.errors import RecipeError
 
@@ -31,7 +31,7 @@ def correlated(num_inputs: int, num_tokens: int = 200) -> torch.Tensor:
     return gram
 
 
-def slow_error(values: list[float], scale: float, zero: float, grid: Grid, weighing) -> float:
+def slow_error(values: list[float], scale: float, zero: float, grid: IntGrid, weighing) -> float:
     total = 0.0
     for value, weigh in zip(values, weighing, strict=True):
         code = min(max(round(value / scale) + zero, grid.lowest), grid.highest)
@@ -44,7 +44,7 @@ def slow_error(values: list[float], scale: float, zero: float, grid: Grid, weigh
 def test_the_searched_scale_is_the_best_of_all_that_were_tried(bits: int, symmetric: bool) -> None:
     torch.manual_seed(0)
     weight, importance = torch.randn(3, 8), torch.rand(8)
-    grid = Grid(bits, 4, "float32", symmetric)
+    grid = IntGrid(bits, 4, "float32", symmetric)
     scale, zero = search_scales(weight, grid, importance)
     for row, group in itertools.product(range(3), range(2)):
         values = weight[row, 4 * group : 4 * group + 4].tolist()
@@ -69,7 +69,7 @@ def test_on_correlated_inputs_the_search_never_errs_more_than_nearest(
     gram = correlated(32)
     weight = torch.randn(16, 32)
     for bits in (2, 3, 4, 8):
-        grid = Grid(bits, group_size, "float32", symmetric)
+        grid = IntGrid(bits, group_size, "float32", symmetric)
         widest = output_error(grid.round(weight, *widest_scales(weight, grid)) - weight, gram)
         found = output_error(grid.round(weight, *search_scales(weight, grid, gram)) - weight, gram)
         assert bool((found <= widest * (1 + 1e-4)).all())
@@ -78,7 +78,7 @@ def test_on_correlated_inputs_the_search_never_errs_more_than_nearest(
 
 def test_a_gram_without_correlations_finds_what_its_diagonal_finds() -> None:
     torch.manual_seed(0)
-    weight, importance, grid = torch.randn(5, 16), torch.rand(16), Grid(3, 4, "float32")
+    weight, importance, grid = torch.randn(5, 16), torch.rand(16), IntGrid(3, 4, "float32")
     by_gram, _ = search_scales(weight, grid, importance.diag())
     assert torch.equal(by_gram, search_scales(weight, grid, importance)[0])
 
@@ -88,7 +88,7 @@ def test_a_gram_without_correlations_finds_what_its_diagonal_finds() -> None:
 def test_groups_of_zeros_and_single_signs_stay_what_they_are(symmetric: bool, dtype: str) -> None:
     weight = torch.stack([torch.zeros(8), torch.full((8,), 0.5), -torch.arange(8.0), torch.eye(8)[3]])
     for importance in (None, torch.zeros(8), torch.ones(8), torch.eye(8)):
-        grid = Grid(8, 4, dtype, symmetric)
+        grid = IntGrid(8, 4, dtype, symmetric)
         rounded = grid.round(weight, *search_scales(weight, grid, importance))
         assert rounded.isfinite().all() and torch.equal(rounded[0], weight[0])
         assert torch.allclose(rounded, weight, atol=0.06)
@@ -99,7 +99,7 @@ def test_zeros_are_points_of_a_grid_with_zero_points() -> None:
     torch.manual_seed(0)
     weight = torch.rand(4, 16) + 0.5
     weight[:, ::3] = 0
-    grid = Grid(4, 8, "bfloat16", symmetric=False)
+    grid = IntGrid(4, 8, "bfloat16", symmetric=False)
     assert bool((grid.round(weight, *widest_scales(weight, grid))[:, ::3] == 0).all())
 
 
@@ -113,7 +113,7 @@ def test_packed_codes_are_read_back_by_the_formats_own_code(
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     torch.manual_seed(0)
-    weight, grid = torch.randn(shape), Grid(bits, 8, "bfloat16", symmetric)
+    weight, grid = torch.randn(shape), IntGrid(bits, 8, "bfloat16", symmetric)
     scale, zero = widest_scales(weight, grid)
     made = GroupGrid(grid.encode(weight, scale, zero), scale, bits, zero)
     arguments = QuantizationArgs(
@@ -127,7 +127,7 @@ def test_packed_codes_are_read_back_by_the_formats_own_code(
 
 
 def test_a_stacked_grid_splits_into_those_of_its_layers() -> None:
-    weight, grid = torch.randn(10, 16), Grid(4, 8, "float32", symmetric=False)
+    weight, grid = torch.randn(10, 16), IntGrid(4, 8, "float32", symmetric=False)
     whole, zero = widest_scales(weight, grid)
     parts = GroupGrid(grid.encode(weight, whole, zero), whole, 4, zero).split([3, 7])
     for part, rows in zip(parts, weight.split([3, 7]), strict=True):
@@ -174,7 +174,7 @@ def test_the_compiled_search_finds_what_plain_torch_finds(
     bits: int, shape: tuple[int, int], symmetric: bool
 ) -> None:
     torch.manual_seed(0)
-    weight, grid = torch.randn(shape), Grid(bits, 8, "bfloat16", symmetric)
+    weight, grid = torch.randn(shape), IntGrid(bits, 8, "bfloat16", symmetric)
     groups, weighing = grid.groups(weight), torch.rand(shape[1]).view(-1, 8)
     options = [widest_scales(weight, grid, shrink=shrink) for shrink in SHRINKS]
     scales = torch.stack([scale for scale, _ in options], dim=-1)
@@ -194,7 +194,7 @@ def test_compiled_loops_leave_torchs_number_of_threads_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        search_scales(torch.randn(64, 64), Grid(4, 8, "float32"), None)
+        search_scales(torch.randn(64, 64), IntGrid(4, 8, "float32"), None)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

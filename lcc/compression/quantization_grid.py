@@ -20,7 +20,7 @@ SHRINKS = tuple(1 - i / 50 for i in range(36))  # of the widest range: 1.00, 0.9
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntGrid:
     """What a grid is asked to be: `group_size` None is one scale per output channel."""
 
     bits: int
@@ -63,7 +63,7 @@ class Grid:
         return codes.mul_(scale.float()[..., None])
 
 
-def widest_scales(weight: Tensor, grid: Grid, *, shrink: float = 1.0) -> tuple[Tensor, Tensor | None]:
+def widest_scales(weight: Tensor, grid: IntGrid, *, shrink: float = 1.0) -> tuple[Tensor, Tensor | None]:
     """Scales (out, groups) and zero points that span every group from its least to its largest.
 
     `shrink` below 1 spans that share of the range and cuts off what lies outside. A group of zeros
@@ -78,7 +78,7 @@ def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spanning(
-    low: Tensor, high: Tensor, grid: Grid, *, shrink: float | Tensor
+    low: Tensor, high: Tensor, grid: IntGrid, *, shrink: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     num_steps = grid.highest - grid.lowest
     span = 2 * torch.maximum(-low, high) if grid.symmetric else high - low
@@ -89,19 +89,19 @@ def _spanning(
     return scale, zero.clamp(grid.lowest, grid.highest).to(torch.int8)
 
 
-def shrunk_scales(groups: Tensor, grid: Grid) -> Options:
+def shrunk_scales(groups: Tensor, grid: IntGrid) -> Options:
     """The widest scales and zero points times every share of SHRINKS."""
     low, high = _ends(groups)
     shrinks = torch.tensor(SHRINKS, device=groups.device)
     return _spanning(low[..., None], high[..., None], grid, shrink=shrinks)
 
 
-def _stored(scale: Tensor, grid: Grid) -> Tensor:
+def _stored(scale: Tensor, grid: IntGrid) -> Tensor:
     """As a file keeps it, and never zero: float16's smallest normal number fits every dtype."""
     return scale.clamp(min=torch.finfo(torch.float16).tiny).to(getattr(torch, grid.dtype))
 
 
-def search_scales(weight: Tensor, grid: Grid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def search_scales(weight: Tensor, grid: IntGrid, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points, as stored, whose rounding errs least where the input is large.
 
     Each group tries every share of SHRINKS of its range. `importance` (in,) weighs the squared
@@ -119,7 +119,7 @@ def search_scales(weight: Tensor, grid: Grid, importance: Tensor | None) -> tupl
     return scale, None if zeros is None else zeros.gather(2, best)[..., 0]
 
 
-def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
+def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: IntGrid) -> Tensor:
     """Which option errs least in every group, (out, groups) int64; of equals the first."""
     if groups.device.type != "cpu":
         return best_options_in_torch(groups, weighing, options, grid)
@@ -131,7 +131,7 @@ def _best_options(groups: Tensor, weighing: Tensor, options: Options, grid: Grid
     return best_options(groups, weighing, scales.float(), points.float(), limits=limits)
 
 
-def best_options_in_torch(groups: Tensor, weighing: Tensor, options: Options, grid: Grid) -> Tensor:
+def best_options_in_torch(groups: Tensor, weighing: Tensor, options: Options, grid: IntGrid) -> Tensor:
     """The same on any device."""
     best = torch.zeros(groups.shape[:2], dtype=torch.int64, device=groups.device)
     least = groups.new_full(best.shape, torch.inf)
@@ -149,7 +149,7 @@ def _option(options: Options, index: int) -> tuple[Tensor, Tensor | None]:
     return scales[..., index], None if zeros is None else zeros[..., index]
 
 
-def _descend(weight: Tensor, grid: Grid, gram: Tensor) -> tuple[Tensor, Tensor | None]:
+def _descend(weight: Tensor, grid: IntGrid, gram: Tensor) -> tuple[Tensor, Tensor | None]:
     """Group after group takes the share that lowers the layer's error tr(ΔW·G·ΔWᵀ) most.
 
     It starts from `widest_scales`, whose error it therefore never exceeds.
