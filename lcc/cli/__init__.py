@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lcc.cli.arguments import parse
 from lcc.core.errors import LccError, PreemptedError, RecipeError, did_you_mean
 
-VERBS = Path(__file__).parent / "commands"
+COMMANDS = Path(__file__).parent / "commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,23 +43,49 @@ def _dispatch(words: list[str]) -> int:
         print(f"lcc {__version__}")
         return 0
     verb, rest = words[0], words[1:]
-    if verb not in verbs():
-        raise RecipeError(f"no verb is named {verb!r}{did_you_mean(verb, verbs())}")
-    arguments = parse(rest)
+    pages = _pages()
+    if verb not in pages:
+        raise RecipeError(f"no verb is named {verb!r}{did_you_mean(verb, sorted(pages))}")
+    arguments = parse(rest, verb)
     if arguments.help:
-        print(_verb_help(verb))
+        print(pages[verb].text)
         return 0
-    module: Any = importlib.import_module(f"lcc.cli.commands.{verb.replace('-', '_')}")
+    module: Any = importlib.import_module(f"lcc.cli.commands.{pages[verb].module}")
     return int(module.main(arguments))
 
 
 def verbs() -> dict[str, str]:
-    """Verb → its one-line help, read from the files of lcc/verbs without importing them."""
-    return {path.stem: _first_line(path) for path in sorted(VERBS.glob("[!_]*.py"))}
+    """Verb → its one-line help, read from the files of lcc/cli/commands without importing them."""
+    return {verb: page.line for verb, page in sorted(_pages().items())}
 
 
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+class _Page(NamedTuple):
+    module: str
+    line: str
+    text: str  # what `lcc VERB --help` prints
+
+
+def _pages() -> dict[str, _Page]:
+    """Verb → its help: from a file's docstring and USAGE, or from its table VERBS, all constants."""
+    pages = {}
+    for path in sorted(COMMANDS.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        doc = ast.get_docstring(tree) or ""
+        table = _constant(tree, "VERBS")
+        entries = table or {path.stem: (doc, _constant(tree, "USAGE") or "")}
+        for verb, (sentence, usage) in entries.items():
+            line = sentence.partition("\n")[0]
+            pages[verb] = _Page(path.stem, line, f"{sentence}\n\n{usage.strip()}")
+    return pages
+
+
+def _constant(tree: ast.Module, name: str) -> Any:
+    """The value of a module's constant, or None."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return ast.literal_eval(node.value)  # type: ignore[attr-defined]
+    return None
 
 
 def _help() -> str:
@@ -76,19 +102,3 @@ Fine-tune and compress language models from one YAML recipe.
 
 Exit codes: 0 fine · 2 usage or recipe · 3 data · 4 integrity · 5 refused for safety · 6 resources ·
 7 diverged · 8 busy · 9 gate missed · 75 preempted, run again to continue."""
-
-
-def _verb_help(verb: str) -> str:
-    """The verb's sentence and its USAGE, which is a constant string and so needs no import."""
-    tree = ast.parse((VERBS / f"{verb}.py").read_text(encoding="utf-8"))
-    usage = next(
-        (
-            ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign | ast.AnnAssign)
-            and node.value is not None
-            and "USAGE" in ast.unparse(node).split("=")[0]
-        ),
-        "",
-    )
-    return f"{ast.get_docstring(tree)}\n\n{usage.strip()}"

@@ -1,4 +1,4 @@
-"""What a user typed after the verb: words, Hydra overrides and flags, sorted apart."""
+"""Arguments of one command line: words, Hydra overrides and flags after the verb, sorted apart."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ SHORT = {"-m": "--multirun", "-h": "--help"}
 class Arguments:
     """One command line after its verb; `options` holds `--name VALUE` and the rarer switches."""
 
+    verb: str = ""
     words: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     json: bool = False
@@ -37,7 +38,7 @@ class Arguments:
         return "yes" in self.options
 
 
-def parse(argv: Sequence[str]) -> Arguments:
+def parse(argv: Sequence[str], verb: str = "") -> Arguments:
     """`argv` (without program and verb) as Arguments; raises RecipeError for an unknown flag.
 
     After a bare `--` everything is a word or an override, whatever it starts with.
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             _sort(argument, words, overrides)
     switches = {n: options.pop(n, None) is not None for n in ("json", "cfg", "multirun", "dry-run")}
     return Arguments(
+        verb=verb,
         words=words,
         overrides=overrides,
         options=options,

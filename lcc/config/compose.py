@@ -217,6 +217,11 @@ def _check_sections(values: dict[str, Any], places: Composed) -> None:
         raise places.explain(Mistakes([told]))
 
 
+def smoke_datasets() -> dict[str, str]:
+    """Task → the packaged dataset that stands in for its own under `scale=smoke`."""
+    return dict(_source("scale", "smoke").content["datasets"])
+
+
 def _source(group: str, name: str) -> YamlSource:
     check_exists(group, name, "")
     return _read(choices(group)[name])
@@ -241,8 +246,8 @@ def _hydra_compose(words: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    _register()
     words = [replaced for word in words for replaced in _as_local(word)]
+    _register(words)
     GlobalHydra.instance().clear()
     with initialize(version_base="1.3", config_path=None):
         config = hydra_compose(ROOT, overrides=words)
@@ -261,12 +266,50 @@ def _as_local(word: str) -> list[str]:
     return ["model=local", f"++model.source.path='{path}'"]
 
 
-def _register() -> None:
-    """Put every file of our groups into Hydra's store, already checked; the user's files first."""
+def _register(words: list[str]) -> None:
+    """Put the files that the words reach into Hydra's store, already checked; the user's files first.
+
+    A recipe reaches a dozen of some 140 files, and checking one takes longer than composing it.
+    """
     root = next(p for p in (r / f"{ROOT}.yaml" for r in config_roots()) if p.is_file())
+    reached = _reached(root, words)
     files = [("", ROOT, root)]
-    files += [(group, name, path) for group in GROUPS for name, path in choices(group).items()]
+    for group in GROUPS:
+        files += [
+            (group, n, p) for n, p in choices(group).items() if reached is None or (group, n) in reached
+        ]
     _stored(tuple((*file, str(file[2].absolute()), file[2].stat().st_mtime_ns) for file in files))
+
+
+def _reached(root: Path, words: list[str]) -> set[tuple[str, str]] | None:
+    """Every (group, choice) that the root, the recipes or the words name, overridden ones included.
+
+    None where a file of a group has a defaults list of its own: then any file may be reached.
+    """
+    reached: set[tuple[str, str]] = set()
+    todo = [(_group(word), word.partition("=")[2]) for word in words if _group(word)]
+    for entry in _read(root).content.get("defaults") or []:
+        todo += [(str(g), str(n)) for g, n in entry.items()] if isinstance(entry, dict) else []
+    while todo:
+        group, name = todo.pop()
+        path = choices(group).get(name) if group in GROUPS else None
+        if path is None or (group, name) in reached:
+            continue
+        reached.add((group, name))
+        try:
+            entries = _read(path).content.get("defaults") or []
+        except (RecipeError, SafetyError):
+            continue  # whoever chose it is told by `_sources`
+        if entries and group != "recipe":
+            return None
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, str):
+                todo.append(("recipe", entry))
+            elif isinstance(entry, dict):
+                todo += [
+                    (str(k).removeprefix("override").strip().lstrip("/"), str(n)) for k, n in entry.items()
+                ]
+    return reached
 
 
 @lru_cache(maxsize=1)  # What the store holds already is not put there again.

@@ -11,7 +11,7 @@ from lcc.core.machine import machine_key, versions
 from lcc.data import dataset as datasets
 from lcc.data.packages import file_digest
 from lcc.models import sources
-from lcc.pipeline.recipe import Recipe, load_composed, scaled
+from lcc.pipeline.recipe import LoadedRecipe, Recipe, load
 from lcc.pipeline.stage import Stage
 from lcc.pipeline.steps import Pipeline, Step, form_of, judgements, ordered, require_fit
 
@@ -308,10 +308,15 @@ def _stage_type(kind: Any, where: str, *, spelled: bool) -> type[Any]:
 # What the words of a command, or of one point of a sweep, mean as steps.
 
 
+def plan(loaded: LoadedRecipe) -> Pipeline:
+    """The steps that the command means; raises RecipeError with every mistake's place."""
+    pipeline = _planned(loaded)
+    return pipeline if loaded.verb in ("run", "preview") else pipeline.up_to(loaded.verb)
+
+
 def pipeline_of(words: list[str], verb: str) -> Pipeline:
-    """The steps that `lcc VERB WORDS` means; raises RecipeError with every mistake's place."""
-    pipeline = _planned(words, verb)
-    return pipeline if verb in ("run", "preview") else pipeline.up_to(verb)
+    """The steps that `lcc VERB WORDS` means, composed for this call."""
+    return plan(load(words, verb))
 
 
 def point_pipeline(words: list[str], verb: str) -> Pipeline:
@@ -319,7 +324,7 @@ def point_pipeline(words: list[str], verb: str) -> Pipeline:
     if verb != "compress":
         pipeline = pipeline_of(words, verb)
     else:
-        pipeline = _untimed(_planned(words, verb, judged=True))
+        pipeline = _untimed(_planned(load(words, verb), judged=True))
     if (nodes := pipeline.recipe.distributed.nodes) > 1:
         raise RecipeError(
             f"distributed.nodes: a point of a sweep runs on one node, got {nodes}; "
@@ -328,17 +333,14 @@ def point_pipeline(words: list[str], verb: str) -> Pipeline:
     return pipeline
 
 
-def _planned(words: list[str], verb: str, *, judged: bool = False) -> Pipeline:
-    composed = scaled(words)
-    recipe = load_composed(composed, verb)
-    if judged:
-        recipe = _judged(recipe)
-    if verb == "sensitivity":
+def _planned(loaded: LoadedRecipe, *, judged: bool = False) -> Pipeline:
+    recipe = _judged(loaded.recipe) if judged else loaded.recipe
+    if loaded.verb == "sensitivity":
         recipe = _probed(recipe)
     try:
         return plan_steps(recipe)
     except Mistakes as mistakes:
-        raise composed.explain(mistakes) from None
+        raise loaded.composed.explain(mistakes) from None
 
 
 def _judged(recipe: Recipe) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,9 +71,25 @@ class Recipe:
         return "mps" if is_apple else "cpu"
 
 
-def load_recipe(overrides: list[str], verb: str = "run") -> Recipe:
-    """The recipe that these words mean; raises RecipeError with every mistake and its place."""
-    return load_composed(scaled(overrides), verb)
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """The recipe of one command, composed once: its words, its types, where every key came from."""
+
+    words: list[str]  # as typed
+    verb: str
+    recipe: Recipe
+    composed: Composed  # the values after scaling, for messages
+
+
+def load(words: list[str], verb: str = "run") -> LoadedRecipe:
+    """Compose and decode the words of `lcc VERB`; raises RecipeError with every mistake and its place."""
+    composed = scaled(words)
+    return LoadedRecipe(words, verb, load_composed(composed, verb), composed)
+
+
+def load_recipe(words: list[str], verb: str = "run") -> Recipe:
+    """The recipe alone, for who plans no steps of it."""
+    return load(words, verb).recipe
 
 
 def load_composed(composed: Composed, verb: str = "run") -> Recipe:
@@ -91,7 +107,11 @@ def load_composed(composed: Composed, verb: str = "run") -> Recipe:
 
 
 def scaled(overrides: list[str]) -> Composed:
-    """Compose, then once more with the scale's stand-ins forced in, and cap the options."""
+    """Compose, with a scale once more with its stand-ins forced in, and cap the options.
+
+    The stand-ins follow from the composed task, and must lie under what a recipe sets in a noun: only
+    a second composition puts them there.
+    """
     composed = compose(overrides)
     node = composed.values.get("scale")
     if not node:

@@ -307,10 +307,6 @@ def find_model(name: str | None, facts: dict[str, Any]) -> Path:
     return artifact.path / "model"
 
 
-# -----------------------------------------------------------------------------
-# Words → pipeline → run; `-m` hands the words of many points to `lcc.sweeps`.
-
-
 def run_words(words: list[str], *, verb: str, quiet: bool = False) -> Run:
     """Compose, plan and run one recipe."""
     refuse_sweep(words)

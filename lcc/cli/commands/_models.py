@@ -14,11 +14,11 @@ from lcc.core.errors import RecipeError, did_you_mean
 from lcc.store.store import ROOT
 
 if TYPE_CHECKING:
-    from lcc.pipeline.recipe import Recipe
+    from lcc.pipeline.recipe import LoadedRecipe, Recipe
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFolder:
     """A model folder; `run` holds run.json's facts and `step` the checkpoint's name, if any."""
 
     folder: Path
@@ -27,7 +27,7 @@ class Found:
     step: str = ""
 
 
-def named_model(word: str) -> Found:
+def named_model(word: str) -> ModelFolder:
     """The model of a step of the last run, of RUN/STEP, of a key's start, or in a folder.
 
     Raises RecipeError, which names what is near, where there is none.
@@ -35,19 +35,19 @@ def named_model(word: str) -> Found:
     place = Path(word)
     if place.is_dir():
         folder = place / "model" if (place / "model").is_dir() else place
-        return Found(folder, place.resolve().name)
+        return ModelFolder(folder, place.resolve().name)
     run, slash, step = word.rpartition("/")
     if slash or _is_of_last_run(step):
         return model_of_run(run, step)
-    return Found(_by_key(word), word)
+    return ModelFolder(_by_key(word), word)
 
 
-def model_of_run(run: str, step: str) -> Found:
+def model_of_run(run: str, step: str) -> ModelFolder:
     """The model of a step; of the last run where none is named."""
     from lcc.pipeline.runner import find_model, last_run
 
     facts = _facts(run) if run else last_run()
-    return Found(find_model(step, facts), f"{facts['run']}/{step}", facts, step)
+    return ModelFolder(find_model(step, facts), f"{facts['run']}/{step}", facts, step)
 
 
 def _is_of_last_run(step: str) -> bool:
@@ -83,7 +83,7 @@ def _facts(run: str) -> dict[str, Any]:
 
 def found_model(arguments: Arguments, verb: str) -> tuple[Recipe, Path]:
     """The recipe that these words mean, and the model folder that `verb` is to use."""
-    from lcc.pipeline.recipe import load_recipe
+    from lcc.pipeline.recipe import load, load_recipe
     from lcc.pipeline.runner import find_model, last_run
 
     name = arguments.words[0] if arguments.words else None
@@ -91,9 +91,10 @@ def found_model(arguments: Arguments, verb: str) -> tuple[Recipe, Path]:
         facts = last_run()
         print(f"going on with {facts['run']}", file=sys.stderr)
         return load_recipe(facts["words"]), find_model(name, facts)
-    recipe = load_recipe(arguments.overrides)
+    loaded = load(arguments.overrides)
+    recipe = loaded.recipe
     if recipe.stages:
-        return recipe, _made_by(arguments.overrides, name)
+        return recipe, _made_by(loaded, name)
     if recipe.model is None:
         raise RecipeError(f"{verb} needs a model; add +recipe=NAME, or model=PATH with task=NAME.")
     if name is not None:
@@ -101,13 +102,13 @@ def found_model(arguments: Arguments, verb: str) -> tuple[Recipe, Path]:
     return recipe, _folder(recipe, arguments.overrides, verb)
 
 
-def _made_by(words: list[str], name: str | None) -> Path:
+def _made_by(loaded: LoadedRecipe, name: str | None) -> Path:
     """The named model of a recipe, or its last finished one."""
     from lcc.core.errors import did_you_mean
-    from lcc.pipeline.planner import pipeline_of
+    from lcc.pipeline.planner import plan
     from lcc.store.store import ROOT, Store
 
-    made = pipeline_of(words, "run").checkpoints
+    made = plan(loaded).checkpoints
     if name is not None and name not in made:
         raise RecipeError(f"this recipe has no model {name!r}{did_you_mean(name, list(made))}")
     store = Store(ROOT)
@@ -115,7 +116,7 @@ def _made_by(words: list[str], name: str | None) -> Path:
         artifact = store.find(made[checkpoint].key)
         if artifact is not None:
             return artifact.path / "model"
-    raise RecipeError(f"no model is finished yet; make it with lcc run {' '.join(words)}.")
+    raise RecipeError(f"no model is finished yet; make it with lcc run {' '.join(loaded.words)}.")
 
 
 def _folder(recipe: Recipe, words: list[str], verb: str) -> Path:

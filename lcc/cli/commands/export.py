@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.cli.arguments import Arguments, emit
-from lcc.cli.commands._models import Found, model_of_run, named_model
+from lcc.cli.commands._models import ModelFolder, model_of_run, named_model
 from lcc.config.cards import decode, find_card, names
 from lcc.core.errors import RecipeError, did_you_mean
 from lcc.store.store import ROOT
@@ -45,7 +45,7 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def _asked(arguments: Arguments) -> tuple[Found, dict[str, Any]]:
+def _asked(arguments: Arguments) -> tuple[ModelFolder, dict[str, Any]]:
     """The model, and the format with its options as a recipe would write them."""
     model, options = None, {"name": "hf"}
     for word in arguments.overrides:
@@ -85,7 +85,7 @@ def _exporter(options: dict[str, Any]) -> Any:
     return decode(find_card("exporters", name), given, "format")
 
 
-def _task_prompts(found: Found) -> list[list[int]] | None:
+def _task_prompts(found: ModelFolder) -> list[list[int]] | None:
     """Prompts of the run's own test rows; None where it has no task with enough of them."""
     if found.run is None:
         return None
@@ -103,7 +103,7 @@ def _task_prompts(found: Found) -> list[list[int]] | None:
     return rows if len(rows) >= NUM_PROMPTS else None
 
 
-def _origin(found: Found) -> Provenance:
+def _origin(found: ModelFolder) -> Provenance:
     from lcc.export.model_card import Provenance, evaluated
 
     if found.run is None:
@@ -123,7 +123,7 @@ def _origin(found: Found) -> Provenance:
     return origin
 
 
-def _tell(found: Found, made: Exported, format: str, *, as_json: bool) -> None:
+def _tell(found: ModelFolder, made: Exported, format: str, *, as_json: bool) -> None:
     text = f"exported {found.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
     parity = made.parity
     if parity.kind != "bytes":

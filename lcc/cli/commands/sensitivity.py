@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from lcc.pipeline.recipe import LoadedRecipe
 
 USAGE = """usage: lcc sensitivity model=NAME task=NAME [dataset=NAME] [key=value …] [--json]
 
@@ -24,12 +27,14 @@ def main(arguments: Arguments) -> int:
     if not arguments.overrides:
         raise RecipeError("name a model and a task: lcc sensitivity model=NAME task=NAME.")
     from lcc import reports
-    from lcc.cli.commands._recipe import check_installed
-    from lcc.pipeline.runner import run_words
+    from lcc.cli.commands.run import require_installed
+    from lcc.pipeline.planner import plan
+    from lcc.pipeline.runner import refuse_sweep, run_pipeline
 
-    words = with_texts(arguments.overrides)
-    check_installed(words)
-    run = run_words(words, verb="sensitivity")
+    refuse_sweep(arguments.overrides)
+    loaded = with_texts(arguments.overrides)
+    require_installed(loaded.recipe)
+    run = run_pipeline(plan(loaded), words=loaded.words, verb="sensitivity")
     reports.write_reports(run.folder)
     step = next(s for s in reversed(run.facts["steps"]) if s["kind"] == "sensitivity")
     report = run.artifacts[step["name"]].report
@@ -45,14 +50,13 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def with_texts(words: list[str]) -> list[str]:
-    """The words, and a packaged dataset for the task where they choose none."""
-    from lcc.config.compose import compose
-    from lcc.pipeline.recipe import scaled
+def with_texts(words: list[str]) -> LoadedRecipe:
+    """The recipe of these words, with a packaged dataset for the task where they choose none."""
+    from lcc.config.compose import smoke_datasets
+    from lcc.pipeline.recipe import load
 
-    values = scaled(words).values
-    if values.get("dataset") or not values.get("task"):
-        return words
-    packaged = compose(["scale=smoke"]).values["scale"]["datasets"]
-    name = packaged.get(values["task"]["name"])
-    return [*words, f"dataset={name}"] if name else words
+    loaded = load(words, "sensitivity")
+    if loaded.recipe.dataset is not None or loaded.recipe.task is None:
+        return loaded
+    name = smoke_datasets().get(loaded.recipe.task.name)
+    return load([*words, f"dataset={name}"], "sensitivity") if name else loaded

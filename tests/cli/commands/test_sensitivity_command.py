@@ -40,8 +40,8 @@ def test_a_recipe_is_probed_where_its_plan_would_start() -> None:
 
 
 def test_packaged_sentences_stand_in_where_no_dataset_is_chosen() -> None:
-    assert with_texts(WORDS) == [*WORDS, "dataset=tiny_text"]
-    assert with_texts([*WORDS, "dataset=nyt_text"]) == [*WORDS, "dataset=nyt_text"]
+    assert with_texts(WORDS).words == [*WORDS, "dataset=tiny_text"]
+    assert with_texts([*WORDS, "dataset=nyt_text"]).words == [*WORDS, "dataset=nyt_text"]
 
 
 def test_without_a_model_it_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
