@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-# How a checkpoint holds its weights:
+# How a checkpoint holds its weights; every stage says which forms it accepts, so that a plan whose
+# steps do not fit one another is refused before anything runs:
 #   dense     as floats, which any step may change
 #   packed    on a grid or as factors, which a step may only read or wrap
 #   adapter   the changes of a dense or packed parent, without the parent's own weights
@@ -25,7 +26,8 @@ Head = Literal["causal", "seq2seq", "classify", "embed", "masked", "paired", "ex
 # A new head of these kinds knows nothing before it is trained.
 UNTRAINED: tuple[Head, ...] = ("classify", "extract")
 
-# The class of transformers that loads a model with this head.
+# The class of transformers that loads a model with this head; a card that names any other is refused,
+# as loading must not run code of a checkpoint.
 AUTO_CLASSES: dict[Head, str] = {
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",

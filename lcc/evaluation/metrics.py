@@ -1,7 +1,7 @@
-"""What a metric is: per-sample statistics that add up, and a score of their sums.
+"""The contract of a metric: per-sample statistics that add up, and a score of their sums.
 
 A corpus score is `score(statistics.sum(0))`; so is every resample of it, which is why a bootstrap
-over a thousand resamples is one matrix product (parts/bootstrap).
+over a thousand resamples is one matrix product (evaluation/bootstrap).
 """
 
 from __future__ import annotations
@@ -55,10 +55,13 @@ class Metric(Protocol):
     guesses at hidden tokens.
     """
 
+    word: ClassVar[str]
     revision: ClassVar[int]
     unit: ClassVar[str]
     needs: ClassVar[Need]
     higher_is_better: ClassVar[bool]
+    label: ClassVar[str]  # as its papers spell it; the word, where a card gives none
+    order: ClassVar[int]  # place among the columns of a table; last, where a card gives none
 
     def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
         """(num_answers, num_columns), one row per answer."""

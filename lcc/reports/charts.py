@@ -24,7 +24,7 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
     shown = [row for row in found if metric in row.scores and row.bytes]
     if len(shown) < 2:
         return None
-    name = results.label(metric)
+    name = results.label(metric, found)
     names = ", ".join(
         f"{r.checkpoint} {format.score(r.scores[metric].value)} at {format.size(r.bytes)}" for r in shown
     )
@@ -50,7 +50,7 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
         if any(r.speed.rate for r in shown)
         else ""
     )
-    better = "lower is better" if results.lower_is_better(metric) else "higher is better"
+    better = "lower is better" if results.lower_is_better(metric, found) else "higher is better"
     return Figure(
         drawing.render(),
         f"{name} ({better}) and bytes on disk, joined in the order of "
@@ -261,7 +261,7 @@ def standings(found: Sequence[Row], metric: str) -> list[Standing]:
 
 
 def _beats(one: Row, other: Row, metric: str) -> bool:
-    sign = -1 if results.lower_is_better(metric) else 1
+    sign = -1 if results.lower_is_better(metric, [one]) else 1
     quality = sign * (one.scores[metric].value - other.scores[metric].value)
     fewer = (other.bytes or 0) - (one.bytes or 0)
     speed = _speed_gain(one, other)
@@ -301,7 +301,10 @@ def chart(found: Sequence[Row], metric: str) -> list[str]:
     if len(shown) < 2:
         return []
     marks = {s.row.checkpoint: _mark(i, s) for i, s in enumerate(shown)}
-    ys = _heights([s.row.scores[metric].value for s in shown], metric)
+    ys = _heights(
+        [s.row.scores[metric].value for s in shown],
+        lower_is_better=results.lower_is_better(metric, found),
+    )
     largest = max(s.row.bytes or 0 for s in shown)
     grid = [[" "] * COLUMNS for _ in range(LINES)]
     for standing, y in zip(shown, ys, strict=True):
@@ -310,8 +313,8 @@ def chart(found: Sequence[Row], metric: str) -> list[str]:
         while x < COLUMNS - 1 and line[x] != " ":
             x += 1  # a point that stands on another is shown beside it
         line[x] = marks[standing.row.checkpoint]
-    name = results.label(metric)
-    better = "lower" if results.lower_is_better(metric) else "higher"
+    name = results.label(metric, found)
+    better = "lower" if results.lower_is_better(metric, found) else "higher"
     drawn = [f"  {name} (better is up; {better} is better)"]
     drawn += [f"  │{''.join(line).rstrip()}" for line in grid]
     drawn.append("  └" + "─" * COLUMNS)
@@ -324,13 +327,13 @@ def _mark(index: int, standing: Standing) -> str:
     return letter if standing.beaten_by else letter.upper()
 
 
-def _heights(values: Sequence[float], metric: str) -> list[float]:
+def _heights(values: Sequence[float], *, lower_is_better: bool) -> list[float]:
     """Each figure's place between the worst (0) and the best (1)."""
     if min(values) > 0 and max(values) / min(values) > STEEP:
         values = [math.log(value) for value in values]
     low, high = min(values), max(values)
     up = [(value - low) / ((high - low) or 1.0) for value in values]
-    return [1 - height for height in up] if results.lower_is_better(metric) else up
+    return [1 - height for height in up] if lower_is_better else up
 
 
 def _legend(standing: Standing, mark: str, metric: str) -> str:
@@ -348,14 +351,14 @@ def figure(found: Sequence[Row], metric: str) -> Figure | None:
     shown = standings(found, metric)
     if len(shown) < 2:
         return None
-    name, rows = results.label(metric), [s.row for s in shown]
+    name, rows = results.label(metric, found), [s.row for s in shown]
     values = [row.scores[metric].value for row in rows]
     told = "; ".join(_legend(s, "", metric).strip() for s in shown)
     drawing = Drawing(WIDTH, HEIGHT, f"{name} against size on disk", told)
     largest = max(row.bytes or 0 for row in rows)
     one, unit = next(((size, u) for size, u in UNITS if largest > 2 * size), (1.0, "B"))
     # A ruined point must not press all others into one line: it is drawn at the edge.
-    edge = 4 * min(values) if results.lower_is_better(metric) and min(values) > 0 else max(values)
+    edge = 4 * min(values) if results.lower_is_better(metric, found) and min(values) > 0 else max(values)
     low, high = padded([min(v, edge) for v in values], floor=0.0 if min(values) >= 0 else None)
     x = Scale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
@@ -365,7 +368,7 @@ def figure(found: Sequence[Row], metric: str) -> Figure | None:
     front = sorted(p for p, s in zip(at, shown, strict=True) if not s.beaten_by)
     drawing.line(front, "path")
     dots(drawing, rows, at, metric, hollow={s.row.checkpoint for s in shown if s.beaten_by})
-    better = "lower" if results.lower_is_better(metric) else "higher"
+    better = "lower" if results.lower_is_better(metric, found) else "higher"
     cut = f" Points worse than {format.score(edge)} stand at the edge." if max(values) > edge else ""
     caption = (
         f"{name} ({better} is better) and bytes on disk. The dashed line joins the points that no"

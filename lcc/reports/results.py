@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
+from lcc.config.cards import find_card
+from lcc.config.cards import names as card_names
 from lcc.reports import format
 from lcc.reports.document import Cell, Column, Table, Tone
-from lcc.store.runs import Run, RunStep, StepReport
+from lcc.store.runs import MetricFacts, Run, RunStep, StepReport
 
-# The order readers expect; any other measure that comes with an interval follows.
-ORDER = ("bleu", "chrf", "meteor", "rouge_l", "rouge_1", "rouge_2", "exact_match", "token_f1",
-         "distinct_1", "distinct_2", "repetition", "self_bleu", "accuracy", "macro_f1",
-         "bits_per_byte", "bits_per_character", "perplexity", "masked_accuracy", "unigram_accuracy",
-         "next_sentence_accuracy")  # fmt: skip
-LABELS = {"bleu": "BLEU", "chrf": "chrF", "meteor": "METEOR", "rouge_l": "ROUGE-L",
-          "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "token_f1": "token F1",
-          "distinct_1": "distinct-1", "distinct_2": "distinct-2", "self_bleu": "self-BLEU",
-          "macro_f1": "macro-F1", "bits_per_byte": "bits/byte",
-          "bits_per_character": "bits/character"}  # fmt: skip
-LOWER_IS_BETTER = ("bits_per_byte", "bits_per_character", "perplexity", "repetition", "self_bleu",
-                   "loss", "wer", "cer", "ter")  # fmt: skip
 TRAINING = ("finetune", "distill", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
 
@@ -34,6 +25,7 @@ class Score:
     unit: str = ""
     low: float | None = None
     high: float | None = None
+    metric: MetricFacts | None = None  # None of a difference
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,9 @@ def rows(run: Run) -> list[Row]:
 
 def metrics(table: Iterable[Row]) -> list[str]:
     """Every metric that any row has, in reading order."""
-    seen = list(dict.fromkeys(name for row in table for name in row.scores))
-    return sorted(seen, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    rows = list(table)
+    seen = dict.fromkeys(name for row in rows for name in row.scores)
+    return sorted(seen, key=lambda name: metric_facts(name, rows).order)
 
 
 def primary(table: Iterable[Row]) -> str | None:
@@ -123,15 +116,31 @@ def primary(table: Iterable[Row]) -> str | None:
     return next(iter([*judged, *metrics(listed)]), None)
 
 
-def label(metric: str) -> str:
-    """The metric as its papers spell it."""
-    stage, _, name = metric.rpartition(".")
-    spelled = LABELS.get(name, name.replace("_", " "))
+def metric_facts(metric: str, table: Iterable[Row] = ()) -> MetricFacts:
+    """What the evaluation wrote down of the metric; of older runs, what the installed card says.
+
+    A metric of which neither is known keeps its own name and is taken to be better when higher.
+    """
+    scored = (row.scores[metric].metric for row in table if metric in row.scores)
+    return next((facts for facts in scored if facts), None) or _of_card(metric.rpartition(".")[2])
+
+
+def label(metric: str, table: Iterable[Row] = ()) -> str:
+    """The metric as its papers spell it, after the name of a second evaluation."""
+    stage = metric.rpartition(".")[0]
+    spelled = metric_facts(metric, table).label
     return f"{stage} {spelled}" if stage else spelled
 
 
-def lower_is_better(metric: str) -> bool:
-    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+def lower_is_better(metric: str, table: Iterable[Row] = ()) -> bool:
+    return not metric_facts(metric, table).higher_is_better
+
+
+@cache
+def _of_card(word: str) -> MetricFacts:
+    if word not in card_names("metrics"):
+        return MetricFacts(word.replace("_", " "))
+    return MetricFacts.of(find_card("metrics", word), word)
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -220,7 +229,8 @@ def is_side(name: str) -> bool:
 
 
 def _is_metric(report: StepReport, name: str) -> bool:
-    return not is_side(name) and (f"{name}_low" in report.measures or name in ORDER)
+    has_interval = f"{name}_low" in report.measures
+    return not is_side(name) and (has_interval or name in report.metrics or name in card_names("metrics"))
 
 
 def _score(report: StepReport, name: str) -> Iterator[Score]:
@@ -228,7 +238,7 @@ def _score(report: StepReport, name: str) -> Iterator[Score]:
     if value is not None:
         unit = report.measures[name].unit
         low, high = report.number(f"{name}_low"), report.number(f"{name}_high")
-        yield Score(value, unit, low, high)
+        yield Score(value, unit, low, high, report.metrics.get(name))
 
 
 def _deltas(run: Run, report: StepReport | None, side: str) -> dict[str, Delta]:
@@ -330,11 +340,11 @@ def tone(verdict: str) -> Tone:
 def _columns(found: Sequence[Row], max_metrics: int | None) -> list[tuple[str, Draw]]:
     chosen = metrics(found)[:max_metrics]
     metric = primary(found)
-    change = f"change of {label(metric)}" if metric else "change"
+    change = f"change of {label(metric, found)}" if metric else "change"
     candidates: list[tuple[str, Draw, bool]] = [
         ("parameters", lambda r: Cell(format.count(r.parameters)), any(r.parameters for r in found)),
         ("on disk", _size, any(r.bytes for r in found)),
-        *((label(name), _metric(name), True) for name in chosen),
+        *((label(name, found), _metric(name), True) for name in chosen),
         (change, _change, any(r.to_reference or r.to_base for r in found)),
         ("decode tokens/s", lambda r: Cell(format.rate(r.speed.decode)), any(r.speed.decode for r in found)),
         ("texts/s", lambda r: Cell(format.rate(r.speed.texts)), any(r.speed.texts for r in found)),

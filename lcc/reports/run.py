@@ -61,7 +61,7 @@ def _unjudged(found: Sequence[Row]) -> str:
 
 def _first(judged: Sequence[Row], metric: str) -> str:
     """What training did, or where the run starts from when nothing was trained."""
-    tuned, name = _tuned(judged), results.label(metric)
+    tuned, name = _tuned(judged), results.label(metric, judged)
     if tuned is None or tuned.to_base is None:
         row = tuned or judged[0]
         return f"{row.checkpoint} reaches {name} {_figure(row.scores[metric])}."
@@ -87,7 +87,7 @@ def _last(judged: Sequence[Row], metric: str) -> str:
     kept = f"{last.checkpoint} reaches {_value(last.scores[metric])}"
     if delta is not None:
         before = next((r for r in judged if r.checkpoint == delta.against), None)
-        share = _kept(last.scores[metric], before.scores[metric], metric) if before else ""
+        share = _kept(last, before, metric) if before else ""
         kept += f" ({share}{_change(delta)})"
     if last.size_ratio is None or last.size_ratio >= 1:
         return f"{kept}{_speed(judged[0], last)}."
@@ -97,11 +97,12 @@ def _last(judged: Sequence[Row], metric: str) -> str:
     )
 
 
-def _kept(last: Score, before: Score, metric: str) -> str:
+def _kept(last: Row, before: Row, metric: str) -> str:
     """The share kept, for figures whose zero means nothing is left and that did not grow."""
-    if results.lower_is_better(metric) or not 0 <= last.value <= before.value:
+    now, then = last.scores[metric].value, before.scores[metric].value
+    if results.lower_is_better(metric, [last, before]) or not 0 <= now <= then:
         return ""
-    return f"{format.share(last.value / before.value)} kept; " if before.value else ""
+    return f"{format.share(now / then)} kept; " if then else ""
 
 
 def _speed(first: Row, last: Row) -> str:
@@ -145,8 +146,8 @@ def baseline_table(run: Run) -> Table | None:
     if not judged:
         return None
     first, lines = judged[0]
-    name = str(lines[0].get("baseline"))
-    columns = [Column("", "name"), *(Column(results.label(str(one["metric"]))) for one in lines)]
+    name, table = str(lines[0].get("baseline")), results.rows(run)
+    columns = [Column("", "name"), *(Column(results.label(str(one["metric"]), table)) for one in lines)]
     own = [Cell(format.clean(name)), *(_own(one) for one in lines)]
     rows = [own, *([_name(run, step), *(_difference(one, name) for one in each)] for step, each in judged)]
     said = first.report.word("baseline") if first.report else ""
@@ -254,16 +255,16 @@ def _verdicts(found: list[results.Row]) -> Iterator[Block]:
     to_base = {row.checkpoint: row.against_base for row in found if row.against_base}
     to_reference = {row.checkpoint: row.against_reference for row in found if row.against_reference}
     if to_reference:
-        yield _differences("the model before compression", to_reference)
+        yield _differences("the model before compression", to_reference, found)
     if to_base and [*_against(to_base)] != [*_against(to_reference)]:
-        yield _differences("the first model", to_base)
+        yield _differences("the first model", to_base, found)
 
 
 def _against(table: dict[str, dict[str, Delta]]) -> Iterator[str]:
     return (delta.against for deltas in table.values() for delta in deltas.values())
 
 
-def _differences(what: str, table: dict[str, dict[str, Delta]]) -> Table:
+def _differences(what: str, table: dict[str, dict[str, Delta]], scored: Sequence[results.Row]) -> Table:
     names = list(dict.fromkeys(name for deltas in table.values() for name in deltas))
     rows = [
         [
@@ -272,7 +273,7 @@ def _differences(what: str, table: dict[str, dict[str, Delta]]) -> Table:
         ]
         for checkpoint, deltas in table.items()
     ]
-    columns = [Column("checkpoint", "name"), *(Column(results.label(name)) for name in names)]
+    columns = [Column("checkpoint", "name"), *(Column(results.label(name, scored)) for name in names)]
     return Table(
         f"Differences to {what}, on the same samples, with 95 % intervals of a paired bootstrap.",
         columns,

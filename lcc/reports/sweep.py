@@ -63,7 +63,13 @@ def directions(sweep: Sweep, rows: Sequence[PointRow]) -> dict[str, Direction]:
     if sweep.objectives:
         return dict(sweep.objectives)
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    return {n: "minimize" if n == "bytes" or results.lower_is_better(n) else "maximize" for n in names}
+    scored = [row.row for row in rows if row.row is not None]
+    lower = {name for name in names if name == "bytes" or results.lower_is_better(name, scored)}
+    return {name: "minimize" if name in lower else "maximize" for name in names}
+
+
+def _label(name: str, rows: Sequence[PointRow]) -> str:
+    return results.label(name, [row.row for row in rows if row.row is not None])
 
 
 def _point_row(sweep: Sweep, point: Point) -> PointRow:
@@ -145,7 +151,7 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
     for row in sorted(whole, key=lambda row: row.point.index in best):
         at = [(x, _y(axis.heights[row.point.index])) for x, axis in zip(xs, axes, strict=True)]
         style = "thread best" if row.point.index in best else "thread"
-        drawing.line(at, style, title=_axis_hint(row, better))
+        drawing.line(at, style, title=_hint(row, better))
     for number, (x, axis) in enumerate(zip(xs, axes, strict=True)):
         _upright(drawing, x, axis, number, gap)
     left_out = len(chosen) - len(shown)
@@ -188,7 +194,7 @@ def _objective(rows: Sequence[PointRow], name: str, way: Direction) -> Axis:
     if way == "minimize":
         heights = {index: 1 - height for index, height in heights.items()}
         marks = [(1 - height, text) for height, text in marks]
-    return Axis(results.label(name), heights, marks)
+    return Axis(_label(name, rows), heights, marks)
 
 
 def _numeric(values: dict[int, float], text: object) -> tuple[dict[int, float], list[tuple[float, str]]]:
@@ -248,13 +254,8 @@ def _cut(words: str, room: float) -> str:
     return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
-def _axis_hint(row: PointRow, better: dict[str, Direction]) -> str:
-    reached = ", ".join(f"{results.label(n)} {figure_text(n, row.values[n])}" for n in better)
-    return format.clean(f"{row.name} {row.point.label}: {reached}")
-
-
 def _told(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
-    return "; ".join(_axis_hint(row, better) for row in rows)
+    return "; ".join(_hint(row, better) for row in rows)
 
 
 # -----------------------------------------------------------------------------
@@ -273,14 +274,14 @@ def front_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figu
     up, across = list(better)[:2]
     best = front(whole, better)
     told = "; ".join(_hint(row, better) for row in whole)
-    drawing = Drawing(WIDTH, HEIGHT, f"{results.label(up)} against {results.label(across)}", told)
+    drawing = Drawing(WIDTH, HEIGHT, f"{_label(up, whole)} against {_label(across, whole)}", told)
     one, unit = _unit(across, [row.values[across] for row in whole])
     xs = [row.values[across] / one for row in whole]
     ys = [row.values[up] for row in whole]
     x = Scale(*padded(xs, floor=0.0 if min(xs) >= 0 else None), LEFT, WIDTH - RIGHT)
     y = Scale(*padded(ys, floor=0.0 if min(ys) >= 0 else None), HEIGHT - BOTTOM, TOP)
-    drawing.upward(y, results.label(up))
-    drawing.across(x, f"{results.label(across)}{unit}")
+    drawing.upward(y, _label(up, whole))
+    drawing.across(x, f"{_label(across, whole)}{unit}")
     at = {row.point.index: (x(row.values[across] / one), y(row.values[up])) for row in whole}
     drawing.line(sorted(at[row.point.index] for row in best), "path")
     for row in whole:
@@ -296,7 +297,7 @@ def front_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figu
             anchor="end" if is_right else "start",
         )
     ways = ", ".join(
-        f"{results.label(n)} {'higher' if w == 'maximize' else 'lower'} is better"
+        f"{_label(n, whole)} {'higher' if w == 'maximize' else 'lower'} is better"
         for n, w in list(better.items())[:2]
     )
     return Figure(
@@ -315,7 +316,7 @@ def history_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Fi
     values = [row.values[name] for row in whole]
     pick = max if better[name] == "maximize" else min
     so_far = [pick(values[: n + 1]) for n in range(len(values))]
-    label = results.label(name)
+    label = _label(name, whole)
     drawing = Drawing(
         WIDTH, HEIGHT - 60, f"{label} of point after point", f"the best of {len(values)} so far"
     )
@@ -357,7 +358,7 @@ def _unit(name: str, values: Sequence[float]) -> tuple[float, str]:
 
 
 def _hint(row: PointRow, better: dict[str, Direction]) -> str:
-    reached = ", ".join(f"{results.label(n)} {figure_text(n, row.values[n])}" for n in better)
+    reached = ", ".join(f"{_label(n, [row])} {figure_text(n, row.values[n])}" for n in better)
     return f"{row.name} {row.point.label}: {reached}"
 
 
@@ -398,9 +399,9 @@ def headline(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
     name, way = next(iter(better.items()))
     pick = max if way == "maximize" else min
     top = pick(best, key=lambda row: row.values[name])
-    reached = ", ".join(f"{results.label(n)} {figure_text(n, top.values[n])}" for n in better)
+    reached = ", ".join(f"{_label(n, best)} {figure_text(n, top.values[n])}" for n in better)
     rest = f" {len(best)} points are beaten by none." if len(best) > 1 else ""
-    return format.clean(f"Best {results.label(name)}: {top.name} {top.point.label} ({reached}).{rest}")
+    return format.clean(f"Best {_label(name, best)}: {top.name} {top.point.label} ({reached}).{rest}")
 
 
 def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
@@ -412,7 +413,7 @@ def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
         Column("point", "name"),
         *(Column(short(h, heads), "name") for h in heads),
         Column("status", "name"),
-        *(Column(results.label(n)) for n in better),
+        *(Column(_label(n, rows)) for n in better),
         Column("time"),
     ]
     lines = []
@@ -519,6 +520,6 @@ def _state(sweep: Sweep, row: PointRow) -> str:
     if row.status == "failed":
         return f"{_error(row)} Log: {sweep.log(row.point.index)}"
     if row.status == "finished" and result is not None:
-        figures = [f"{results.label(n)} {figure_text(n, v)}" for n, v in row.values.items()]
+        figures = [f"{_label(n, [row])} {figure_text(n, v)}" for n, v in row.values.items()]
         return ", ".join([format.duration(result.seconds), *figures])
     return ""

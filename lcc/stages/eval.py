@@ -1,4 +1,4 @@
-"""Evaluate a masked language model: hide tokens of the held-out rows and count what it guesses."""
+"""Evaluation of one checkpoint on held-out samples, with intervals and verdicts against earlier ones."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from lcc.methods.objectives.next_sentence import NextSentence
 from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 from lcc.stages._corpus import material_of, sentences
+from lcc.store.runs import MetricFacts
 from lcc.training.pretraining import Document, Drawing, Encoding, Objective, TextRows
 
 if TYPE_CHECKING:
@@ -43,141 +44,6 @@ if TYPE_CHECKING:
     from lcc.pipeline.stage import Context, Noun
     from lcc.tasks.task import Task
     from lcc.tasks.template import Row
-
-FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
-
-
-@dataclasses.dataclass(frozen=True)
-class Guessing:
-    """What is asked: `training` rows tell the most frequent token, `seed` what is hidden."""
-
-    task: Task
-    training: Sequence[Row]
-    seed: int
-    window: int
-    batch_size: int
-    advance: Callable[[float], None]
-
-    def counted(
-        self,
-        answers: list[Answer],
-        rows: Sequence[Row],
-        module: Any,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> list[Answer]:
-        """The answers with what was hidden in each and how much of it was guessed."""
-        encode = Encoding(tokenizer, ends=False)
-        seen = encode([[self.task.text(row)] for row in self.training[:FREQUENT_ROWS]])
-        frequent = most_frequent(one.ids for one in seen)
-        counts: list[dict[str, float]] = [{} for _ in rows]
-        for objective in self._objectives():
-            # A text of one sentence makes no pair; its tokens can be guessed all the same.
-            documents = [
-                [] if found.get("masked") else self._document(row, objective)
-                for row, found in zip(rows, counts, strict=True)
-            ]
-            corpus = TextRows.of(encode(documents))
-            length = min(self.window, context_length(module))
-            drawing = Drawing(
-                objective, material_of(corpus, tokenizer, length=length), seed=self.seed, split="eval"
-            )
-            more = guesses(
-                module,
-                drawing,
-                pad=pad_id(tokenizer),
-                frequent=frequent,
-                batch_size=self.batch_size,
-                advance=self.advance,
-            )
-            counts = [
-                {n: found.get(n, 0.0) + value for n, value in new.items()}
-                for found, new in zip(counts, more, strict=True)
-            ]
-        return [dataclasses.replace(one, counts=found) for one, found in zip(answers, counts, strict=True)]
-
-    def _objectives(self) -> list[Objective]:
-        if self.task.head == "masked":
-            return [Masked()]
-        if self.task.head == "paired":
-            return [NextSentence(), Masked()]
-        raise DataError(
-            f"task {self.task.name!r}: head {self.task.head} hides no tokens; drop "
-            "masked_accuracy and its like from task.metrics."
-        )
-
-    def _document(self, row: Row, objective: Objective) -> Document:
-        text = self.task.text(row)
-        return sentences([text]) if objective.by_sentence else [text]
-
-
-# -----------------------------------------------------------------------------
-# What a task's baseline reaches on an evaluation's samples, and whether the model beats it.
-
-
-@dataclass(frozen=True)
-class Beside:
-    """`training` rows are all that a baseline learns from; `weights` draw the resamples."""
-
-    task: Task
-    training: Sequence[Row]
-    weights: Floats
-
-    def tell(self, rows: Sequence[Row], answers: Sequence[Answer], outcome: Outcome) -> None:
-        """Add the table `baseline` and what it is; metrics that score no answer stay out."""
-        baseline = self.task.baseline
-        said = baseline.outputs(self.task, self.training, rows)
-        theirs = [
-            dataclasses.replace(one, output=text, finished=True)
-            for one, text in zip(answers, said, strict=True)
-        ]
-        judged = [metric for metric in self.task.metrics if metric.needs == "answers"]
-        outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
-        outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
-
-    def _row(self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]:
-        language = self.task.language
-        own = metric.statistics(mine, language=language)
-        other = metric.statistics(theirs, language=language)
-        base = interval(other, metric.score, self.weights)
-        delta = paired(own, other, metric.score, self.weights)
-        return {
-            "metric": name_of(metric),
-            "baseline": name_of(self.task.baseline),
-            "unit": metric.unit,
-            "value": base.value,
-            "low": base.low,
-            "high": base.high,
-            "delta": delta.value,
-            "delta_low": delta.low,
-            "delta_high": delta.high,
-            "verdict": _word(delta, metric.higher_is_better),
-        }
-
-
-def _word(delta: Interval, higher_is_better: bool) -> str:
-    """better or worse where the whole interval says so."""
-    low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
-    return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-def baseline_answers(
-    bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
-) -> list[Answer]:
-    """What the baseline says, in place of a model that has no head for the task yet."""
-    said = task.baseline.outputs(task, training, rows)
-    outcome.notes.append(
-        f"The model has no trained {task.head} head yet: the baseline answers in "
-        f"its place ({task.baseline.said})."
-    )
-    return [
-        Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
-        for row, text in zip(rows, said, strict=True)
-    ]
-
-
-# -----------------------------------------------------------------------------
-# Judge one checkpoint on held-out samples, with intervals and, against earlier ones, a verdict.
-
 
 SIDES = ("base", "reference")
 PER_TOKEN = ("perplexity", "masked_accuracy", "unigram_accuracy")  # of the model's own vocabulary
@@ -215,6 +81,9 @@ class Eval:
         answers = self._answers(bundle, context, task, rows, outcome)
         tables = {name_of(m): m.statistics(answers, language=task.language) for m in task.metrics}
         _record(outcome, task, answers)
+        # What readers of the report need to know of a metric, also where its plug-in is not installed.
+        facts = {name_of(metric): MetricFacts.of(metric, name_of(metric)) for metric in task.metrics}
+        outcome.tables["metrics"] = [{"metric": n, **dataclasses.asdict(f)} for n, f in facts.items()]
         outcome.measures["vocabulary_size"] = Measure(len(bundle.tokenizer), "count")
         comparison = Comparison(self, task, tables, draws(len(rows), self.bootstrap, context.seed))
         comparison.own(outcome)
@@ -430,4 +299,139 @@ def _with_scores(answers: list[Answer], statistics: dict[str, Floats], task: Tas
     return [
         dataclasses.replace(one, scores={name: round(each[name][i], 6) for name in each})
         for i, one in enumerate(answers)
+    ]
+
+
+# -----------------------------------------------------------------------------
+# Masked language models: hidden tokens of the held-out rows, and how many the model predicts.
+
+
+FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class Guessing:
+    """What is asked: `training` rows tell the most frequent token, `seed` what is hidden."""
+
+    task: Task
+    training: Sequence[Row]
+    seed: int
+    window: int
+    batch_size: int
+    advance: Callable[[float], None]
+
+    def counted(
+        self,
+        answers: list[Answer],
+        rows: Sequence[Row],
+        module: Any,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> list[Answer]:
+        """The answers with what was hidden in each and how much of it was guessed."""
+        encode = Encoding(tokenizer, ends=False)
+        seen = encode([[self.task.text(row)] for row in self.training[:FREQUENT_ROWS]])
+        frequent = most_frequent(one.ids for one in seen)
+        counts: list[dict[str, float]] = [{} for _ in rows]
+        for objective in self._objectives():
+            # A text of one sentence makes no pair; its tokens can be guessed all the same.
+            documents = [
+                [] if found.get("masked") else self._document(row, objective)
+                for row, found in zip(rows, counts, strict=True)
+            ]
+            corpus = TextRows.of(encode(documents))
+            length = min(self.window, context_length(module))
+            drawing = Drawing(
+                objective, material_of(corpus, tokenizer, length=length), seed=self.seed, split="eval"
+            )
+            more = guesses(
+                module,
+                drawing,
+                pad=pad_id(tokenizer),
+                frequent=frequent,
+                batch_size=self.batch_size,
+                advance=self.advance,
+            )
+            counts = [
+                {n: found.get(n, 0.0) + value for n, value in new.items()}
+                for found, new in zip(counts, more, strict=True)
+            ]
+        return [dataclasses.replace(one, counts=found) for one, found in zip(answers, counts, strict=True)]
+
+    def _objectives(self) -> list[Objective]:
+        if self.task.head == "masked":
+            return [Masked()]
+        if self.task.head == "paired":
+            return [NextSentence(), Masked()]
+        raise DataError(
+            f"task {self.task.name!r}: head {self.task.head} hides no tokens; drop "
+            "masked_accuracy and its like from task.metrics."
+        )
+
+    def _document(self, row: Row, objective: Objective) -> Document:
+        text = self.task.text(row)
+        return sentences([text]) if objective.by_sentence else [text]
+
+
+# -----------------------------------------------------------------------------
+# The task's baseline on the samples of an evaluation, and whether the model beats it.
+
+
+@dataclass(frozen=True)
+class Beside:
+    """`training` rows are all that a baseline learns from; `weights` draw the resamples."""
+
+    task: Task
+    training: Sequence[Row]
+    weights: Floats
+
+    def tell(self, rows: Sequence[Row], answers: Sequence[Answer], outcome: Outcome) -> None:
+        """Add the table `baseline` and what it is; metrics that score no answer stay out."""
+        baseline = self.task.baseline
+        said = baseline.outputs(self.task, self.training, rows)
+        theirs = [
+            dataclasses.replace(one, output=text, finished=True)
+            for one, text in zip(answers, said, strict=True)
+        ]
+        judged = [metric for metric in self.task.metrics if metric.needs == "answers"]
+        outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
+        outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
+
+    def _row(self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]:
+        language = self.task.language
+        own = metric.statistics(mine, language=language)
+        other = metric.statistics(theirs, language=language)
+        base = interval(other, metric.score, self.weights)
+        delta = paired(own, other, metric.score, self.weights)
+        return {
+            "metric": name_of(metric),
+            "baseline": name_of(self.task.baseline),
+            "unit": metric.unit,
+            "value": base.value,
+            "low": base.low,
+            "high": base.high,
+            "delta": delta.value,
+            "delta_low": delta.low,
+            "delta_high": delta.high,
+            "verdict": _word(delta, metric.higher_is_better),
+        }
+
+
+def _word(delta: Interval, higher_is_better: bool) -> str:
+    """better or worse where the whole interval says so."""
+    low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
+    return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+def baseline_answers(
+    bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
+) -> list[Answer]:
+    """What the baseline says, in place of a model that has no head for the task yet."""
+    said = task.baseline.outputs(task, training, rows)
+    outcome.notes.append(
+        f"The model has no trained {task.head} head yet: the baseline answers in "
+        f"its place ({task.baseline.said})."
+    )
+    return [
+        Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
+        for row, text in zip(rows, said, strict=True)
     ]

@@ -16,6 +16,26 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class MetricFacts:
+    """What the card of a metric says of it: its spelling, its unit, which way is better, its column."""
+
+    label: str
+    unit: str = ""
+    higher_is_better: bool = True
+    order: int = 1000  # behind every metric that says where it belongs
+
+    @classmethod
+    def of(cls, metric: Any, word: str) -> MetricFacts:
+        """The facts of a card; a label or an order that it lacks follow from its word."""
+        return cls(
+            getattr(metric, "label", word.replace("_", " ")),
+            metric.unit,
+            metric.higher_is_better,
+            getattr(metric, "order", cls.order),
+        )
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What one step did, from the report.json of its artifact in `folder`."""
 
@@ -60,6 +80,12 @@ class StepReport:
     @property
     def versions(self) -> dict[str, str]:
         return dict(self.facts.get("versions") or {})
+
+    @property
+    def metrics(self) -> dict[str, MetricFacts]:
+        """Metric → what its card said when this evaluation ran; empty in reports of older versions."""
+        rows = (dict(row) for row in self.tables.get("metrics", []))
+        return {str(row.pop("metric")): MetricFacts(**row) for row in rows}
 
     def number(self, name: str) -> float | None:
         """The measure `name`, where it is a number."""

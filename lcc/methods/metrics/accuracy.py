@@ -17,6 +17,8 @@ class Accuracy:
     """Equal after stripping spaces at both ends; an empty answer is wrong."""
 
     word: ClassVar[str] = "accuracy"
+    label: ClassVar[str] = "accuracy"
+    order: ClassVar[int] = 130
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

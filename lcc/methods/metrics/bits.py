@@ -18,6 +18,8 @@ class BitsPerByte:
     """The measure that may be compared across vocabularies."""
 
     word: ClassVar[str] = "bits_per_byte"
+    label: ClassVar[str] = "bits/byte"
+    order: ClassVar[int] = 150
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "bits/byte"
     needs: ClassVar[Need] = "likelihood"
@@ -48,6 +50,8 @@ class BitsPerCharacter:
     """Comparable across vocabularies; a Chinese character is one here and three bytes there."""
 
     word: ClassVar[str] = "bits_per_character"
+    label: ClassVar[str] = "bits/character"
+    order: ClassVar[int] = 160
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "bits/character"
     needs: ClassVar[Need] = "likelihood"

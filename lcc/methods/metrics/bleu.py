@@ -20,6 +20,8 @@ class Bleu:
     """sacreBLEU's counts and smoothing; `tokenize: auto` is `zh` for Chinese, `13a` for most."""
 
     word: ClassVar[str] = "bleu"
+    label: ClassVar[str] = "BLEU"
+    order: ClassVar[int] = 10
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "BLEU"
     needs: ClassVar[Need] = "answers"

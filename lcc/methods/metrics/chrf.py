@@ -21,6 +21,8 @@ class Chrf:
     """Character 6-grams; `word_order: 2` makes it chrF++."""
 
     word: ClassVar[str] = "chrf"
+    label: ClassVar[str] = "chrF"
+    order: ClassVar[int] = 20
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "chrF"
     needs: ClassVar[Need] = "answers"

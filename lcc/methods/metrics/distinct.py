@@ -46,6 +46,8 @@ class Distinct1:
     """Falls with the number and length of answers: compare equal samples and limits only."""
 
     word: ClassVar[str] = "distinct_1"
+    label: ClassVar[str] = "distinct-1"
+    order: ClassVar[int] = 90
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"
@@ -72,6 +74,8 @@ class Distinct2:
     """Falls with the number and length of answers: compare equal samples and limits only."""
 
     word: ClassVar[str] = "distinct_2"
+    label: ClassVar[str] = "distinct-2"
+    order: ClassVar[int] = 100
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -17,6 +17,8 @@ class MacroF1:
     """Over the classes that occur as reference or as answer, like scikit-learn's `macro`."""
 
     word: ClassVar[str] = "macro_f1"
+    label: ClassVar[str] = "macro-F1"
+    order: ClassVar[int] = 140
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -23,6 +23,8 @@ class Meteor:
     """
 
     word: ClassVar[str] = "meteor"
+    label: ClassVar[str] = "METEOR"
+    order: ClassVar[int] = 30
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "METEOR"
     needs: ClassVar[Need] = "answers"

@@ -17,6 +17,8 @@ class MaskedAccuracy:
     """Hidden as in pretraining; comparable between models of one vocabulary only."""
 
     word: ClassVar[str] = "masked_accuracy"
+    label: ClassVar[str] = "masked accuracy"
+    order: ClassVar[int] = 180
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"
@@ -47,6 +49,8 @@ class NextSentenceAccuracy:
     """Chance is one half; texts of one sentence make no pair and do not count."""
 
     word: ClassVar[str] = "next_sentence_accuracy"
+    label: ClassVar[str] = "next sentence accuracy"
+    order: ClassVar[int] = 200
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"
@@ -77,6 +81,8 @@ class UnigramAccuracy:
     """The baseline of masked accuracy, on the same hidden tokens; no model is asked."""
 
     word: ClassVar[str] = "unigram_accuracy"
+    label: ClassVar[str] = "unigram accuracy"
+    order: ClassVar[int] = 190
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"

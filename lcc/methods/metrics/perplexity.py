@@ -17,6 +17,8 @@ class Perplexity:
     """Per token of the model's own tokenizer: comparable between models of one vocabulary only."""
 
     word: ClassVar[str] = "perplexity"
+    label: ClassVar[str] = "perplexity"
+    order: ClassVar[int] = 170
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "perplexity"
     needs: ClassVar[Need] = "likelihood"

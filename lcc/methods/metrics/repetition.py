@@ -21,6 +21,8 @@ class Repetition:
     """seq-rep-n: 1 − different n-grams / n-grams within each answer; one too short has none."""
 
     word: ClassVar[str] = "repetition"
+    label: ClassVar[str] = "repetition"
+    order: ClassVar[int] = 110
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

@@ -41,6 +41,8 @@ class Rouge1:
     """By rouge-score; English words are stemmed, Chinese is compared by characters."""
 
     word: ClassVar[str] = "rouge_1"
+    label: ClassVar[str] = "ROUGE-1"
+    order: ClassVar[int] = 50
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"
@@ -67,6 +69,8 @@ class Rouge2:
     """By rouge-score; English words are stemmed, Chinese is compared by characters."""
 
     word: ClassVar[str] = "rouge_2"
+    label: ClassVar[str] = "ROUGE-2"
+    order: ClassVar[int] = 60
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"
@@ -93,6 +97,8 @@ class RougeL:
     """By rouge-score; English words are stemmed, Chinese is compared by characters."""
 
     word: ClassVar[str] = "rouge_l"
+    label: ClassVar[str] = "ROUGE-L"
+    order: ClassVar[int] = 40
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"

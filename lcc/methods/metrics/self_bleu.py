@@ -22,6 +22,8 @@ class SelfBleu:
     """sacreBLEU of each answer against the `references` that follow it, round to the first."""
 
     word: ClassVar[str] = "self_bleu"
+    label: ClassVar[str] = "self-BLEU"
+    order: ClassVar[int] = 120
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "BLEU"
     needs: ClassVar[Need] = "answers"

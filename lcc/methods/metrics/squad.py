@@ -42,6 +42,8 @@ class ExactMatch:
     """SQuAD's normalisation (Rajpurkar et al., 2016)."""
 
     word: ClassVar[str] = "exact_match"
+    label: ClassVar[str] = "exact match"
+    order: ClassVar[int] = 70
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"
@@ -68,6 +70,8 @@ class TokenF1:
     """SQuAD's F1 over bags of words; of Chinese, over characters."""
 
     word: ClassVar[str] = "token_f1"
+    label: ClassVar[str] = "token F1"
+    order: ClassVar[int] = 80
     revision: ClassVar[int] = 1
     unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "answers"
