@@ -1,14 +1,27 @@
-"""What metrics of overlapping words share: a mean over answers, and words in any language."""
+"""Metrics: what the cards share, a mean over samples and words in any language."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lcc.data.cleaning import UNIT
+from lcc.evaluation.metrics import Need
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
+
+
+class Mean:
+    """A metric whose statistics are two columns, a sum and a count; its score is their ratio."""
+
+    unit: ClassVar[str] = "share"
+    needs: ClassVar[Need] = "answers"
+    higher_is_better: ClassVar[bool] = True
+
+    def score(self, sums: Floats) -> Floats:
+        """The first column over the second; 0 where the second is 0."""
+        return mean_of(sums)
 
 
 def mean_columns(values: Sequence[float]) -> Floats:

@@ -1,4 +1,4 @@
-"""Runs of n words in answers, for metrics of how much a model says again."""
+"""Distinct-n: different n-grams over all n-grams of all answers together (Li et al., 2016)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
 from lcc.data.cleaning import UNIT
-from lcc.evaluation.metrics import Answer, Need
-from lcc.methods.metrics import mean_of
+from lcc.evaluation.metrics import Answer
+from lcc.methods.metrics import Mean
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -23,71 +23,46 @@ def ngrams(text: str, n: int) -> list[Gram]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def distinct_columns(answers: Sequence[Answer], n: int) -> Floats:
-    """Columns: this answer's share of the different n-grams of all answers, and its n-grams.
+class Distinct(Mean):
+    """Falls with the number and length of answers: compare equal samples and limits only."""
 
-    An n-gram said k times counts 1/k each time, so that the sum over all answers is the number of
-    different ones, while resampled sums stay about as large: their counting anew would be smaller.
-    """
-    import numpy as np
+    word: ClassVar[str]
+    n: ClassVar[int]
 
-    said = [ngrams(one.output or "", n) for one in answers]
-    counts = Counter(gram for grams in said for gram in grams)
-    rows = [[sum(1 / counts[gram] for gram in grams), float(len(grams))] for grams in said]
-    return np.array(rows, dtype=float).reshape(len(rows), 2)
+    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+        """Columns: this answer's share of the different n-grams of all answers, and its n-grams.
 
+        An n-gram that occurs k times counts 1/k each time, so that the sum over all answers is the number
+        of different ones, while resampled sums stay about as large: counted anew they would be smaller.
+        """
+        import numpy as np
 
-# -----------------------------------------------------------------------------
-# Distinct-1: different 1-grams over all 1-grams of all answers together (Li et al., 2016).
+        grams = [ngrams(one.output or "", self.n) for one in answers]
+        counts = Counter(gram for own in grams for gram in own)
+        rows = [[sum(1 / counts[gram] for gram in own), float(len(own))] for own in grams]
+        return np.array(rows, dtype=float).reshape(len(rows), 2)
+
+    def signature(self, language: str) -> str:
+        return f"{self.word}|over all answers together|words lower case, Chinese by characters"
 
 
 @card
-class Distinct1:
-    """Falls with the number and length of answers: compare equal samples and limits only."""
+class Distinct1(Distinct):
+    """Different words."""
 
     word: ClassVar[str] = "distinct_1"
+    revision: ClassVar[int] = 1
     label: ClassVar[str] = "distinct-1"
     order: ClassVar[int] = 90
-    revision: ClassVar[int] = 1
-    unit: ClassVar[str] = "share"
-    needs: ClassVar[Need] = "answers"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
-        """Columns: the answer's part in the different 1-grams, its 1-grams."""
-        return distinct_columns(answers, 1)
-
-    def score(self, sums: Floats) -> Floats:
-        """Different over all, 0 to 1."""
-        return mean_of(sums)
-
-    def signature(self, language: str) -> str:
-        return "distinct_1|over all answers together|words lower case, Chinese by characters"
-
-
-# -----------------------------------------------------------------------------
-# Distinct-2: different 2-grams over all 2-grams of all answers together (Li et al., 2016).
+    n: ClassVar[int] = 1
 
 
 @card
-class Distinct2:
-    """Falls with the number and length of answers: compare equal samples and limits only."""
+class Distinct2(Distinct):
+    """Different pairs of words."""
 
     word: ClassVar[str] = "distinct_2"
+    revision: ClassVar[int] = 1
     label: ClassVar[str] = "distinct-2"
     order: ClassVar[int] = 100
-    revision: ClassVar[int] = 1
-    unit: ClassVar[str] = "share"
-    needs: ClassVar[Need] = "answers"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
-        """Columns: the answer's part in the different 2-grams, its 2-grams."""
-        return distinct_columns(answers, 2)
-
-    def score(self, sums: Floats) -> Floats:
-        """Different over all, 0 to 1."""
-        return mean_of(sums)
-
-    def signature(self, language: str) -> str:
-        return "distinct_2|over all answers together|words lower case, Chinese by characters"
+    n: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""Masked accuracy: the share of hidden tokens that the model guesses."""
+"""Accuracy of masked language models: hidden tokens, their unigram baseline, and sentence pairs."""
 
 from __future__ import annotations
 
@@ -7,98 +7,62 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
 from lcc.evaluation.metrics import Answer, Need
+from lcc.methods.metrics import Mean
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
 
 
-@card
-class MaskedAccuracy:
-    """Hidden as in pretraining; comparable between models of one vocabulary only."""
+class Hits(Mean):
+    """Right predictions over predictions, 0 to 1; 0 where none was made."""
 
-    word: ClassVar[str] = "masked_accuracy"
-    label: ClassVar[str] = "masked accuracy"
-    order: ClassVar[int] = 180
-    revision: ClassVar[int] = 1
-    unit: ClassVar[str] = "share"
     needs: ClassVar[Need] = "guesses"
-    higher_is_better: ClassVar[bool] = True
+    columns: ClassVar[tuple[str, str]]  # which counts of an answer: right, all
 
     def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
-        """Columns: guessed, hidden."""
+        """Columns: right, all."""
         import numpy as np
 
-        return np.array([[one.counts["hits"], one.counts["masked"]] for one in answers])
+        return np.array([[one.counts[name] for name in self.columns] for one in answers])
 
-    def score(self, sums: Floats) -> Floats:
-        """0 to 1; 0 where nothing was asked."""
-        import numpy as np
 
-        return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
+@card
+class MaskedAccuracy(Hits):
+    """Hidden tokens, hidden as in pretraining; comparable between models of one vocabulary only."""
+
+    word: ClassVar[str] = "masked_accuracy"
+    revision: ClassVar[int] = 1
+    label: ClassVar[str] = "masked accuracy"
+    order: ClassVar[int] = 180
+    columns: ClassVar[tuple[str, str]] = ("hits", "masked")
 
     def signature(self, language: str) -> str:
         return "masked_accuracy|hidden:15%|per:token|vocabulary:the model's own"
 
 
-# -----------------------------------------------------------------------------
-# Next-sentence accuracy: the share of pairs told apart, half of them random.
-
-
 @card
-class NextSentenceAccuracy:
-    """Chance is one half; texts of one sentence make no pair and do not count."""
-
-    word: ClassVar[str] = "next_sentence_accuracy"
-    label: ClassVar[str] = "next sentence accuracy"
-    order: ClassVar[int] = 200
-    revision: ClassVar[int] = 1
-    unit: ClassVar[str] = "share"
-    needs: ClassVar[Need] = "guesses"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
-        """Columns: right, pairs."""
-        import numpy as np
-
-        return np.array([[one.counts["pair_hits"], one.counts["pairs"]] for one in answers])
-
-    def score(self, sums: Floats) -> Floats:
-        """0 to 1; 0 where nothing was asked."""
-        import numpy as np
-
-        return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
-
-    def signature(self, language: str) -> str:
-        return "next_sentence_accuracy|random:50%"
-
-
-# -----------------------------------------------------------------------------
-# Unigram accuracy: what always guessing the most frequent training token reaches.
-
-
-@card
-class UnigramAccuracy:
-    """The baseline of masked accuracy, on the same hidden tokens; no model is asked."""
+class UnigramAccuracy(Hits):
+    """The baseline of masked accuracy, always the most frequent training token, on the same tokens."""
 
     word: ClassVar[str] = "unigram_accuracy"
+    revision: ClassVar[int] = 1
     label: ClassVar[str] = "unigram accuracy"
     order: ClassVar[int] = 190
-    revision: ClassVar[int] = 1
-    unit: ClassVar[str] = "share"
-    needs: ClassVar[Need] = "guesses"
-    higher_is_better: ClassVar[bool] = True
-
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
-        """Columns: guessed, hidden."""
-        import numpy as np
-
-        return np.array([[one.counts["unigram_hits"], one.counts["masked"]] for one in answers])
-
-    def score(self, sums: Floats) -> Floats:
-        """0 to 1; 0 where nothing was asked."""
-        import numpy as np
-
-        return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
+    columns: ClassVar[tuple[str, str]] = ("unigram_hits", "masked")
 
     def signature(self, language: str) -> str:
         return "unigram_accuracy|guess:most frequent training token|hidden:15%"
+
+
+@card
+class NextSentenceAccuracy(Hits):
+    """Pairs told apart, half of them random; texts of one sentence make no pair and do not count."""
+
+    word: ClassVar[str] = "next_sentence_accuracy"
+    revision: ClassVar[int] = 1
+    label: ClassVar[str] = "next sentence accuracy"
+    order: ClassVar[int] = 200
+    columns: ClassVar[tuple[str, str]] = ("pair_hits", "pairs")
+
+    def signature(self, language: str) -> str:
+        return "next_sentence_accuracy|random:50%"
