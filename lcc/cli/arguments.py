@@ -88,10 +88,10 @@ def _flag(argument: str, rest: Iterator[str]) -> tuple[str, str]:
     if spelled not in known:
         raise RecipeError(f"unknown flag {spelled!r}{did_you_mean(spelled, known)}")
     if name in VALUED:
-        found = value if equals else next(rest, None)
-        if found is None:
+        text = value if equals else next(rest, None)
+        if text is None:
             raise RecipeError(f"{spelled}: needs a value; write {spelled} VALUE.")
-        return name, found
+        return name, text
     if equals:
         raise RecipeError(f"{spelled}: takes no value, got {value!r}; write {spelled} alone.")
     return name, "true"

@@ -67,8 +67,8 @@ def decode(cls: type[T], node: Any, where: str = "") -> T:
     try:
         return decode_card(cls, node)
     except ValidationError as error:
-        found = list(_mistakes(error, cls, node, where))
-        raise Mistakes(_without_echoes(found)) from None
+        mistakes = list(_mistakes(error, cls, node, where))
+        raise Mistakes(_without_echoes(mistakes)) from None
 
 
 def decode_card(cls: type[T], node: Any) -> T:
@@ -171,12 +171,12 @@ def _short(value: Any) -> str:
 
 def _without_echoes(mistakes: list[Mistake]) -> list[Mistake]:
     """pydantic reports one sentence per arm of a union: make them one for each key."""
-    told: dict[str, list[str]] = {}
+    by_key: dict[str, list[str]] = {}
     for mistake in mistakes:
-        sentences = told.setdefault(mistake.key, [])
+        sentences = by_key.setdefault(mistake.key, [])
         if mistake.sentence not in sentences:
             sentences.append(mistake.sentence)
-    return [Mistake(key, " Or: ".join(sentences)) for key, sentences in told.items()]
+    return [Mistake(key, " Or: ".join(sentences)) for key, sentences in by_key.items()]
 
 
 def _is_tag(part: Any) -> bool:

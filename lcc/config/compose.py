@@ -213,8 +213,8 @@ def _check_sections(values: dict[str, Any], places: Composed) -> None:
             if key == "stages"
             else f"choose an entry under defaults: '- override /{key}: NAME'"
         )
-        told = Mistake(key, f"expected a mapping of options, got {value!r}; {way}.")
-        raise places.explain(Mistakes([told]))
+        mistake = Mistake(key, f"expected a mapping of options, got {value!r}; {way}.")
+        raise places.explain(Mistakes([mistake]))
 
 
 def smoke_datasets() -> dict[str, str]:
@@ -341,8 +341,8 @@ def _hydra_sentence(error: Exception, places: Composed) -> str:
     where = f"{origin}: " if key and (origin := places.origin(key)) else ""
     text = lines[0].removesuffix(f"full_key: {key}").strip() if key else lines[0]
     text = re.sub(r"^\w+ while resolving interpolation: ", "", text)
-    told = f"{where}{key}: {text[0].lower()}{text[1:]}" if key else text
-    return told if told.endswith(".") else f"{told}."
+    sentence = f"{where}{key}: {text[0].lower()}{text[1:]}" if key else text
+    return sentence if sentence.endswith(".") else f"{sentence}."
 
 
 def _nothing_to_delete(key: str, places: Composed) -> str:

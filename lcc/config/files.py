@@ -144,8 +144,8 @@ def recipe_roots() -> list[Path]:
 
 def packaged_file(relative: str) -> Path | None:
     """The file `dataset/tiny/x.jsonl` of the first config root that has it."""
-    found = (root / relative for root in config_roots())
-    return next((path for path in found if path.is_file()), None)
+    paths = (root / relative for root in config_roots())
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _roots(name: str) -> list[Path]:
@@ -187,11 +187,11 @@ def recipe_file(name: str) -> Iterator[str]:
 def choices(group: str) -> dict[str, Path]:
     """Name → file of every entry of a group; the user's own folders come first."""
     roots = recipe_roots() if group == "recipe" else [root / group for root in config_roots()]
-    found: dict[str, Path] = dict(_FILES) if group == "recipe" else {}
+    files: dict[str, Path] = dict(_FILES) if group == "recipe" else {}
     for root in roots:
         for path in sorted(root.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+            files.setdefault(path.stem, path)
+    return files
 
 
 def defaults_of(recipe: YamlSource) -> dict[str, str]:
@@ -203,7 +203,7 @@ def defaults_of(recipe: YamlSource) -> dict[str, str]:
             f"{path}:{recipe.lines.get('defaults', 1)}: defaults: expected a list "
             f"of '- override /group: NAME', got {entries!r}."
         )
-    found: dict[str, str] = {}
+    selected: dict[str, str] = {}
     for index, entry in enumerate(entries):
         place = f"{path}:{recipe.lines.get(f'defaults.{index}', 1)}: "
         if entry == recipe.path.stem or not isinstance(entry, str | dict):
@@ -217,8 +217,8 @@ def defaults_of(recipe: YamlSource) -> dict[str, str]:
             group = _default_group(str(key), value, f"{place}defaults")
             if value is not None:
                 check_exists(group, str(value), place)
-                found[group] = str(value)
-    return found
+                selected[group] = str(value)
+    return selected
 
 
 def _default_group(key: str, value: Any, where: str) -> str:

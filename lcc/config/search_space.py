@@ -38,12 +38,12 @@ Range = Listed | Interval
 
 def ranges(words: Sequence[str]) -> list[Range]:
     """The words that stand for several values; raises RecipeError for what is no range."""
-    found = [_range(word) for word in words]
-    heads = [r.head.lstrip("+") for r in found if r is not None]
+    parsed = [_range(word) for word in words]
+    heads = [r.head.lstrip("+") for r in parsed if r is not None]
     twice = next((head for head in heads if heads.count(head) > 1), None)
     if twice is not None:
         raise RecipeError(f"'{twice}' is swept twice; write all its values in one word.")
-    return [r for r in found if r is not None]
+    return [r for r in parsed if r is not None]
 
 
 def chosen_words(words: Sequence[str], chosen: dict[str, str]) -> list[str]:
@@ -173,8 +173,8 @@ def flat(objectives: Any, prefix: str = "") -> Any:
     """`{eval: {bleu: …}}`, as `objectives.eval.bleu=…` composes, with dotted names."""
     if not isinstance(objectives, dict):
         return objectives
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for name, value in objectives.items():
         inner = flat(value, f"{prefix}{name}.")
-        found.update(inner if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return found
+        dotted.update(inner if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return dotted

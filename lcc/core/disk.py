@@ -1,4 +1,4 @@
-"""Disks that are full or fail, told in a sentence with what is needed and what is free."""
+"""Disks that are full or fail, explain_errors in a sentence with what is needed and what is free."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def too_full(folder: Path, bytes: int, what: str) -> ResourceError:
 
 
 @contextmanager
-def told(folder: Path, bytes: int, what: str) -> Iterator[None]:
+def explain_errors(folder: Path, bytes: int, what: str) -> Iterator[None]:
     """Turn what a full or failing disk raises inside into a sentence; other errors pass.
 
     `bytes` is what `what` needs below `folder` in all. Raises ResourceError or IntegrityError.

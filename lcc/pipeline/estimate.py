@@ -52,11 +52,11 @@ LEAST_BYTES = 16 << 20  # of a model whose size nobody tells
 
 def disk_needed(pipeline: Pipeline, store: Store) -> int:
     """Bytes that the steps still to run leave on the disk, and the largest resume state of one."""
-    found = estimate(pipeline, store)
+    estimates = estimate(pipeline, store)
     stored, _ = _parameters(pipeline.recipe)
-    todo = [step for step in pipeline.steps if found[step.name].basis != "store"]
+    todo = [step for step in pipeline.steps if estimates[step.name].basis != "store"]
     states = [_state_bytes(step, stored) for step in todo]
-    return sum(found[step.name].disk_bytes for step in todo) + max(states, default=0)
+    return sum(estimates[step.name].disk_bytes for step in todo) + max(states, default=0)
 
 
 def space_needed(step: Step, reports: Sequence[dict[str, Any]]) -> int:

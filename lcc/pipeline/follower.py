@@ -37,21 +37,21 @@ def _follow(pipeline: Pipeline, progress: Progress) -> None:
     store.warn = progress.warn
     artifacts: dict[str, Artifact] = {}
     for step in pipeline.steps:
-        found = store.find(step.key)
-        if found is None and group_of(step).nodes > 1:
+        artifact = store.find(step.key)
+        if artifact is None and group_of(step).nodes > 1:
             progress.say(f"{step.name}: running with the first node")
             folder = store.root / "work" / step.key
             work_in(folder, step, artifacts, pipeline.recipe, run="")
-        artifacts[step.name] = found or _wait(store, step)
+        artifacts[step.name] = artifact or _wait(store, step)
 
 
 def _wait(store: Store, step: Step) -> Artifact:
     seen = time.monotonic()
     while True:
         signals.check(f"waiting for {step.name}")
-        found = store.find(step.key)
-        if found is not None:
-            return found
+        artifact = store.find(step.key)
+        if artifact is not None:
+            return artifact
         if store.leases.holder(step.key) is not None:
             seen = time.monotonic()
         elif time.monotonic() - seen > PATIENCE_SECONDS:

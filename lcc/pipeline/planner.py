@@ -240,8 +240,8 @@ class _Planner:
     def _teacher(self, teacher: str, source: Step, where: str) -> Step:
         known = self._checkpoints()
         if teacher == "plan_input":
-            found = self.plan_input
-            if found is None:
+            teacher_step = self.plan_input
+            if teacher_step is None:
                 raise Mistakes(
                     [
                         Mistake(
@@ -254,11 +254,11 @@ class _Planner:
             spec = decode(sources.ModelSpec, _path_spec(teacher), f"{where}.teacher")
             return self._add("teacher", "base", find_card(STAGES, "base")(spec=spec), {})
         elif teacher in known:
-            found = known[teacher]
+            teacher_step = known[teacher]
         else:
             hint = did_you_mean(teacher, [*known, "plan_input"])
             raise Mistakes([Mistake(f"{where}.teacher", f"no model is named {teacher!r}{hint}")])
-        if found.key == source.key:
+        if teacher_step.key == source.key:
             raise Mistakes(
                 [
                     Mistake(
@@ -267,7 +267,7 @@ class _Planner:
                     )
                 ]
             )
-        return found
+        return teacher_step
 
 
 def _as_node(choice: Any) -> dict[str, Any]:

@@ -55,11 +55,11 @@ def run_pipeline(pipeline: Pipeline, *, words: list[str], verb: str = "run", qui
     store = Store(ROOT)
     progress = Progress(quiet=quiet)
     store.warn = progress.warn
-    with disk.told(ROOT, FACTS_BYTES, "run.json"):
+    with disk.explain_errors(ROOT, FACTS_BYTES, "run.json"):
         run = _open_run(pipeline, words, verb)
     started = time.monotonic()
     try:
-        with signals.watched(tells=not quiet), disk.told(ROOT, FACTS_BYTES, "the run"):
+        with signals.watched(tells=not quiet), disk.explain_errors(ROOT, FACTS_BYTES, "the run"):
             store.require_space(disk_needed(pipeline, store), "the run")
             _walk_all(store, run, pipeline, progress)
         run.facts["status"] = "finished"
@@ -129,8 +129,8 @@ def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
         for i, s in enumerate(pipeline.steps, 1)
     ]
     # The race of a sweep's results is started by the command of the sweep.
-    spoken = ["compress", "-m"] if verb == "sweep" else [verb]
-    command = shlex.join(["lcc", *spoken, *words])
+    command_words = ["compress", "-m"] if verb == "sweep" else [verb]
+    command = shlex.join(["lcc", *command_words, *words])
     facts = {
         "format": 1,
         "run": folder.name,
@@ -193,7 +193,7 @@ def _claim_and_run(
         store.require_space(space, step.name)
         report = _execute(claimed, run, step, recipe, space=space)
         parents = [run.artifacts[s.name].path for s in step.inputs.values()]
-        with disk.told(store.root, space, step.name):
+        with disk.explain_errors(store.root, space, step.name):
             artifact = store.publish(claimed, report=report, reuse=parents)
         progress.say(f"{label}: finished in {report['seconds']:.0f} s")
         for note in report["warnings"]:
@@ -232,8 +232,8 @@ def work_in(
 
 def group_of(step: Step) -> Distributed:
     """The processes that a step runs in."""
-    found: Distributed = getattr(step.stage, "distributed", None) or Distributed()
-    return found
+    group: Distributed = getattr(step.stage, "distributed", None) or Distributed()
+    return group
 
 
 def _execute(work: Work, run: Run, step: Step, recipe: Recipe, *, space: int) -> dict[str, Any]:

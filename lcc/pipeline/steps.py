@@ -55,11 +55,11 @@ class Pipeline:
         return {step.checkpoint: step for step in self.steps if step.checkpoint}
 
     def step(self, name: str) -> Step:
-        found = next((s for s in self.steps if s.name == name), None)
-        if found is None:
+        match = next((s for s in self.steps if s.name == name), None)
+        if match is None:
             known = [s.name for s in self.steps]
             raise RecipeError(f"no step is named {name!r}{did_you_mean(name, known)}")
-        return found
+        return match
 
     def up_to(self, verb: str) -> Pipeline:
         """The steps that `lcc VERB` runs: up to and including the last one of that verb."""

@@ -53,7 +53,7 @@ def work_step(dist: Dist, job: Job) -> dict[str, Any]:
 
     Raises ResourceError when the disk is full.
     """
-    with disk.told(job.folder, job.space, job.name):
+    with disk.explain_errors(job.folder, job.space, job.name):
         return _work_step(dist, job)
 
 

@@ -19,12 +19,12 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 STRIP = 46.0  # height of the clipped share below the gradient norm
 
 
-def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
+def tradeoff(rows: Sequence[Row], metric: str) -> Figure | None:
     """Quality over bytes on disk, one dot per checkpoint, larger dots decode faster."""
-    shown = [row for row in found if metric in row.scores and row.bytes]
+    shown = [row for row in rows if metric in row.scores and row.bytes]
     if len(shown) < 2:
         return None
-    name = results.label(metric, found)
+    name = results.label(metric, rows)
     names = ", ".join(
         f"{r.checkpoint} {format.score(r.scores[metric].value)} at {format.size(r.bytes)}" for r in shown
     )
@@ -50,7 +50,7 @@ def tradeoff(found: Sequence[Row], metric: str) -> Figure | None:
         if any(r.speed.rate for r in shown)
         else ""
     )
-    better = "lower is better" if results.lower_is_better(metric, found) else "higher is better"
+    better = "lower is better" if results.lower_is_better(metric, rows) else "higher is better"
     return Figure(
         drawing.render(),
         f"{name} ({better}) and bytes on disk, joined in the order of "
@@ -144,8 +144,8 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "ste
         return None
     clipped = [(row["step"], _clipped_share(row)) for row in curve]
     bounds = _points(curve, "clip_threshold")
-    told = f"{_clipping(clipped, counts)}{_threshold(bounds, counts)}"
-    drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", told)
+    description = f"{_clipping(clipped, counts)}{_threshold(bounds, counts)}"
+    drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", description)
     x = Scale(norms[0][0], norms[-1][0], LEFT, WIDTH - RIGHT)
     bottom = drawing.height - BOTTOM
     lines = {"curve": _bucketed(norms)}
@@ -158,7 +158,7 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "ste
         drawing.line([(x(s), y(v)) for s, v in line], style)
     _strip(drawing, clipped, x, bottom, counts=counts)
     drawing.across(x, "optimizer step", whole=True)
-    return Figure(drawing.render(), f"{step}: gradient norm before clipping, {told}.")
+    return Figure(drawing.render(), f"{step}: gradient norm before clipping, {description}.")
 
 
 def _clipped_share(row: dict[str, Any]) -> float:
@@ -249,9 +249,9 @@ class Standing:
         return f"dominated by {self.beaten_by[0]}" if self.beaten_by else "on the front"
 
 
-def standings(found: Sequence[Row], metric: str) -> list[Standing]:
+def standings(rows: Sequence[Row], metric: str) -> list[Standing]:
     """Every point that was judged and weighed, with what dominates it."""
-    shown = [row for row in found if metric in row.scores and row.bytes]
+    shown = [row for row in rows if metric in row.scores and row.bytes]
     return [
         Standing(
             row, tuple(other.checkpoint for other in shown if other is not row and _beats(other, row, metric))
@@ -277,16 +277,16 @@ def _speed_gain(one: Row, other: Row) -> float:
     return 0.0 if abs(gain) < NOISE else gain
 
 
-def sweep_table(found: Sequence[Row], metric: str) -> Table:
+def sweep_table(rows: Sequence[Row], metric: str) -> Table:
     """The results of all points, each with its standing."""
-    inner = results_table(found, max_metrics=4)
-    told = {s.row.checkpoint: s for s in standings(found, metric)}
-    rows = [
-        [*cells[:1], _standing(told.get(row.checkpoint)), *cells[1:]]
-        for row, cells in zip(found, inner.rows, strict=True)
+    inner = results_table(rows, max_metrics=4)
+    by_checkpoint = {s.row.checkpoint: s for s in standings(rows, metric)}
+    lines = [
+        [*cells[:1], _standing(by_checkpoint.get(row.checkpoint)), *cells[1:]]
+        for row, cells in zip(rows, inner.rows, strict=True)
     ]
     columns = [Column("point", "name"), Column("standing", "prose"), *inner.columns[1:]]
-    return Table("Every point on the same samples; ranges are 95 % intervals.", columns, rows)
+    return Table("Every point on the same samples; ranges are 95 % intervals.", columns, lines)
 
 
 def _standing(standing: Standing | None) -> Cell:
@@ -295,15 +295,15 @@ def _standing(standing: Standing | None) -> Cell:
     return Cell(format.clean(standing.word), tone="" if standing.beaten_by else "good")
 
 
-def chart(found: Sequence[Row], metric: str) -> list[str]:
+def chart(rows: Sequence[Row], metric: str) -> list[str]:
     """Quality over bytes in letters, capital ones on the front; then who is who."""
-    shown = standings(found, metric)
+    shown = standings(rows, metric)
     if len(shown) < 2:
         return []
     marks = {s.row.checkpoint: _mark(i, s) for i, s in enumerate(shown)}
     ys = _heights(
         [s.row.scores[metric].value for s in shown],
-        lower_is_better=results.lower_is_better(metric, found),
+        lower_is_better=results.lower_is_better(metric, rows),
     )
     largest = max(s.row.bytes or 0 for s in shown)
     grid = [[" "] * COLUMNS for _ in range(LINES)]
@@ -313,8 +313,8 @@ def chart(found: Sequence[Row], metric: str) -> list[str]:
         while x < COLUMNS - 1 and line[x] != " ":
             x += 1  # a point that stands on another is shown beside it
         line[x] = marks[standing.row.checkpoint]
-    name = results.label(metric, found)
-    better = "lower" if results.lower_is_better(metric, found) else "higher"
+    name = results.label(metric, rows)
+    better = "lower" if results.lower_is_better(metric, rows) else "higher"
     drawn = [f"  {name} (better is up; {better} is better)"]
     drawn += [f"  │{''.join(line).rstrip()}" for line in grid]
     drawn.append("  └" + "─" * COLUMNS)
@@ -346,19 +346,21 @@ def _legend(standing: Standing, mark: str, metric: str) -> str:
     )
 
 
-def figure(found: Sequence[Row], metric: str) -> Figure | None:
+def figure(checkpoints: Sequence[Row], metric: str) -> Figure | None:
     """The same as a drawing; the line joins the front, hollow dots are dominated."""
-    shown = standings(found, metric)
+    shown = standings(checkpoints, metric)
     if len(shown) < 2:
         return None
-    name, rows = results.label(metric, found), [s.row for s in shown]
+    name, rows = results.label(metric, checkpoints), [s.row for s in shown]
     values = [row.scores[metric].value for row in rows]
-    told = "; ".join(_legend(s, "", metric).strip() for s in shown)
-    drawing = Drawing(WIDTH, HEIGHT, f"{name} against size on disk", told)
+    description = "; ".join(_legend(s, "", metric).strip() for s in shown)
+    drawing = Drawing(WIDTH, HEIGHT, f"{name} against size on disk", description)
     largest = max(row.bytes or 0 for row in rows)
     one, unit = next(((size, u) for size, u in UNITS if largest > 2 * size), (1.0, "B"))
     # A ruined point must not press all others into one line: it is drawn at the edge.
-    edge = 4 * min(values) if results.lower_is_better(metric, found) and min(values) > 0 else max(values)
+    edge = (
+        4 * min(values) if results.lower_is_better(metric, checkpoints) and min(values) > 0 else max(values)
+    )
     low, high = padded([min(v, edge) for v in values], floor=0.0 if min(values) >= 0 else None)
     x = Scale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP)
@@ -368,7 +370,7 @@ def figure(found: Sequence[Row], metric: str) -> Figure | None:
     front = sorted(p for p, s in zip(at, shown, strict=True) if not s.beaten_by)
     drawing.line(front, "path")
     dots(drawing, rows, at, metric, hollow={s.row.checkpoint for s in shown if s.beaten_by})
-    better = "lower" if results.lower_is_better(metric, found) else "higher"
+    better = "lower" if results.lower_is_better(metric, checkpoints) else "higher"
     cut = f" Points worse than {format.score(edge)} stand at the edge." if max(values) > edge else ""
     caption = (
         f"{name} ({better} is better) and bytes on disk. The dashed line joins the points that no"

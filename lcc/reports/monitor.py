@@ -28,7 +28,7 @@ CHANCE = 0.01  # an alert is what luck alone would bring less often
 
 
 @dataclass(frozen=True)
-class Told:
+class LabelledText:
     """One text and its class; `time` as the input gave it."""
 
     text: str
@@ -54,15 +54,15 @@ class Alert:
         return self.first + self.num - 1
 
 
-def alerts(found: Sequence[Told], watched: str, window: int) -> list[Alert]:
+def alerts(predictions: Sequence[LabelledText], watched: str, window: int) -> list[Alert]:
     """Windows whose share of `watched` is above that of all texts before them, beyond luck.
 
     Windows follow each other without overlap, and the first only says what is usual; the last one
     may be still filling, from half of it on.
     """
     raised = []
-    hits = [one.label == watched for one in found]
-    for start in range(window, len(found), window):
+    hits = [one.label == watched for one in predictions]
+    for start in range(window, len(predictions), window):
         here = hits[start : start + window]
         if len(here) < window / 2:
             break
@@ -81,42 +81,44 @@ def at_least(hits: int, num: int, share: float) -> float:
     )
 
 
-def monitor(found: Sequence[Told], *, watched: str, window: int, name: str) -> Document:
+def monitor(predictions: Sequence[LabelledText], *, watched: str, window: int, name: str) -> Document:
     """The report over everything seen so far; `window` texts make one point of the trend."""
-    raised = alerts(found, watched, window)
+    raised = alerts(predictions, watched, window)
     parts: list[tuple[str, list[Block]]] = [
-        ("Alerts", list(_alerts(found, raised, watched))),
-        ("Classes", [_classes(found, window)] if found else []),
-        ("Trend", list(_trend(found, watched, window))),
-        (f"Latest {watched}", list(_latest([t for t in found if t.label == watched]))),
-        ("Latest", list(_latest(found))),
+        ("Alerts", list(_alert_blocks(predictions, raised, watched))),
+        ("Classes", [_classes(predictions, window)] if predictions else []),
+        ("Trend", list(_trend(predictions, watched, window))),
+        (f"Latest {watched}", list(_latest([t for t in predictions if t.label == watched]))),
+        ("Latest", list(_latest(predictions))),
     ]
     sections = [Section(title, blocks) for title, blocks in parts if blocks]
-    last = f", the last from {found[-1].time}" if found and found[-1].time else ""
-    subtitle = f"{len(found):,} texts{last}"
+    last = f", the last from {predictions[-1].time}" if predictions and predictions[-1].time else ""
+    subtitle = f"{len(predictions):,} texts{last}"
     return Document(
-        format.clean(name), format.clean(subtitle), _headline(found, raised, watched, window), sections
+        format.clean(name), format.clean(subtitle), _headline(predictions, raised, watched, window), sections
     )
 
 
-def _headline(found: Sequence[Told], raised: Sequence[Alert], watched: str, window: int) -> str:
-    if not found:
+def _headline(predictions: Sequence[LabelledText], raised: Sequence[Alert], watched: str, window: int) -> str:
+    if not predictions:
         return "Nothing was read yet."
-    recent = found[-window:]
-    told = (
+    recent = predictions[-window:]
+    sentence = (
         f"{_share(recent, watched)} of the last {len(recent)} texts are {watched}, "
-        f"{_share(found, watched)} of all {len(found):,}."
+        f"{_share(predictions, watched)} of all {len(predictions):,}."
     )
-    now = raised and raised[-1].last > len(found) - window
-    return format.clean(("Alert: " if now else "") + told)
+    now = raised and raised[-1].last > len(predictions) - window
+    return format.clean(("Alert: " if now else "") + sentence)
 
 
-def _alerts(found: Sequence[Told], raised: Sequence[Alert], watched: str) -> Iterator[Block]:
+def _alert_blocks(
+    predictions: Sequence[LabelledText], raised: Sequence[Alert], watched: str
+) -> Iterator[Block]:
     if not raised:
         yield Prose("None.")
         return
     for one in reversed(raised):
-        when = _between(found[one.first - 1 : one.last])
+        when = _between(predictions[one.first - 1 : one.last])
         yield Prose(
             format.clean(
                 f"Texts {one.first:,} to {one.last:,}{when}: {one.hits} of {one.num} are {watched} "
@@ -125,13 +127,13 @@ def _alerts(found: Sequence[Told], raised: Sequence[Alert], watched: str) -> Ite
             ),
             tone="bad",
         )
-        behind = [t for t in found[one.first - 1 : one.last] if t.label == watched]
+        behind = [t for t in predictions[one.first - 1 : one.last] if t.label == watched]
         yield Bullets([_line(t) for t in behind[:SHOWN]])
 
 
-def _classes(found: Sequence[Told], window: int) -> Table:
-    recent = found[-window:]
-    counts, latest = Counter(t.label for t in found), Counter(t.label for t in recent)
+def _classes(predictions: Sequence[LabelledText], window: int) -> Table:
+    recent = predictions[-window:]
+    counts, latest = Counter(t.label for t in predictions), Counter(t.label for t in recent)
     columns = [
         Column("class", "name"),
         Column("all"),
@@ -141,7 +143,7 @@ def _classes(found: Sequence[Told], window: int) -> Table:
     ]
     rows = []
     for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        share, now = count / len(found), latest[label] / len(recent)
+        share, now = count / len(predictions), latest[label] / len(recent)
         rows.append(
             [
                 Cell(format.clean(label)),
@@ -154,10 +156,10 @@ def _classes(found: Sequence[Told], window: int) -> Table:
     return Table("Classes of all texts, and of the latest ones.", columns, rows)
 
 
-def _trend(found: Sequence[Told], watched: str, window: int) -> Iterator[Block]:
+def _trend(predictions: Sequence[LabelledText], watched: str, window: int) -> Iterator[Block]:
     points: list[tuple[int, float]] = []
-    for start in range(0, len(found), window):
-        here = found[start : start + window]
+    for start in range(0, len(predictions), window):
+        here = predictions[start : start + window]
         if len(here) == window or not points:
             points.append((start + len(here), sum(t.label == watched for t in here) / len(here)))
     if len(points) < 2:
@@ -180,27 +182,27 @@ def _trend(found: Sequence[Told], watched: str, window: int) -> Iterator[Block]:
     )
 
 
-def _latest(found: Sequence[Told]) -> Iterator[Block]:
-    if found:
+def _latest(predictions: Sequence[LabelledText]) -> Iterator[Block]:
+    if predictions:
         rows = [
             [Cell(format.clean(t.time or "–")), Cell(format.clean(t.label)), Cell(format.clean(t.text))]
-            for t in found[: -SHOWN - 1 : -1]
+            for t in predictions[: -SHOWN - 1 : -1]
         ]
         columns = [Column("time", "name"), Column("class", "prose"), Column("text", "prose")]
         yield Table("The newest first.", columns, rows)
 
 
-def _line(told: Told) -> str:
-    return format.clean(f"{told.time} {told.text}".strip())
+def _line(prediction: LabelledText) -> str:
+    return format.clean(f"{prediction.time} {prediction.text}".strip())
 
 
-def _between(found: Sequence[Told]) -> str:
-    first, last = found[0].time, found[-1].time
+def _between(predictions: Sequence[LabelledText]) -> str:
+    first, last = predictions[0].time, predictions[-1].time
     return f" ({first} to {last})" if first and last else ""
 
 
-def _share(found: Sequence[Told], watched: str) -> str:
-    return format.share(sum(t.label == watched for t in found) / len(found))
+def _share(predictions: Sequence[LabelledText], watched: str) -> str:
+    return format.share(sum(t.label == watched for t in predictions) / len(predictions))
 
 
 def _chance(value: float) -> str:

@@ -97,9 +97,9 @@ class Row:
 def rows(run: Run) -> list[Row]:
     """Every finished checkpoint of `run`, in the order it was made."""
     speeds = _speeds(run)
-    found = [_row(run, name, step, speeds.get(name, [])) for name, step in run.checkpoints.items()]
-    whole = found[0].bytes if found else None
-    return [_replace(row, row.bytes / whole if whole and row.bytes else None) for row in found]
+    checkpoints = [_row(run, name, step, speeds.get(name, [])) for name, step in run.checkpoints.items()]
+    whole = checkpoints[0].bytes if checkpoints else None
+    return [_replace(row, row.bytes / whole if whole and row.bytes else None) for row in checkpoints]
 
 
 def metrics(table: Iterable[Row]) -> list[str]:
@@ -207,13 +207,13 @@ def checkpoint_of(run: Run, evaluation: RunStep) -> str:
 def _all_scores(run: Run, evaluations: list[RunStep]) -> dict[str, Score]:
     """Scores by metric; those of a second eval stage carry its name before theirs."""
     stages = list(dict.fromkeys(e.name.partition(".")[0] for e in run.of_kind("eval")))
-    found: dict[str, Score] = {}
+    by_name: dict[str, Score] = {}
     for evaluation in evaluations:
         stage = evaluation.name.partition(".")[0]
         prefix = "" if stage == stages[0] else f"{stage}."
         assert evaluation.report is not None, evaluation.name
-        found.update({f"{prefix}{name}": s for name, s in scores(evaluation.report).items()})
-    return found
+        by_name.update({f"{prefix}{name}": s for name, s in scores(evaluation.report).items()})
+    return by_name
 
 
 def scores(report: StepReport) -> dict[str, Score]:
@@ -263,12 +263,12 @@ def _verdict(report: StepReport, metric: str, side: str, metrics: list[str]) -> 
 
 
 def _speeds(run: Run) -> dict[str, list[Speed]]:
-    found: dict[str, list[Speed]] = {}
+    by_checkpoint: dict[str, list[Speed]] = {}
     for bench in run.of_kind("bench"):
         assert bench.report is not None, bench.name
         for line in bench.report.tables.get("speed", []):
-            found.setdefault(str(line.get("checkpoint")), []).append(_speed(line))
-    return {name: sorted(lines, key=lambda s: s.batch_size or 0) for name, lines in found.items()}
+            by_checkpoint.setdefault(str(line.get("checkpoint")), []).append(_speed(line))
+    return {name: sorted(lines, key=lambda s: s.batch_size or 0) for name, lines in by_checkpoint.items()}
 
 
 def _speed(line: dict[str, Any]) -> Speed:
@@ -295,17 +295,17 @@ def _replace(row: Row, size_ratio: float | None) -> Row:
 Draw = Callable[[Row], Cell]
 
 
-def results_table(found: Sequence[Row], *, max_metrics: int | None = None) -> Table:
+def results_table(checkpoints: Sequence[Row], *, max_metrics: int | None = None) -> Table:
     """One row per checkpoint; a column that no row fills is left out."""
-    columns = _columns(found, max_metrics)
-    rows = [[Cell(format.clean(row.checkpoint)), *(draw(row) for _, draw in columns)] for row in found]
+    columns = _columns(checkpoints, max_metrics)
+    rows = [[Cell(format.clean(row.checkpoint)), *(draw(row) for _, draw in columns)] for row in checkpoints]
     titles = [Column("checkpoint", "name"), *(Column(title) for title, _ in columns)]
     return Table("Every checkpoint on the same samples; ranges are 95 % intervals.", titles, rows)
 
 
-def speed_table(found: Sequence[Row]) -> Table:
+def speed_table(checkpoints: Sequence[Row]) -> Table:
     """Every line of the bench; columns that no line fills are left out."""
-    lines = [(row, speed) for row in found for speed in row.speeds]
+    lines = [(row, speed) for row in checkpoints for speed in row.speeds]
     candidates: list[tuple[str, list[str]]] = [
         ("backend", [format.clean(s.backend) for _, s in lines]),
         ("batch", [format.count(s.batch_size) for _, s in lines]),
@@ -337,22 +337,26 @@ def tone(verdict: str) -> Tone:
     return "bad" if first in BAD_VERDICTS else "unclear" if first else ""
 
 
-def _columns(found: Sequence[Row], max_metrics: int | None) -> list[tuple[str, Draw]]:
-    chosen = metrics(found)[:max_metrics]
-    metric = primary(found)
-    change = f"change of {label(metric, found)}" if metric else "change"
+def _columns(checkpoints: Sequence[Row], max_metrics: int | None) -> list[tuple[str, Draw]]:
+    chosen = metrics(checkpoints)[:max_metrics]
+    metric = primary(checkpoints)
+    change = f"change of {label(metric, checkpoints)}" if metric else "change"
     candidates: list[tuple[str, Draw, bool]] = [
-        ("parameters", lambda r: Cell(format.count(r.parameters)), any(r.parameters for r in found)),
-        ("on disk", _size, any(r.bytes for r in found)),
-        *((label(name, found), _metric(name), True) for name in chosen),
-        (change, _change, any(r.to_reference or r.to_base for r in found)),
-        ("decode tokens/s", lambda r: Cell(format.rate(r.speed.decode)), any(r.speed.decode for r in found)),
-        ("texts/s", lambda r: Cell(format.rate(r.speed.texts)), any(r.speed.texts for r in found)),
-        ("latency p50, p99", _latency, any(r.speed.p50_seconds for r in found)),
+        ("parameters", lambda r: Cell(format.count(r.parameters)), any(r.parameters for r in checkpoints)),
+        ("on disk", _size, any(r.bytes for r in checkpoints)),
+        *((label(name, checkpoints), _metric(name), True) for name in chosen),
+        (change, _change, any(r.to_reference or r.to_base for r in checkpoints)),
+        (
+            "decode tokens/s",
+            lambda r: Cell(format.rate(r.speed.decode)),
+            any(r.speed.decode for r in checkpoints),
+        ),
+        ("texts/s", lambda r: Cell(format.rate(r.speed.texts)), any(r.speed.texts for r in checkpoints)),
+        ("latency p50, p99", _latency, any(r.speed.p50_seconds for r in checkpoints)),
         (
             "peak memory",
             lambda r: Cell(format.size(r.speed.peak_memory_bytes)),
-            any(r.speed.peak_memory_bytes for r in found),
+            any(r.speed.peak_memory_bytes for r in checkpoints),
         ),
     ]
     return [(title, draw) for title, draw, filled in candidates if filled]

@@ -37,25 +37,25 @@ from lcc.store.runs import Run, RunStep
 
 def headline(run: Run) -> str:
     """The run in a sentence: quality before and after, then the price of the smallest model."""
-    found = results.rows(run)
+    checkpoints = results.rows(run)
     if run.status == "failed":
         return format.clean(f"The run failed: {run.error or 'see the steps below'}")
     if run.status == "preempted":
         return format.clean(f"The run was stopped and can go on: {run.error}")
-    metric = results.primary(found)
-    judged = [row for row in found if metric in row.scores]
+    metric = results.primary(checkpoints)
+    judged = [row for row in checkpoints if metric in row.scores]
     if metric is None or not judged:
-        return _unjudged(found)
+        return _unjudged(checkpoints)
     sentences = [_first(judged, metric), _last(judged, metric)]
     return format.clean(" ".join(s for s in sentences if s))
 
 
-def _unjudged(found: Sequence[Row]) -> str:
-    if not found:
+def _unjudged(checkpoints: Sequence[Row]) -> str:
+    if not checkpoints:
         return "No checkpoint has been made yet."
-    last = found[-1]
+    last = checkpoints[-1]
     weight = f"; {last.checkpoint} takes {format.size(last.bytes)}" if last.bytes else ""
-    what = "1 checkpoint was" if len(found) == 1 else f"{len(found)} checkpoints were"
+    what = "1 checkpoint was" if len(checkpoints) == 1 else f"{len(checkpoints)} checkpoints were"
     return f"{what} made and none was evaluated{weight}."
 
 
@@ -141,8 +141,8 @@ def _value(score: Score) -> str:
 
 def baseline_table(run: Run) -> Table | None:
     """The baseline's own scores, then every checkpoint's difference to it; None without one."""
-    told = [(step, step.report.tables.get("baseline", [])) for step in run.of_kind("eval") if step.report]
-    judged = [(step, lines) for step, lines in told if lines]
+    tables = [(step, step.report.tables.get("baseline", [])) for step in run.of_kind("eval") if step.report]
+    judged = [(step, lines) for step, lines in tables if lines]
     if not judged:
         return None
     first, lines = judged[0]
@@ -150,9 +150,9 @@ def baseline_table(run: Run) -> Table | None:
     columns = [Column("", "name"), *(Column(results.label(str(one["metric"]), table)) for one in lines)]
     own = [Cell(format.clean(name)), *(_own(one) for one in lines)]
     rows = [own, *([_name(run, step), *(_difference(one, name) for one in each)] for step, each in judged)]
-    said = first.report.word("baseline") if first.report else ""
+    baseline = first.report.word("baseline") if first.report else ""
     return Table(
-        f"Baseline, {said}, and every checkpoint's difference to it on the same samples, "
+        f"Baseline, {baseline}, and every checkpoint's difference to it on the same samples, "
         "with 95 % intervals of a paired bootstrap.",
         columns,
         rows,
@@ -180,9 +180,9 @@ def _difference(line: dict[str, Any], name: str) -> Cell:
 def sensitivity_table(rows: Sequence[dict[str, Any]]) -> Table:
     """KL to the whole model for every part and action, and below it the bytes it saves."""
     actions = list(dict.fromkeys(str(row["action"]) for row in rows))
-    found = {(row["part"], row["action"]): row for row in rows}
+    cells = {(row["part"], row["action"]): row for row in rows}
     parts = list(dict.fromkeys(str(row["part"]) for row in rows))
-    lines = [[Cell(format.clean(part)), *(_cell(found.get((part, a))) for a in actions)] for part in parts]
+    lines = [[Cell(format.clean(part)), *(_cell(cells.get((part, a))) for a in actions)] for part in parts]
     caption = (
         "Mean KL to the model as it is, in nats, when one part alone is changed; below it the"
         " change of its bytes."
@@ -232,32 +232,32 @@ def story(run: Run) -> Document:
 
 
 def _results(run: Run) -> Iterator[Block]:
-    found = results.rows(run)
-    metric = results.primary(found)
+    checkpoints = results.rows(run)
+    metric = results.primary(checkpoints)
     is_sweep = run.facts.get("verb") == "sweep" and metric is not None
-    if found:
-        yield pareto.sweep_table(found, str(metric)) if is_sweep else results_table(found)
+    if checkpoints:
+        yield pareto.sweep_table(checkpoints, str(metric)) if is_sweep else results_table(checkpoints)
     if metric is not None:
         draw = pareto.figure if is_sweep else charts.tradeoff
-        figure = draw(found, metric)
+        figure = draw(checkpoints, metric)
         yield from [Figures([figure])] if figure else []
     beside = baseline_table(run)
     yield from [beside] if beside else []
-    yield from _verdicts(found)
+    yield from _verdicts(checkpoints)
     yield from _protocol(run)
-    if any(row.speeds for row in found):
-        yield speed_table(found)
+    if any(row.speeds for row in checkpoints):
+        yield speed_table(checkpoints)
         yield from _machine_speed(run)
 
 
-def _verdicts(found: list[results.Row]) -> Iterator[Block]:
+def _verdicts(checkpoints: list[results.Row]) -> Iterator[Block]:
     """Every metric's differences, since the main table has room for one."""
-    to_base = {row.checkpoint: row.against_base for row in found if row.against_base}
-    to_reference = {row.checkpoint: row.against_reference for row in found if row.against_reference}
+    to_base = {row.checkpoint: row.against_base for row in checkpoints if row.against_base}
+    to_reference = {row.checkpoint: row.against_reference for row in checkpoints if row.against_reference}
     if to_reference:
-        yield _differences("the model before compression", to_reference, found)
+        yield _differences("the model before compression", to_reference, checkpoints)
     if to_base and [*_against(to_base)] != [*_against(to_reference)]:
-        yield _differences("the first model", to_base, found)
+        yield _differences("the first model", to_base, checkpoints)
 
 
 def _against(table: dict[str, dict[str, Delta]]) -> Iterator[str]:
@@ -283,21 +283,21 @@ def _differences(what: str, table: dict[str, dict[str, Delta]], scored: Sequence
 
 def _protocol(run: Run) -> Iterator[Block]:
     """How quality was measured: whatever the evaluations say beside their figures."""
-    said: dict[str, dict[str, list[str]]] = {}
+    by_name: dict[str, dict[str, list[str]]] = {}
     for step in run.of_kind("eval"):
         assert step.report is not None, step.name
         shown = results.scores(step.report)
         for name, measure in step.report.measures.items():
             if name not in shown and not results.is_side(name) and measure.value is not None:
                 text = format.quantity(measure.value, measure.unit)
-                by_value = said.setdefault(name, {})
+                by_value = by_name.setdefault(name, {})
                 by_value.setdefault(text, []).append(results.checkpoint_of(run, step))
-    if said:
+    if by_name:
         yield Prose("How quality was measured:")
-        yield Bullets([_told(name, by_value) for name, by_value in said.items()])
+        yield Bullets([_measure_line(name, by_value) for name, by_value in by_name.items()])
 
 
-def _told(name: str, by_value: dict[str, list[str]]) -> str:
+def _measure_line(name: str, by_value: dict[str, list[str]]) -> str:
     """`shots: 2 (base), 0 (finetune, heal)`; one value alone needs no names."""
     label = name.removeprefix("num_").replace("_", " ")
     if len(by_value) == 1:
@@ -325,8 +325,8 @@ def _sensitivity(run: Run) -> Iterator[Block]:
 
 
 def _training(run: Run) -> Iterator[Block]:
-    told = training_table(run)
-    yield from [told] if told else []
+    table = training_table(run)
+    yield from [table] if table else []
     for step in run.steps:
         curve = step.report.curve() if step.report else []
         counts = (step.report.word("clipped_share_counts") if step.report else "") or "steps"
@@ -338,16 +338,16 @@ def _training(run: Run) -> Iterator[Block]:
 
 def _samples(run: Run) -> Iterator[Block]:
     """The first samples with the outputs of the first, the reference and the last model."""
-    chosen = _telling(run)
+    chosen = _shown_samples(run)
     if not chosen:
         return
     outputs = {name: {str(s.get("id")): s for s in rows} for name, rows in chosen.items()}
     first = next(iter(outputs.values()))
     rows = [
         [
-            Cell(_said(sample.get("source"))),
-            Cell(_said(sample.get("reference"))),
-            *(Cell(_said(by_id.get(identity, {}).get("output"))) for by_id in outputs.values()),
+            Cell(_sample_text(sample.get("source"))),
+            Cell(_sample_text(sample.get("reference"))),
+            *(Cell(_sample_text(by_id.get(identity, {}).get("output"))) for by_id in outputs.values()),
         ]
         for identity, sample in list(first.items())[:NUM_SAMPLES]
     ]
@@ -360,7 +360,7 @@ def _samples(run: Run) -> Iterator[Block]:
         )
 
 
-def _telling(run: Run) -> dict[str, list[dict[str, object]]]:
+def _shown_samples(run: Run) -> dict[str, list[dict[str, object]]]:
     """Samples of the checkpoints worth reading side by side: base, fine-tuned, compressed."""
     judged = {results.checkpoint_of(run, e): e for e in run.of_kind("eval")}
     names = list(judged)
@@ -370,11 +370,11 @@ def _telling(run: Run) -> dict[str, list[dict[str, object]]]:
     middle = last.to_reference.against if last and last.to_reference else names[-1]
     wanted = [name for name in dict.fromkeys([names[0], middle, names[-1]]) if name in judged]
     reports = {name: judged[name].report for name in wanted}
-    found = {name: list(report.samples()) for name, report in reports.items() if report}
-    return {name: rows for name, rows in found.items() if rows}
+    samples = {name: list(report.samples()) for name, report in reports.items() if report}
+    return {name: rows for name, rows in samples.items() if rows}
 
 
-def _said(text: object) -> str:
+def _sample_text(text: object) -> str:
     if isinstance(text, dict):
         text = "\n".join(str(value) for value in text.values())
     return format.clean(text if text not in (None, "") else "(empty)")

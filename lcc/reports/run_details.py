@@ -82,8 +82,8 @@ def _once(said: list[tuple[str, str]]) -> list[str]:
 
 
 def _seconds(step: RunStep) -> float | None:
-    found = _fact(step, "seconds")
-    return found if found is not None else step.seconds or None
+    seconds = _fact(step, "seconds")
+    return seconds if seconds is not None else step.seconds or None
 
 
 def _fact(step: RunStep, name: str) -> float | None:
@@ -190,8 +190,8 @@ def _machine_fact(key: str, value: Any) -> str:
 
 
 def _fact_text(step: RunStep, key: str) -> Any:
-    found = step.report.facts.get(key) if step.report else None
-    return format.MISSING if found is None else found
+    fact = step.report.facts.get(key) if step.report else None
+    return format.MISSING if fact is None else fact
 
 
 # -----------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def training_table(run: Run) -> Table | None:
 
 def _number(name: str) -> Draw:
     def draw(report: StepReport) -> Cell:
-        found = report.measures.get(name)
-        return Cell(format.quantity(found.value, found.unit) if found else format.MISSING)
+        measure = report.measures.get(name)
+        return Cell(format.quantity(measure.value, measure.unit) if measure else format.MISSING)
 
     return draw
 

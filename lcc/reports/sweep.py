@@ -50,12 +50,12 @@ class PointRow:
 
 def point_rows(sweep: Sweep) -> list[PointRow]:
     """Every point of `sweep`, in the order it was asked for."""
-    found = [_point_row(sweep, point) for point in sweep.points]
+    points = [_point_row(sweep, point) for point in sweep.points]
     if sweep.objectives:
-        return found
+        return points
     # Nobody said what is better: the task's own first metric and the bytes are compared.
-    metric = results.primary([r.row for r in found if r.row is not None])
-    return [PointRow(r.point, r.status, r.result, r.row, _usual(r.row, metric)) for r in found]
+    metric = results.primary([r.row for r in points if r.row is not None])
+    return [PointRow(r.point, r.status, r.result, r.row, _usual(r.row, metric)) for r in points]
 
 
 def directions(sweep: Sweep, rows: Sequence[PointRow]) -> dict[str, Direction]:
@@ -273,8 +273,8 @@ def front_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figu
         return None
     up, across = list(better)[:2]
     best = front(whole, better)
-    told = "; ".join(_hint(row, better) for row in whole)
-    drawing = Drawing(WIDTH, HEIGHT, f"{_label(up, whole)} against {_label(across, whole)}", told)
+    description = "; ".join(_hint(row, better) for row in whole)
+    drawing = Drawing(WIDTH, HEIGHT, f"{_label(up, whole)} against {_label(across, whole)}", description)
     one, unit = _unit(across, [row.values[across] for row in whole])
     xs = [row.values[across] / one for row in whole]
     ys = [row.values[up] for row in whole]
@@ -353,8 +353,8 @@ def _unit(name: str, values: Sequence[float]) -> tuple[float, str]:
     """A size that keeps an axis of bytes readable, and its name."""
     if not name.rpartition(".")[2].endswith("bytes"):
         return 1.0, ""
-    found = next(((size, unit) for size, unit in UNITS if max(values) > 2 * size), (1.0, "B"))
-    return found[0], f", {found[1]}"
+    size, unit = next(((size, unit) for size, unit in UNITS if max(values) > 2 * size), (1.0, "B"))
+    return size, f", {unit}"
 
 
 def _hint(row: PointRow, better: dict[str, Direction]) -> str:
@@ -387,8 +387,8 @@ def counted(rows: Sequence[PointRow]) -> str:
     """`6 points: 4 finished, 1 failed, 1 running`."""
     counts = Counter(row.status for row in rows)
     word = "point" if len(rows) == 1 else "points"
-    told = ", ".join(f"{n} {status}" for status, n in counts.most_common())
-    return f"{len(rows)} {word}: {told}" if rows else "no point yet"
+    states = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+    return f"{len(rows)} {word}: {states}" if rows else "no point yet"
 
 
 def headline(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
@@ -429,9 +429,9 @@ def points_table(sweep: Sweep, rows: Sequence[PointRow]) -> Table:
 
 def _figures(rows: Sequence[PointRow], better: dict[str, Direction]) -> Iterator[Block]:
     drawn = [parallel(rows, better), front_figure(rows, better), history_figure(rows, better)]
-    found = [figure for figure in drawn if figure is not None]
-    if found:
-        yield Figures(found)
+    figures = [figure for figure in drawn if figure is not None]
+    if figures:
+        yield Figures(figures)
 
 
 def _unfinished(sweep: Sweep, rows: Sequence[PointRow]) -> Iterator[Block]:
@@ -472,13 +472,13 @@ def _checkpoints(rows: Sequence[PointRow]) -> Iterator[Block]:
 
 
 def _settings(sweep: Sweep) -> list[str]:
-    told = [
+    lines = [
         f"{group}: {_spelled(options)}"
         for group, options in (("launcher", sweep.launcher), ("sampler", sweep.sampler))
     ]
     goals = ", ".join(f"{name}: {way}" for name, way in sweep.objectives.items())
     ranges = [f"{r['head']}: {_range(r)}" for r in sweep.ranges]
-    return [format.clean(line) for line in [*told, *([f"objectives: {goals}"] if goals else []), *ranges]]
+    return [format.clean(line) for line in [*lines, *([f"objectives: {goals}"] if goals else []), *ranges]]
 
 
 def _spelled(options: dict[str, Any]) -> str:
@@ -502,8 +502,8 @@ def status_lines(sweep: Sweep) -> list[str]:
     width = max(map(len, labels), default=0)
     lines = [format.clean(f"{sweep.folder.name}: {counted(rows)}")]
     for row, label in zip(rows, labels, strict=True):
-        told = _state(sweep, row)
-        line = f"  {row.name:>4}  {label:{width}}  {row.status:9}  {told}"
+        state = _state(sweep, row)
+        line = f"  {row.name:>4}  {label:{width}}  {row.status:9}  {state}"
         lines.append(format.clean(line.rstrip()))
     driver = sweep.leases.holder(DRIVER)
     if driver is not None:

@@ -51,13 +51,13 @@ def print_sweep(folder: Path, console: Console | None = None) -> None:
     """All points of a sweep: one table, the chart of quality over bytes, and where the page is."""
     run = read_run(folder)
     console = console or _console()
-    found = results.rows(run)
-    metric = results.primary(found)
-    shown = results_table(found, max_metrics=MAX_METRICS)
+    checkpoints = results.rows(run)
+    metric = results.primary(checkpoints)
+    shown = results_table(checkpoints, max_metrics=MAX_METRICS)
     if metric is not None:
-        shown = charts.sweep_table(found, metric)
+        shown = charts.sweep_table(checkpoints, metric)
     console.print(_grid(_narrowed(shown, console.width)))
-    for line in charts.chart(found, metric) if metric is not None else []:
+    for line in charts.chart(checkpoints, metric) if metric is not None else []:
         console.print(Text(line), soft_wrap=True)
     if metric is None:
         console.print(Text("No quality was measured; add task=NAME dataset=NAME.", style="yellow"))
@@ -89,8 +89,8 @@ def print_points(folder: Path, console: Console | None = None) -> None:
     console.print(Text(headline_of(rows, directions(sweep, rows)), style="bold"))
     for row in rows:
         if row.status in ("failed", "preempted"):
-            told = row.result.error if row.result else ""
-            console.print(Text(format.clean(f"{row.name} {row.status}: {told}"), style="red"))
+            error = row.result.error if row.result else ""
+            console.print(Text(format.clean(f"{row.name} {row.status}: {error}"), style="red"))
             console.print(Text(f"   log: {sweep.log(row.point.index)}"), soft_wrap=True)
     console.print(Text(str(folder / "report.html")), soft_wrap=True)
 

@@ -62,10 +62,10 @@ def verify(folder: Path, *, key: str | None = None) -> dict[str, Any]:
         size = (folder / name).stat().st_size
         if size != facts["bytes"]:
             raise Damage(f"{name} has {size} bytes instead of {facts['bytes']}")
-    for name, found in digests(folder, promised).items():
-        if found != promised[name]["sha256"]:
+    for name, digest in digests(folder, promised).items():
+        if digest != promised[name]["sha256"]:
             raise Damage(
-                f"{name} has changed (SHA-256 {found[:12]} instead of {promised[name]['sha256'][:12]})"
+                f"{name} has changed (SHA-256 {digest[:12]} instead of {promised[name]['sha256'][:12]})"
             )
     return manifest
 
@@ -91,11 +91,11 @@ def write(folder: Path, key: str, *, files: dict[str, str]) -> dict[str, Any]:
 
 def file_names(folder: Path) -> list[str]:
     """Relative paths of everything in `folder` that is no folder, with `/` on every system."""
-    found = []
+    names = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in [*files, *links]]
-    return sorted(found)
+        names += [(Path(parent) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(names)
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -121,8 +121,8 @@ def fsync(path: Path) -> None:
 
 
 def _own_digest(manifest: dict[str, Any]) -> str:
-    told = {name: value for name, value in manifest.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    facts = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _is_manifest(manifest: Any, key: str) -> bool:

@@ -47,7 +47,7 @@ def references(root: Path) -> dict[str, list[str]]:
 
     Raises IntegrityError for a run.json that cannot be read: what it needs must not be freed.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    users: dict[str, list[str]] = defaultdict(list)
     for path in sorted(root.glob("*/run.json")):
         try:
             steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
@@ -60,8 +60,8 @@ def references(root: Path) -> dict[str, list[str]]:
                 f"needs; mend it or delete {path.parent}."
             ) from None
         for key, name in named:
-            found[key].append(f"{path.parent.name}/{name}")
-    return dict(found)
+            users[key].append(f"{path.parent.name}/{name}")
+    return dict(users)
 
 
 def usage(store: Store) -> list[Usage]:
@@ -142,8 +142,8 @@ class _Needs:
 
 
 def _folders(store: Store) -> list[Path]:
-    found = [p for place in ("store", "work", "damaged") for p in (store.root / place).glob("*")]
-    return sorted(path for path in found if path.is_dir())
+    paths = [p for place in ("store", "work", "damaged") for p in (store.root / place).glob("*")]
+    return sorted(path for path in paths if path.is_dir())
 
 
 def _name(path: Path) -> str:

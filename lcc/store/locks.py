@@ -127,11 +127,11 @@ class Leases:
         while True:
             try:
                 # NFS leaves `.nfs…` files behind for a moment; they own nothing.
-                found = [f for f in (self.folder / key).iterdir() if not f.name.startswith(".")]
+                files = [f for f in (self.folder / key).iterdir() if not f.name.startswith(".")]
             except FileNotFoundError:
                 return None
-            if len(found) <= 1:
-                return found[0] if found else None
+            if len(files) <= 1:
+                return files[0] if files else None
             # A listing taken during a rename may show both names: look again.
 
     def _found(self, path: Path, owner: Owner) -> bool:

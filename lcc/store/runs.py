@@ -58,8 +58,8 @@ class StepReport:
 
     @cached_property
     def measures(self) -> dict[str, Measure]:
-        found = self.facts.get("measures") or {}
-        return {name: Measure(m.get("value"), m.get("unit", "")) for name, m in found.items()}
+        measures = self.facts.get("measures") or {}
+        return {name: Measure(m.get("value"), m.get("unit", "")) for name, m in measures.items()}
 
     @property
     def tables(self) -> dict[str, list[dict[str, Any]]]:

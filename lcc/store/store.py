@@ -122,13 +122,13 @@ class Store:
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact, oldest first, without reading its files; unreadable ones are named."""
-        found = []
+        artifacts = []
         for path in sorted((self.root / "store").glob("*")):
             try:
-                found.append(Artifact(path.name, path, manifest.read(path)))
+                artifacts.append(Artifact(path.name, path, manifest.read(path)))
             except manifest.Damage as damage:
                 self.warn(f"{path} is damaged: {damage}.")
-        return sorted(found, key=lambda artifact: str(artifact.manifest.get("created")))
+        return sorted(artifacts, key=lambda artifact: str(artifact.manifest.get("created")))
 
     def pins(self) -> list[str]:
         """The keys that are never collected."""
@@ -148,7 +148,7 @@ class Store:
 
     def _wait_for_lease(self, key: str, label: str, timeout_seconds: float | None) -> Lease | Artifact:
         limit = self.wait_seconds if timeout_seconds is None else timeout_seconds
-        started, pause, told = time.monotonic(), POLL_SECONDS[0], ""
+        started, pause, reported = time.monotonic(), POLL_SECONDS[0], ""
         while True:
             lease = self.leases.try_acquire(key)
             if lease is not None:
@@ -163,9 +163,9 @@ class Store:
                     f"{label} is held by {holder} for more than {limit:g} s; "
                     "run again when that process is done."
                 )
-            if str(holder) != told:
-                told = str(holder)
-                self.warn(f"waiting for {label}, held by {told}.")
+            if str(holder) != reported:
+                reported = str(holder)
+                self.warn(f"waiting for {label}, held by {reported}.")
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS[1])
             artifact = self.find(key)
@@ -253,16 +253,16 @@ def resolve(store: Store, word: str) -> str:
 
 def _by_prefix(store: Store, word: str, steps: dict[str, str]) -> str:
     names = {artifact.key: artifact.path for artifact in store.artifacts()}
-    found = [key for key in names if key.startswith(word)]
-    if len(word) < MIN_PREFIX or not set(word) <= HEX or not found:
+    matches = [key for key in names if key.startswith(word)]
+    if len(word) < MIN_PREFIX or not set(word) <= HEX or not matches:
         raise RecipeError(
             f"{word!r} is no step of the last run, and no key in the store starts "
             f"with it{did_you_mean(word, steps)}"
         )
-    if len(found) > 1:
-        shown = ", ".join(key[: max(12, len(word) + 4)] for key in found)
+    if len(matches) > 1:
+        shown = ", ".join(key[: max(12, len(word) + 4)] for key in matches)
         raise RecipeError(f"{word!r} could be {shown}; write more of the key.")
-    return found[0]
+    return matches[0]
 
 
 def _finished(store: Store, word: str, steps: dict[str, str], step: str) -> str:

@@ -135,19 +135,19 @@ def read_sweep(folder: Path) -> Sweep:
 
 def find_sweep(name: str | None, root: Path = ROOT) -> Path:
     """The folder of the sweep `name` (a name or a path), or of the newest; raises RecipeError."""
-    found = {path.parent.name: path for path in root.glob("*/sweep.json")}
+    folders = {path.parent.name: path for path in root.glob("*/sweep.json")}
     if name is not None and (Path(name) / "sweep.json").is_file():
         return Path(name)
-    if not found:
+    if not folders:
         raise RecipeError(
             "no sweep in this folder yet; start one with lcc run -m +recipe=NAME "
             "and a word with several values, for example seed=1,2."
         )
     if name is None:
-        return max(found.values(), key=lambda path: path.stat().st_mtime_ns).parent
-    if name not in found:
-        raise RecipeError(f"no sweep is named {name!r}{did_you_mean(name, sorted(found))}")
-    return found[name].parent
+        return max(folders.values(), key=lambda path: path.stat().st_mtime_ns).parent
+    if name not in folders:
+        raise RecipeError(f"no sweep is named {name!r}{did_you_mean(name, sorted(folders))}")
+    return folders[name].parent
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def write_state(
     """
     final = folder / f"step-{step:09d}"
     size = sum(local(t).nbytes for values in tensors.values() for t in values.values())
-    with disk.told(folder, size, f"the training state after step {step}"):
+    with disk.explain_errors(folder, size, f"the training state after step {step}"):
         # The same step saved again holds the same state. Rank 0 looks: caches of files may differ.
         if not dist.gather(final.exists(), device)[0]:
             _build(final, facts=facts, tensors=tensors, dist=dist)

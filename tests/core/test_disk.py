@@ -35,13 +35,13 @@ def test_what_is_asked_and_what_is_free_are_both_said(tmp_path: Path) -> None:
 )
 def test_a_full_disk_is_told_whoever_noticed_it(tmp_path: Path, error: Exception) -> None:
     said = pytest.raises(ResourceError, match=r"the model needs 3\.0 MB of free disk in")
-    with said, disk.told(tmp_path, 3_000_000, "the model"):
+    with said, disk.explain_errors(tmp_path, 3_000_000, "the model"):
         raise error
 
 
 def test_a_failing_disk_is_told_with_the_file(tmp_path: Path) -> None:
     error = OSError(errno.EIO, os.strerror(errno.EIO), "weights")
-    with pytest.raises(IntegrityError) as caught, disk.told(tmp_path, 1, "the model"):
+    with pytest.raises(IntegrityError) as caught, disk.explain_errors(tmp_path, 1, "the model"):
         raise error
     sentence = "the model: weights cannot be written or read (Input/output error); check the disk."
     assert str(caught.value) == sentence
@@ -57,6 +57,6 @@ def test_a_failing_disk_is_told_with_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_any_other_error_passes(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, disk.told(tmp_path, 1, "the model"):
+    with pytest.raises(type(error)) as caught, disk.explain_errors(tmp_path, 1, "the model"):
         raise error
     assert caught.value is error

@@ -11,17 +11,17 @@ import pytest
 from lcc.cli.commands._monitor import Monitor, Report, monitored
 from lcc.core.errors import RecipeError
 from lcc.reports import render
-from lcc.reports.monitor import Told, alerts, at_least, monitor
+from lcc.reports.monitor import LabelledText, alerts, at_least, monitor
 
 
-def stream(*shares: float, num: int = 40) -> list[Told]:
+def stream(*shares: float, num: int = 40) -> list[LabelledText]:
     """`num` texts for each share of negative ones, evenly spread."""
     found = []
     for part, share in enumerate(shares):
         for i in range(num):
             bad = int((i + 1) * share) > int(i * share)
             label = "negative" if bad else "neutral"
-            found.append(Told(f"text {part}-{i} <b>", label, f"10:{part:02}"))
+            found.append(LabelledText(f"text {part}-{i} <b>", label, f"10:{part:02}"))
     return found
 
 
@@ -75,12 +75,12 @@ def test_the_report_follows_a_growing_output(tmp_path: Path) -> None:
     line = json.dumps({"id": "1", "time": "10:00", "text": "Rates rise.", "output": "negative"})
     output.write_text(f"{line}\n{line[:20]}")
     watching.refresh()
-    assert len(watching.told) == 1 and "Rates rise" in path.read_text()
+    assert len(watching.texts) == 1 and "Rates rise" in path.read_text()
     output.write_text(f"{line}\n{line}\n")
     with monitored(watching.report, output):
         pass
     watching.refresh()
-    assert len(watching.told) == 2 and "2 texts" in path.read_text()
+    assert len(watching.texts) == 2 and "2 texts" in path.read_text()
 
 
 def test_a_report_that_cannot_be_is_refused() -> None:

@@ -30,7 +30,7 @@ def publish(root: Path, key: str, *, reuse: tuple[Path, ...] = ()) -> int:
     """Claim, compute and publish as the runner does; an error's exit code."""
     store = Store(root, warn=print)
     try:
-        with disk.told(root, 10_000, "the step"), store.claim(key) as claimed:
+        with disk.explain_errors(root, 10_000, "the step"), store.claim(key) as claimed:
             if isinstance(claimed, Artifact):
                 return 0
             if key == KEY and not (claimed.path / STATE).is_file():

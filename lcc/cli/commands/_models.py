@@ -81,7 +81,7 @@ def _facts(run: str) -> dict[str, Any]:
 # Which model the words of a command line mean: the last run's, a recipe's, or any folder.
 
 
-def found_model(arguments: Arguments, verb: str) -> tuple[Recipe, Path]:
+def recipe_and_model(arguments: Arguments, verb: str) -> tuple[Recipe, Path]:
     """The recipe that these words mean, and the model folder that `verb` is to use."""
     from lcc.pipeline.recipe import load, load_recipe
     from lcc.pipeline.runner import find_model, last_run

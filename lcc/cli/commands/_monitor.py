@@ -12,7 +12,7 @@ from lcc.config.cards import card
 from lcc.core.disk import write_text
 from lcc.core.errors import RecipeError
 from lcc.reports import render
-from lcc.reports.monitor import Told, monitor
+from lcc.reports.monitor import LabelledText, monitor
 
 LOOK_SECONDS = 1.0
 ENDINGS = {".html": render.to_html, ".md": render.to_markdown}
@@ -42,13 +42,13 @@ class Monitor:
 
     def __init__(self, report: Report, output: Path) -> None:
         self.report, self.output = report, output
-        self.told: list[Told] = []
+        self.texts: list[LabelledText] = []
         self._place = 0
         self._is_written = False
 
     def refresh(self) -> None:
         """Write the report if there is anything new; half a line waits for its other half."""
-        before = len(self.told)
+        before = len(self.texts)
         if self.output.is_file():
             with self.output.open("rb") as file:
                 file.seek(self._place)
@@ -56,18 +56,20 @@ class Monitor:
                     if not line.endswith(b"\n"):
                         break
                     self._place += len(line)
-                    self.told.append(self._read(line))
-        if len(self.told) > before or not self._is_written:
+                    self.texts.append(self._read(line))
+        if len(self.texts) > before or not self._is_written:
             self._write()
 
-    def _read(self, line: bytes) -> Told:
+    def _read(self, line: bytes) -> LabelledText:
         node = json.loads(line)
-        return Told(str(node.get(self.report.field, "")), str(node["output"]), str(node.get("time") or ""))
+        return LabelledText(
+            str(node.get(self.report.field, "")), str(node["output"]), str(node.get("time") or "")
+        )
 
     def _write(self) -> None:
         path = Path(self.report.path)
         shown = monitor(
-            self.told, watched=self.report.watch, window=self.report.window, name=self.output.stem
+            self.texts, watched=self.report.watch, window=self.report.window, name=self.output.stem
         )
         write_text(path, ENDINGS[path.suffix](shown))
         self._is_written = True

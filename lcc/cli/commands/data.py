@@ -51,28 +51,28 @@ def detected_format(rows: Sequence[Row]) -> str:
 
 def lengths(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Words of each text field at some percentiles; a Chinese character counts as a word."""
-    found = []
+    lines = []
     for name in text_fields(rows[0]) if rows else []:
         sizes = sorted(num_words(str(row[name])) for row in rows)
         at = {f"p{p}" if p < 100 else "longest": sizes[(len(sizes) - 1) * p // 100] for p in PERCENTILES}
-        found.append({"field": name, **at})
-    return found
+        lines.append({"field": name, **at})
+    return lines
 
 
 def warnings(counts: Counts) -> list[str]:
     """Sentences about what will make training or its measurement worse than it looks."""
-    found = []
+    sentences = []
     kept = sum(counts.rows.values())
     if counts.read and kept < counts.read / 4:
-        found.append(f"only {kept} of {counts.read} rows were kept; see what removed the others.")
+        sentences.append(f"only {kept} of {counts.read} rows were kept; see what removed the others.")
     test = counts.rows["test"]
     if 0 < test < 100:
-        found.append(f"{test} test rows decide little: intervals will be wide; 300 are better.")
+        sentences.append(f"{test} test rows decide little: intervals will be wide; 300 are better.")
     for name in SPLITS[1:]:
         lacking = set(counts.labels.get("train", {})) - set(counts.labels.get(name, {}))
         if counts.rows[name] and lacking:
-            found.append(f"{name} has no row labelled {', '.join(sorted(lacking))}.")
-    return found
+            sentences.append(f"{name} has no row labelled {', '.join(sorted(lacking))}.")
+    return sentences
 
 
 def require_fields(rows: Sequence[Row], fields: Sequence[str], *, task: str) -> None:
@@ -223,28 +223,28 @@ def _visible(text: str) -> str:
 @contextmanager
 def _prepared(recipe: Recipe, spec: DatasetSpec) -> Iterator[PreparedData]:
     """The prepared data of a finished run, or prepared now in a folder that goes away again."""
-    found = _finished(recipe, "prepare")
-    if found is not None:
-        yield PreparedData.open(found / "data")
+    folder = _finished(recipe, "prepare")
+    if folder is not None:
+        yield PreparedData.open(folder / "data")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        dataset.prepare(spec, Path(folder), Progress())
-        yield PreparedData.open(Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset.prepare(spec, Path(scratch), Progress())
+        yield PreparedData.open(Path(scratch))
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, from the store or from its source."""
     from lcc.models.bundle import open_bundle
 
-    found = _finished(recipe, "base")
-    if found is not None:
-        return open_bundle(found / "model").tokenizer
+    folder = _finished(recipe, "base")
+    if folder is not None:
+        return open_bundle(folder / "model").tokenizer
     model = require(recipe.model, "model")
     sentence = sources.missing(model)
     if sentence is not None:
         raise ResourceError(sentence)
-    with tempfile.TemporaryDirectory() as folder:
-        return sources.build(model, Path(folder), progress=Progress()).tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        return sources.build(model, Path(scratch), progress=Progress()).tokenizer
 
 
 def _finished(recipe: Recipe, kind: str) -> Path | None:

@@ -72,19 +72,19 @@ def _torch() -> dict[str, Any]:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return {"error": lines[-1]}
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
 
 
 def _missing(facts: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for package in machine.PACKAGES:
-        found = machine.version_of(package)
-        if found is None:
+        version = machine.version_of(package)
+        if version is None:
             yield _finding(package, "every recipe", "pip install lcc", needed=True)
-        elif package in FLOORS and _numbers(found) < FLOORS[package]:
+        elif package in FLOORS and _numbers(version) < FLOORS[package]:
             floor = ".".join(map(str, FLOORS[package]))
             yield _finding(
-                f"{package} {floor} or newer (here: {found})",
+                f"{package} {floor} or newer (here: {version})",
                 "safety",
                 f"pip install '{package}>={floor}'",
                 needed=True,
@@ -177,6 +177,6 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _devices(torch: dict[str, Any]) -> str:
-    found = [*torch["cuda_devices"], *(["Apple GPU"] if torch["mps"] else [])]
+    names = [*torch["cuda_devices"], *(["Apple GPU"] if torch["mps"] else [])]
     gloo = "" if torch["distributed"] else ", no distributed training"
-    return f"{', '.join([*found, 'CPU'])} ({torch['threads']} threads{gloo})"
+    return f"{', '.join([*names, 'CPU'])} ({torch['threads']} threads{gloo})"

@@ -30,7 +30,7 @@ the export is kept as FOLDER.failed and the exit code is 9. docs/exports.md has 
 
 
 def main(arguments: Arguments) -> int:
-    found, options = _asked(arguments)
+    source, options = _model_and_format(arguments)
     exporter = _exporter(options)
     target = Path(arguments.options["out"])
     if target.exists():
@@ -38,14 +38,14 @@ def main(arguments: Arguments) -> int:
     from lcc.core.machine import cores
     from lcc.export.publish import Trial, publish
 
-    prompts = _task_prompts(found) if exporter.engine else None
+    prompts = _task_prompts(source) if exporter.engine else None
     trial = Trial(prompts=prompts, threads=cores())
-    made = publish(found.folder, target, exporter, trial=trial, origin=_origin(found))
-    _tell(found, made, str(options["name"]), as_json=arguments.json)
+    made = publish(source.folder, target, exporter, trial=trial, origin=_origin(source))
+    _print(source, made, str(options["name"]), as_json=arguments.json)
     return 0
 
 
-def _asked(arguments: Arguments) -> tuple[ModelFolder, dict[str, Any]]:
+def _model_and_format(arguments: Arguments) -> tuple[ModelFolder, dict[str, Any]]:
     """The model, and the format with its options as a recipe would write them."""
     model, options = None, {"name": "hf"}
     for word in arguments.overrides:
@@ -85,46 +85,46 @@ def _exporter(options: dict[str, Any]) -> Any:
     return decode(find_card("exporters", name), given, "format")
 
 
-def _task_prompts(found: ModelFolder) -> list[list[int]] | None:
+def _task_prompts(source: ModelFolder) -> list[list[int]] | None:
     """Prompts of the run's own test rows; None where it has no task with enough of them."""
-    if found.run is None:
+    if source.run is None:
         return None
     from lcc.data.dataset import PreparedData
     from lcc.export.parity import NUM_PROMPTS, task_prompts
     from lcc.pipeline.recipe import load_recipe
     from lcc.store.store import Store
 
-    prepared = next((s for s in found.run["steps"] if s["kind"] == "prepare"), None)
+    prepared = next((s for s in source.run["steps"] if s["kind"] == "prepare"), None)
     artifact = Store(ROOT).find(prepared["key"]) if prepared else None
-    task = load_recipe(found.run["words"]).task if found.run.get("words") else None
+    task = load_recipe(source.run["words"]).task if source.run.get("words") else None
     if artifact is None or task is None:
         return None
-    rows = task_prompts(found.folder, task, PreparedData.open(artifact.path / "data"))
+    rows = task_prompts(source.folder, task, PreparedData.open(artifact.path / "data"))
     return rows if len(rows) >= NUM_PROMPTS else None
 
 
-def _origin(found: ModelFolder) -> Provenance:
+def _origin(source: ModelFolder) -> Provenance:
     from lcc.export.model_card import Provenance, evaluated
 
-    if found.run is None:
+    if source.run is None:
         return Provenance()
     from lcc.store.store import Store
 
-    origin, store = Provenance.of_run(found.run, found.step), Store(ROOT)
+    origin, store = Provenance.of_run(source.run, source.step), Store(ROOT)
     evaluations: dict[str, dict[str, float]] = {}
-    for step in found.run["steps"]:
+    for step in source.run["steps"]:
         judged = step["name"].partition(".")[2]
         if step["kind"] != "eval" or step["status"] not in ("finished", "reused"):
             continue
         artifact = store.find(step["key"]) if judged else None
         if artifact is not None:
             evaluations[judged] = evaluated(artifact.report)
-    origin.judge(evaluations, found.step)
+    origin.judge(evaluations, source.step)
     return origin
 
 
-def _tell(found: ModelFolder, made: Exported, format: str, *, as_json: bool) -> None:
-    text = f"exported {found.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
+def _print(source: ModelFolder, made: Exported, format: str, *, as_json: bool) -> None:
+    text = f"exported {source.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
     parity = made.parity
     if parity.kind != "bytes":
         text += (
@@ -133,13 +133,13 @@ def _tell(found: ModelFolder, made: Exported, format: str, *, as_json: bool) -> 
             f"of the spread (allowed {parity.tolerance:.2%})"
         )
     facts = {
-        "model": found.name,
+        "model": source.name,
         "folder": str(made.folder),
         "format": format,
         "bytes": made.bytes,
         "facts": made.facts,
         "parity": parity.facts(),
     }
-    if found.run is not None:
-        facts |= {"run": found.run["run"], "step": found.step}
+    if source.run is not None:
+        facts |= {"run": source.run["run"], "step": source.step}
     emit(facts, as_json, text)

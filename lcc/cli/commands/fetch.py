@@ -29,9 +29,9 @@ def main(arguments: Arguments) -> int:
     if recipe.model is None and recipe.dataset is None:
         raise RecipeError("nothing to fetch: give model=NAME, dataset=NAME or +recipe=NAME.")
     needed = _needed(recipe)
-    told = _told(recipe, needed)
+    listing = _listing(recipe, needed)
     # The announcement stands before the download; with --json it must not spoil the output.
-    print(told, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    print(listing, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if not arguments.dry_run:
         _fetch(recipe, Progress())
     if arguments.json:
@@ -40,9 +40,9 @@ def main(arguments: Arguments) -> int:
 
 
 def _needed(recipe: Recipe) -> list[Requirement]:
-    found = sources.requirements(recipe.model) if recipe.model is not None else []
-    found += dataset.requirements(recipe.dataset) if recipe.dataset is not None else []
-    return list(dict.fromkeys([*found, *_grounding(recipe)]))
+    requirements = sources.requirements(recipe.model) if recipe.model is not None else []
+    requirements += dataset.requirements(recipe.dataset) if recipe.dataset is not None else []
+    return list(dict.fromkeys([*requirements, *_grounding(recipe)]))
 
 
 def _grounding(recipe: Recipe) -> list[Requirement]:
@@ -61,7 +61,7 @@ def _fetch(recipe: Recipe, progress: Progress) -> None:
     progress.say(f"everything is in {cache_root()}")
 
 
-def _told(recipe: Recipe, needed: Sequence[Requirement]) -> str:
+def _listing(recipe: Recipe, needed: Sequence[Requirement]) -> str:
     lines = [_line(one) for one in needed]
     absent = [one for one in needed if one.found is None]
     if absent:

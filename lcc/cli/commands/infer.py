@@ -285,10 +285,10 @@ def _fitting(task: Task, folder: Path, options: Asked) -> Task:
     from lcc.models.card import examine, read_card, read_json
 
     examine(folder)
-    found = read_card(folder)
-    if found.headless or found.head != task.head:
+    card = read_card(folder)
+    if card.headless or card.head != task.head:
         raise RecipeError(
-            f"model {found.name!r} has no trained {task.head} head; choose "
+            f"model {card.name!r} has no trained {task.head} head; choose "
             "another model, or fine-tune it on this task."
         )
     names = read_json(folder / "config.json").get("id2label") or {}
@@ -349,11 +349,11 @@ def main(arguments: Arguments) -> int:
         raise RecipeError(f"one checkpoint at a time, not {' and '.join(arguments.words)}.")
     own, rest = split(arguments.overrides)
     options = Asked.decoded(own)
-    from lcc.cli.commands._models import found_model
+    from lcc.cli.commands._models import recipe_and_model
     from lcc.core import signals
 
     chats = "chat" in arguments.options
-    recipe, folder = found_model(dataclasses.replace(arguments, overrides=rest), "infer")
+    recipe, folder = recipe_and_model(dataclasses.replace(arguments, overrides=rest), "infer")
     if recipe.task is None and not chats:
         raise RecipeError("infer needs a task; add task=NAME, e.g. task=translation.")
     with signals.watched(tells=True):
@@ -422,9 +422,9 @@ def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
     if options.output is not None:
         raise RecipeError("--chat writes to the terminal; leave output out.")
     examine(folder)
-    found = read_card(folder)
-    if found.head != "causal":
-        raise DataError(f"model {found.name!r} is {found.head}; only causal models chat.")
+    card = read_card(folder)
+    if card.head != "causal":
+        raise DataError(f"model {card.name!r} is {card.head}; only causal models chat.")
     opening = dataclasses.replace(opening_of(recipe, options, say), slots=1)
     chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
     task, session = recipe.task, chosen.open(opening)

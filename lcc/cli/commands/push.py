@@ -20,7 +20,7 @@ refused is not uploaded. Needs a token of the hub (hf auth login, or HF_TOKEN) a
 
 
 def main(arguments: Arguments) -> int:
-    folder, repo, private = _asked(arguments)
+    folder, repo, private = _parse_words(arguments)
     _check(folder)
     address = _upload(folder, repo, private=private)
     emit(
@@ -31,7 +31,7 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
-def _asked(arguments: Arguments) -> tuple[Path, str, bool]:
+def _parse_words(arguments: Arguments) -> tuple[Path, str, bool]:
     given = dict(word.partition("=")[::2] for word in arguments.overrides)
     unknown = next((key for key in given if key not in ("repo", "private")), None)
     if unknown is not None:

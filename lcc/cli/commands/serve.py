@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from lcc.cli.arguments import Arguments
-from lcc.cli.commands._models import found_model
+from lcc.cli.commands._models import recipe_and_model
 from lcc.core.errors import RecipeError, ResourceError, did_you_mean
 
 USAGE = """usage: lcc serve [CHECKPOINT] [+recipe=NAME | model=PATH] [engine=NAME] [serve.OPTION=…]
@@ -29,7 +29,7 @@ def main(arguments: Arguments) -> int:
         return _print(options, as_json=arguments.json)
     key = options.key()
     _require_packages()
-    recipe, folder = found_model(dataclasses.replace(arguments, overrides=rest), "serve")
+    recipe, folder = recipe_and_model(dataclasses.replace(arguments, overrides=rest), "serve")
     from lcc.serving.model import opened
     from lcc.serving.server import serve
 

@@ -34,7 +34,7 @@ def main(arguments: Arguments) -> int:
 def _verified(word: str) -> dict[str, Any]:
     folder = _folder(word)
     try:
-        found = artifact.verify(folder, key=_own_key(folder))
+        manifest = artifact.verify(folder, key=_own_key(folder))
     except artifact.Damage as damage:
         raise IntegrityError(f"{folder}: {damage}; fetch or make it again.") from None
     from lcc.inference.sidecar import FAILED_FILE
@@ -44,10 +44,10 @@ def _verified(word: str) -> dict[str, Any]:
             f"{folder}: every byte is as it was written, but its parity gate "
             f"refused it; {FAILED_FILE} says why."
         )
-    files = found["files"].values()
+    files = manifest["files"].values()
     return {
         "path": str(folder),
-        "key": found["key"],
+        "key": manifest["key"],
         "files": len(files),
         "bytes": sum(file["bytes"] for file in files),
     }
@@ -69,7 +69,7 @@ def _own_key(folder: Path) -> str | None:
     if folder.resolve().parent.name == "store":
         return None
     try:
-        told = json.loads((folder / artifact.MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / artifact.MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return str(told.get("key")) if isinstance(told, dict) else None
+    return str(manifest.get("key")) if isinstance(manifest, dict) else None

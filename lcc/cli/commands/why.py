@@ -45,12 +45,12 @@ def main(arguments: Arguments) -> int:
 
 def _nearest(store: Store, kind: str, wanted: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
     """The artifact of this kind with the fewest differing ingredients, and these."""
-    found = [
+    candidates = [
         (a.key, differences(a.report["ingredients"], wanted))
         for a in store.artifacts()
         if a.report.get("kind") == kind
     ]
-    return min(found, key=lambda item: len(item[1])) if found else None
+    return min(candidates, key=lambda item: len(item[1])) if candidates else None
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,8 +65,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any
 
 def _leaves(node: Any, key: str = "") -> dict[str, Any]:
     if isinstance(node, dict):
-        found: dict[str, Any] = {}
+        leaves: dict[str, Any] = {}
         for name, value in node.items():
-            found.update(_leaves(value, f"{key}.{name}" if key else str(name)))
-        return found
+            leaves.update(_leaves(value, f"{key}.{name}" if key else str(name)))
+        return leaves
     return {key: node[:12] if isinstance(node, str) and len(node) == 64 else node}
