@@ -127,8 +127,8 @@ class Shared:
     """Parameters that must be equal in all processes again once every one has changed its share."""
 
     def __init__(self, modules: Iterable[Module], dist: Dist) -> None:
-        found = [p for module in modules for p in module.parameters()]
-        self.parameters = list({id(p): p for p in found}.values()) if dist.world_size > 1 else []
+        parameters = [p for module in modules for p in module.parameters()]
+        self.parameters = list({id(p): p for p in parameters}.values()) if dist.world_size > 1 else []
         self.dist = dist
         self.before = [_fingerprint(p) for p in self.parameters]
 
@@ -206,8 +206,8 @@ def stored_groups(
             raise DataError(f"calibration: layer {name!r} is not among the stored statistics.")
         groups.setdefault(stats.source(name), {})[name] = layer
     shared = Shared(layers.values(), dist)
-    found = list(groups.values())
-    for group in dealt(found, [solving_cost(group) for group in found], dist):
+    listed = list(groups.values())
+    for group in dealt(listed, [solving_cost(group) for group in listed], dist):
         yield InputGroup(group, stats[next(iter(group))])
     shared.settle()
     facts = {} if facts is None else facts
@@ -329,8 +329,8 @@ def _each_changed(
             yield group
             group.let_go()
         shared.settle()
-    for found in around.dist.gather({n: f for n, f in facts.items() if n not in before}):
-        facts |= found
+    for theirs in around.dist.gather({n: f for n, f in facts.items() if n not in before}):
+        facts |= theirs
     if around.kept is not None:
         for name, module in modules.items():
             around.kept.keep(name, module, write=around.dist.is_main)
@@ -370,7 +370,7 @@ def _by_block(
         block: {name: layer for name, layer in layers.items() if name.startswith(f"{block}.")}
         for block in blocks(model)
     }
-    inside = {name for found in within.values() for name in found}
+    inside = {name for layers_of_block in within.values() for name in layers_of_block}
     return within, {name: layer for name, layer in layers.items() if name not in inside}
 
 

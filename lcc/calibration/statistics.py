@@ -132,14 +132,14 @@ def write_stats(stats: Mapping[str, LayerStats], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     index = _index(folder)
     written = {entry["source"] for entry in index.values()}
-    for name, found in stats.items():
-        if found.source not in written:
-            safetensors_torch.save_file(_tensors(found), folder / _file(found.source))
-            written.add(found.source)
+    for name, layer_stats in stats.items():
+        if layer_stats.source not in written:
+            safetensors_torch.save_file(_tensors(layer_stats), folder / _file(layer_stats.source))
+            written.add(layer_stats.source)
         index[name] = {
-            "source": found.source,
-            "num_tokens": found.num_tokens,
-            "num_inputs": len(found.diagonal),
+            "source": layer_stats.source,
+            "num_tokens": layer_stats.num_tokens,
+            "num_inputs": len(layer_stats.diagonal),
         }
     draft = folder / f"{INDEX}.new"
     draft.write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -261,9 +261,9 @@ class Tally:
                 sums = self.sums.pop(owner)
                 sums.reduce(self.dist)
                 self.done[owner] = sums.stats(owner)
-        found = {name: self.done[self.owners[name]] for name in layers}
+        by_layer = {name: self.done[self.owners[name]] for name in layers}
         self._forget()
-        return found
+        return by_layer
 
     def _forget(self) -> None:
         """Drop finished statistics that no later layer can share: their tensors are gone."""

@@ -41,12 +41,12 @@ def column_importance(criterion: Any, unit: Unit, name: str, stats: LayerStats |
 
 def size_importance(unit: Unit) -> Tensor:
     """Where no statistics are: the product of what writes a channel and what reads it, squared."""
-    found: Any = 1.0
+    importance: Any = 1.0
     for member in unit.members:
         parameter, dim = member.parameters()[0]
-        found = found * member.totals(parameter.detach().float().square(), dim)
-    assert torch.is_tensor(found), unit.name
-    return found
+        importance = importance * member.totals(parameter.detach().float().square(), dim)
+    assert torch.is_tensor(importance), unit.name
+    return importance
 
 
 def combined(votes: Sequence[Tensor]) -> Tensor:
@@ -151,14 +151,14 @@ def sensitivities(
     `losses` are computed as they are asked for, one graph at a time.
     """
     own = [(unit, list(_distinct(unit))) for unit in units]
-    parameters = {id(p): p for _, found in own for _, p, _ in found}
+    parameters = {id(p): p for _, members in own for _, p, _ in members}
     totals = {unit.name: torch.zeros(unit.num, device=model.device) for unit in units}
     with _differentiable(model, list(parameters.values())):
         for loss in losses:
             signals.check("sensitivity")
             torch.autograd.backward(loss)
-            for unit, found in own:
-                for member, parameter, dim in found:
+            for unit, members in own:
+                for member, parameter, dim in members:
                     if parameter.grad is not None:
                         scores = score(parameter.detach(), parameter.grad).float()
                         totals[unit.name] += member.totals(scores, dim)

@@ -123,11 +123,11 @@ def ranks_by_loss(
 def _offers(
     energies: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]
 ) -> list[tuple[float, str]]:
-    found = []
+    offers = []
     for name, energy in energies.items():
         gains = energy / energy.sum().clamp(min=1e-300) / sum(shapes[name])
-        found += [(float(gain), name) for gain in gains[ranks[name] :]]
-    return found
+        offers += [(float(gain), name) for gain in gains[ranks[name] :]]
+    return offers
 
 
 def output_share(change: Tensor, weight: Tensor, gram: Tensor) -> float:

@@ -153,11 +153,11 @@ def said(model: Any, batch: Batch) -> Answers:
     cache = {"use_cache": False} if model.config.to_dict().get("use_cache") else {}
     output = model(**batch, **cache)
     is_scored = "logits" in output
-    found = output.logits if is_scored else output.last_hidden_state
+    outputs = output.logits if is_scored else output.last_hidden_state
     mask = batch.get("decoder_attention_mask", batch.get("attention_mask"))
-    if mask is not None and mask.shape == found.shape[:-1]:
-        return found[mask.bool()].float(), is_scored
-    return found.reshape(-1, found.shape[-1]).float(), is_scored
+    if mask is not None and mask.shape == outputs.shape[:-1]:
+        return outputs[mask.bool()].float(), is_scored
+    return outputs.reshape(-1, outputs.shape[-1]).float(), is_scored
 
 
 def divergence(whole: Answers, got: Answers) -> float:
@@ -167,8 +167,8 @@ def divergence(whole: Answers, got: Answers) -> float:
         change = (expected - given).square().sum(-1)
         return float((change / expected.square().sum(-1).clamp(min=1e-30)).sum())
     p, q = expected.log_softmax(-1), given.log_softmax(-1)
-    found = float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
-    return max(0.0, found)  # Rounding alone can fall below nothing.
+    kl = float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
+    return max(0.0, kl)  # Rounding alone can fall below nothing.
 
 
 # -----------------------------------------------------------------------------
@@ -259,10 +259,10 @@ def remove_blocks(model: Any, removed: Collection[str]) -> dict[str, tuple[int, 
 
 
 def _stacks(model: Any) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    stacks: dict[str, list[str]] = {}
     for name in layer_stops(model):
-        found.setdefault(stack_of(name), []).append(name)
-    return found
+        stacks.setdefault(stack_of(name), []).append(name)
+    return stacks
 
 
 def _put(model: Any, stack: str, kept: list[int]) -> None:
@@ -308,8 +308,8 @@ def _require_plain(model: Any) -> None:
     with torch.device("meta"):
         plain = type(model)(copy.deepcopy(model.config))
     expected = {name: tensor.shape for name, tensor in plain.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    odd = sorted(set(expected.items()) ^ set(found.items()))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    odd = sorted(set(expected.items()) ^ set(shapes.items()))
     if odd:
         raise RecipeError(
             f"depth: a config of {model.config.model_type} cannot say which layers are gone"

@@ -89,8 +89,8 @@ class Unit:
     @property
     def consumers(self) -> dict[str, Linear]:
         """The linear layers that read what is cut, by name: these are ranked by and repaired."""
-        found: dict[str, Any] = {m.name: m.layer for m in self.members if m.axis == "in"}
-        return {n: layer for n, layer in found.items() if isinstance(layer, torch.nn.Linear)}
+        layers: dict[str, Any] = {m.name: m.layer for m in self.members if m.axis == "in"}
+        return {n: layer for n, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
 
     def consumer(self, name: str) -> Member:
         return next(m for m in self.members if m.axis == "in" and m.name == name)
@@ -239,18 +239,18 @@ def key_value_groups(model: Any) -> list[Unit]:
     """Each attention layer by key-value heads; one goes with the query heads that share it."""
     width = head_dim(model.config)
     units = []
-    for found in attentions(model):
-        num_heads, num = found.heads(width)
+    for attention in attentions(model):
+        num_heads, num = attention.heads(width)
         wide = num_heads // num * width
         members: tuple[Member, ...] = (
-            Member(found.query[0], found.query[1], "out", wide),
-            Member(found.key[0], found.key[1], "out", width),
-            Member(found.value[0], found.value[1], "out", width),
-            Member(found.output[0], found.output[1], "in", wide),
+            Member(attention.query[0], attention.query[1], "out", wide),
+            Member(attention.key[0], attention.key[1], "out", width),
+            Member(attention.value[0], attention.value[1], "out", width),
+            Member(attention.output[0], attention.output[1], "in", wide),
         )
-        if found.is_fused:
-            members = (Member(found.query[0], found.query[1], "out", width, copies=3), members[3])
-        units.append(Unit(found.output[0], num, members))
+        if attention.is_fused:
+            members = (Member(attention.query[0], attention.query[1], "out", width, copies=3), members[3])
+        units.append(Unit(attention.output[0], num, members))
     return _joined(model, units)
 
 
@@ -258,15 +258,15 @@ def query_heads(model: Any) -> list[Unit]:
     """Each attention layer by query heads; where every head has keys of its own, these go too."""
     width = head_dim(model.config)
     units = []
-    for found in attentions(model):
-        num_heads, num = found.heads(width)
+    for attention in attentions(model):
+        num_heads, num = attention.heads(width)
         if num_heads == num:
             return key_value_groups(model)
         members = (
-            Member(found.query[0], found.query[1], "out", width),
-            Member(found.output[0], found.output[1], "in", width),
+            Member(attention.query[0], attention.query[1], "out", width),
+            Member(attention.output[0], attention.output[1], "in", width),
         )
-        units.append(Unit(found.output[0], num_heads, members, runs=num))
+        units.append(Unit(attention.output[0], num_heads, members, runs=num))
     return units
 
 
@@ -280,10 +280,10 @@ def _joined(model: Any, units: list[Unit]) -> list[Unit]:
         stacks.setdefault(unit.name.split(".block.")[0] if is_biased else unit.name, []).append(unit)
     biases = [(n, m) for n, m in model.named_modules() if n.endswith("relative_attention_bias")]
     joined = []
-    for stack, found in stacks.items():
+    for stack, together in stacks.items():
         own = [Member(n, m, "out") for n, m in biases if n.startswith(f"{stack}.block.")]
-        members = (*(member for unit in found for member in unit.members), *own)
-        joined.append(Unit(stack, found[0].num, members))
+        members = (*(member for unit in together for member in unit.members), *own)
+        joined.append(Unit(stack, together[0].num, members))
     return joined
 
 
@@ -406,8 +406,8 @@ def streams(model: Any) -> list[Unit]:
     pooler = _pooler(model, width)
     own = {m.name for m in pooler.members if m.axis == "in"} if pooler else set()
     members = [m for m in _members(model, width, inner, pooler) if m.name not in own]
-    found = _split(members) if _has_two_streams(model) else {"hidden": members}
-    units = [Unit(name, width, tuple(m)) for name, m in found.items()]
+    by_stream = _split(members) if _has_two_streams(model) else {"hidden": members}
+    units = [Unit(name, width, tuple(m)) for name, m in by_stream.items()]
     if model.config.model_type in HEADS_IN_HIDDEN:
         units += key_value_groups(model)
     return units if pooler is None else [*units, pooler]
@@ -415,14 +415,14 @@ def streams(model: Any) -> list[Unit]:
 
 def _inner(model: Any) -> dict[str, Axis]:
     """Which axis of each layer in the blocks is not on a stream."""
-    found: dict[str, Axis] = {}
+    axes: dict[str, Axis] = {}
     for unit in feed_forwards(model):
-        found |= {m.name: m.axis for m in unit.members}
+        axes |= {m.name: m.axis for m in unit.members}
     for attention in attentions(model):
         for name, _ in (attention.query, attention.key, attention.value):
-            found[name] = "out"
-        found[attention.output[0]] = "in"
-    return found
+            axes[name] = "out"
+        axes[attention.output[0]] = "in"
+    return axes
 
 
 def _members(model: Any, width: int, inner: dict[str, Axis], pooler: Unit | None) -> Iterator[Member]:
@@ -470,13 +470,13 @@ def _has_two_streams(model: Any) -> bool:
 
 def _split(members: list[Member]) -> dict[str, list[Member]]:
     """By stack; the keys and values of cross-attention read the encoder's stream."""
-    found: dict[str, list[Member]] = {"encoder": [], "decoder": []}
+    by_stack: dict[str, list[Member]] = {"encoder": [], "decoder": []}
     for member in members:
         crosses = member.name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
         in_encoder = ".encoder." in f".{member.name}"
         is_read = crosses and member.axis == "in"
-        found["encoder" if in_encoder or is_read else "decoder"].append(member)
-    return found
+        by_stack["encoder" if in_encoder or is_read else "decoder"].append(member)
+    return by_stack
 
 
 def _pooler(model: Any, width: int) -> Unit | None:

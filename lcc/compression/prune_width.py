@@ -48,14 +48,14 @@ def last_norm(model: Any) -> Any:
     """The norm after the last block, or None where the blocks end with one of their own."""
     body, inside = model.base_model, {m for b in blocks(model).values() for m in b.modules()}
     width = model.config.get_text_config().hidden_size
-    found = None
+    norm = None
     for name, module in body.named_modules():
         weight = getattr(module, "weight", None)
         is_norm = weight is not None and tuple(weight.shape) == (width,)
         foreign = "embed" in name or (model.config.is_encoder_decoder and "encoder" in name)
         if is_norm and module not in inside and not foreign:
-            found = module
-    return found
+            norm = module
+    return norm
 
 
 def multiply(norm: Any, factor: float) -> None:
@@ -74,8 +74,8 @@ def fit_inputs(layers: Mapping[str, Linear], expected: float, stats: LayerStats)
     Norms divide by the root of a mean over fewer channels; `expected` is the old mean square of
     all channels that stayed.
     """
-    found = float(stats.diagonal.sum()) / stats.num_tokens
-    factor = (expected / max(found, torch.finfo(torch.float32).tiny)) ** 0.5
+    energy = float(stats.diagonal.sum()) / stats.num_tokens
+    factor = (expected / max(energy, torch.finfo(torch.float32).tiny)) ** 0.5
     for layer in layers.values():
         layer.weight.data *= factor
 
@@ -94,8 +94,8 @@ def final_energy(model: Any, batches: Sequence[Batch]) -> Tensor:
         mask = batch[key].to(hidden).unsqueeze(-1)
         total = total + (hidden.square() * mask).sum(dim=(0, 1))
         num_tokens += float(mask.sum())
-    found: Tensor = total / num_tokens
-    return found
+    energy: Tensor = total / num_tokens
+    return energy
 
 
 # -----------------------------------------------------------------------------
@@ -138,10 +138,10 @@ class Shape:
 
     def _numbers_of_heads(self, num: int, runs: int) -> list[int]:
         """As many of every key-value head, and what the config takes for this hidden width."""
-        found = range(runs, num, runs)
+        multiples = range(runs, num, runs)
         if self.family not in DIVIDED:
-            return list(found)
-        return [kept for kept in found if self.hidden % (self.heads * kept // num) == 0]
+            return list(multiples)
+        return [kept for kept in multiples if self.hidden % (self.heads * kept // num) == 0]
 
     def _hidden_step(self) -> int:
         """What the hidden width must be a multiple of."""
@@ -215,10 +215,10 @@ class Plan:
 
     def by_size(self) -> dict[tuple[int, int], list[str]]:
         """(before, after) → the fields that go from one to the other."""
-        found: dict[tuple[int, int], list[str]] = {}
+        by_size: dict[tuple[int, int], list[str]] = {}
         for field, sizes in self.sizes.items():
-            found.setdefault(sizes, []).append(field)
-        return found
+            by_size.setdefault(sizes, []).append(field)
+        return by_size
 
     def wished(self) -> list[dict[str, Any]]:
         """What the ranking over all layers would have taken from each."""

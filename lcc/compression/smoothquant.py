@@ -148,10 +148,10 @@ def smooth(
     folds, moved = Folds(model), dict[str, "Tensor"]()
     before = folds._logits()
     for group in groups:
-        found = folds.of(group)
-        if found is None:
+        fold = folds.of(group)
+        if fold is None:
             continue
-        producer, law = found
+        producer, law = fold
         scale = divide(producer, choose(group).clamp(min=SMALLEST), law=law, dtype=dtype)
         _multiply(group, scale)
         moved[next(iter(group.layers))] = scale

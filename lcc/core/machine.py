@@ -37,8 +37,8 @@ def version_of(package: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Installed versions of Python and of every package that can change a number or a file."""
-    found = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **{p: v for p, v in found.items() if v}}
+    by_package = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **{p: v for p, v in by_package.items() if v}}
 
 
 def machine() -> dict[str, Any]:
@@ -115,8 +115,8 @@ def available_bytes() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return int(found.split()[1]) * 1024 if found else None
+    line = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return int(line.split()[1]) * 1024 if line else None
 
 
 def free_bytes(folder: Path) -> int:

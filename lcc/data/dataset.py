@@ -269,9 +269,9 @@ def missing(spec: DatasetSpec) -> str | None:
         return None
     size = sum(one.bytes for one in absent)
     licences = ", ".join(dict.fromkeys(one.licence for one in absent if one.licence))
-    told = f"{size / 1e6:,.1f} MB" + (f"; {licences}" if licences else "")
+    download = f"{size / 1e6:,.1f} MB" + (f"; {licences}" if licences else "")
     packages = "1 package" if len(absent) == 1 else f"{len(absent)} packages"
-    return f"dataset '{spec.name}' needs {packages} ({told}); run: lcc fetch dataset={spec.name}"
+    return f"dataset '{spec.name}' needs {packages} ({download}); run: lcc fetch dataset={spec.name}"
 
 
 def prepare(spec: DatasetSpec, folder: Path, progress: Progress) -> Counts:
@@ -310,12 +310,12 @@ def _read(spec: DatasetSpec, progress: Progress) -> Iterator[Row]:
 
 def _check_fields(spec: DatasetSpec, rows: list[Row]) -> None:
     """Options that name fields must name fields that the rows have."""
-    found = text_fields(rows[0]) if rows else []
+    fields = text_fields(rows[0]) if rows else []
     named = {"cleaning.languages": spec.cleaning.languages, "splits.fence": spec.splits.fence}
     for option, names in named.items():
         for name in names:
-            if rows and name not in found:
-                raise DataError(f"dataset.{option}: rows have no field {name!r}{did_you_mean(name, found)}")
+            if rows and name not in fields:
+                raise DataError(f"dataset.{option}: rows have no field {name!r}{did_you_mean(name, fields)}")
 
 
 def _identified(rows: list[Row]) -> list[Row]:

@@ -190,20 +190,20 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def _packaged(relative: str) -> Path:
-    found = packaged_file(f"dataset/{relative}")
-    if found is None:
+    path = packaged_file(f"dataset/{relative}")
+    if path is None:
         roots = ", ".join(str(root / "dataset") for root in config_roots())
         raise RecipeError(f"dataset.source.packaged: no file {relative!r} in {roots}.")
-    return found
+    return path
 
 
 def _matching(given: str, key: str) -> list[Path]:
     path = Path(given).expanduser()
     if path.exists():
         return [path]
-    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-    if found:
-        return found
+    paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+    if paths:
+        return paths
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, near)
     raise Mistakes([Mistake(key, f"no file {given!r}{hint if 'mean' in hint else '.'}")])

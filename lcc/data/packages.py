@@ -125,15 +125,15 @@ def apt_index(name: str, staging: Path, *, bar: Bar) -> None:
     ]
     command = [tool, "-q", "-c", str(settings), *(w for o in options for w in ("-o", o)), "update"]
     rc, output = _run(command, lists, environment={"LC_ALL": "C.UTF-8"}, bar=bar)
-    found = sorted(lists.glob(f"*_{name}"), key=lambda file: file.stat().st_size)
-    if rc != 0 or not found:
+    indexes = sorted(lists.glob(f"*_{name}"), key=lambda file: file.stat().st_size)
+    if rc != 0 or not indexes:
         reason = _last_line(output, "E:") or "no source offers it"
         raise ResourceError(
             f"apt's list '{name}' could not be downloaded: {reason}. Check the network and apt's "
             "sources, then run the same command again."
         )
     # The release's own list, not that of its updates.
-    found[-1].replace(_made(staging / "got") / name)
+    indexes[-1].replace(_made(staging / "got") / name)
 
 
 def _run(
@@ -374,9 +374,9 @@ def fetch(
 
     Raises ResourceError without a network or space, IntegrityError when the digest differs.
     """
-    found = find(requirement)
-    if found is not None:
-        return check_digest(found, sha256)
+    cached = find(requirement)
+    if cached is not None:
+        return check_digest(cached, sha256)
     target = cache_root() / "packages" / _folder_name(requirement)
     with tempfile.TemporaryDirectory(dir=_staging(bytes, requirement)) as staging:
         with progress.track(f"fetch {requirement}", bytes or None, "bytes") as bar:
@@ -386,9 +386,9 @@ def fetch(
 
 def fetch_debian(package: str, *, progress: Progress, bytes: int = 0) -> Path:
     """The cached .deb of `package`, through `apt-get download` if need be (apt checks digests)."""
-    found = find_debian(package)
-    if found is not None:
-        return found
+    cached = find_debian(package)
+    if cached is not None:
+        return cached
     target = cache_root() / "debian" / _folder_name(package)
     with tempfile.TemporaryDirectory(dir=_staging(bytes, package)) as staging:
         with progress.track(f"fetch {package}", bytes or None, "bytes") as bar:
@@ -398,9 +398,9 @@ def fetch_debian(package: str, *, progress: Progress, bytes: int = 0) -> Path:
 
 def fetch_index(name: str, *, progress: Progress, bytes: int = 0) -> Path:
     """apt's list `name` of the release at hand; the system's own lists are left alone."""
-    found = find_index(name)
-    if found is not None:
-        return found
+    cached = find_index(name)
+    if cached is not None:
+        return cached
     with tempfile.TemporaryDirectory(dir=_staging(bytes, name)) as staging:
         with progress.track(f"fetch {name}", bytes or None, "bytes") as bar:
             apt_index(name, Path(staging), bar=bar)
@@ -421,10 +421,10 @@ def fetch_all(requirements: Sequence[Requirement], progress: Progress) -> list[P
 
 def require(requirement: Requirement) -> Path:
     """The cached, verified file of `requirement`; raises ResourceError when it was not fetched."""
-    found = requirement.found
-    if found is None:
+    cached = requirement.found
+    if cached is None:
         raise ResourceError(f"package '{requirement.requirement}' is not in {cache_root()}; run: lcc fetch.")
-    return check_digest(found, requirement.sha256)
+    return check_digest(cached, requirement.sha256)
 
 
 def check_digest(path: Path, sha256: str | None) -> Path:

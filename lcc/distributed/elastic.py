@@ -232,10 +232,10 @@ def lost_sentence(error: RuntimeError, rank: int, timeout: float) -> tuple[str, 
 
 def reason_of(exit_codes: Mapping[int, int], folder: Path) -> str:
     """Why the group failed: who gave up by itself, else who hangs, else who was killed."""
-    told = {record["type"]: str(record["message"]) for record in reversed(_records(folder))}
+    reasons = {record["type"]: str(record["message"]) for record in reversed(_records(folder))}
     for kind in ("LostError", SILENT):
-        if kind in told:
-            return told[kind]
+        if kind in reasons:
+            return reasons[kind]
     for rank, code in sorted(exit_codes.items()):
         if code < 0 and -code != signal.SIGTERM:  # which is ours, for those that are left
             name = signal.Signals(-code).name
@@ -243,7 +243,7 @@ def reason_of(exit_codes: Mapping[int, int], folder: Path) -> str:
             return f"process {rank} was killed by {name}{hint}."
     failed = next((rank for rank, code in sorted(exit_codes.items()) if code), 0)
     ended = f"process {failed} ended with exit code {exit_codes.get(failed)}."
-    return told.get(GONE) or told.get("PreemptedError") or ended
+    return reasons.get(GONE) or reasons.get("PreemptedError") or ended
 
 
 def _error_of(agent: Agent, failures: Mapping[int, ProcessFailure], distributed: Distributed) -> Exception:
@@ -254,8 +254,8 @@ def _error_of(agent: Agent, failures: Mapping[int, ProcessFailure], distributed:
             return ChildFailedError("lcc", dict(failures))
         if not record["passing"]:
             kind = getattr(errors, record["type"], LccError)
-            found: LccError = (kind if issubclass(kind, LccError) else LccError)(record["message"])
-            return found
+            error: LccError = (kind if issubclass(kind, LccError) else LccError)(record["message"])
+            return error
     if signals.requested():
         said = [r["message"] for r in records if r["type"] == PreemptedError.__name__]
         return PreemptedError(said[0] if said else "asked to stop before anything was done.")

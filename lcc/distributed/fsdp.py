@@ -80,8 +80,8 @@ class Sharded:
 
     def call(self, function: Callable[..., R], *args: Any) -> R:
         """`function(*args)`, which may use every part of `working`."""
-        found: R = self.root(function, *args)
-        return found
+        result: R = self.root(function, *args)
+        return result
 
     def rest(self) -> None:
         """Let go of gathered weights, after a forward that no backward follows."""
@@ -109,13 +109,13 @@ class Sharded:
     def gather(self) -> None:
         """Make `model` whole again, on rank 0; elsewhere it stays without weights."""
         self.rest()
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.working.named_parameters():
             value = full(parameter.detach())
             if self.dist.is_main:
-                found[name] = value
+                tensors[name] = value
         if self.dist.is_main:
-            _give_back(self.whole, found)
+            _give_back(self.whole, tensors)
 
     def _parts(self) -> Iterable[Any]:
         return (module for module in self.root.modules() if isinstance(module, FSDPModule))
@@ -149,10 +149,10 @@ def require_shardable(model: Module, distributed: Distributed, cards: Iterable[A
             f"cannot cut what {name_of(card)} keeps",
             "choose another one or distributed=ddp",
         )
-    found = blocks(model)
-    _refuse_if(not found, f"finds no repeated blocks in {type(model).__name__}", "use distributed=ddp")
+    by_name = blocks(model)
+    _refuse_if(not by_name, f"finds no repeated blocks in {type(model).__name__}", "use distributed=ddp")
     owners: dict[int, str] = {}
-    for name, block in found.items():
+    for name, block in by_name.items():
         for parameter in block.parameters():
             other = owners.setdefault(id(parameter), name)
             _refuse_if(

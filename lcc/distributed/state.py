@@ -52,12 +52,12 @@ def write_tensors(folder: Path, group: str, values: Mapping[str, Tensor], dist: 
 
 def open_tensors(folder: Path) -> dict[str, Tensors]:
     """Every group in `folder`; raises ValueError when a process's file is missing or cut off."""
-    found: dict[str, dict[str, list[Any]]] = {}
+    groups: dict[str, dict[str, list[Any]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         parts = _FILE.fullmatch(path.name)
         if parts is None:
             raise ValueError(f"{path.name} is no part of a training state")
-        names = found.setdefault(parts["group"], {})
+        names = groups.setdefault(parts["group"], {})
         try:
             file = safetensors.safe_open(path, "pt")
         except safetensors.SafetensorError as error:
@@ -66,7 +66,7 @@ def open_tensors(folder: Path) -> dict[str, Tensors]:
             names.setdefault(name, []).append(file)
         if parts["size"] is not None:
             _require_all(folder, parts["group"], int(parts["size"]))
-    return {group: Tensors(names) for group, names in found.items()}
+    return {group: Tensors(names) for group, names in groups.items()}
 
 
 def _require_all(folder: Path, group: str, size: int) -> None:

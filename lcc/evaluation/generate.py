@@ -61,8 +61,8 @@ def answer(
     with torch.inference_mode(), _own_settings(module):
         for chosen in _batches(module, [len(prompt) for prompt in prompts], order, batch_size):
             batch = _Batch(module, tokenizer, decode, [limits[i] for i in chosen])
-            found = batch.generate([prompts[i] for i in chosen])
-            answers.update(zip(chosen, found, strict=True))
+            generated = batch.generate([prompts[i] for i in chosen])
+            answers.update(zip(chosen, generated, strict=True))
             advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
@@ -146,9 +146,9 @@ def padded(rows: Sequence[list[int]], pad: int, *, left: bool, device: Any) -> t
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """What fills short rows; masked, so any token will do where the tokenizer has none."""
-    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if found is not None:
-            return int(found)
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
     return 0
 
 

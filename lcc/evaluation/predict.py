@@ -54,20 +54,20 @@ class Answering:
 
     def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Answer]:
         """One Answer per row, with what `needs` asks for."""
-        found = [
+        answers = [
             Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip()) for row in rows
         ]
         if "answers" in needs:
             outputs = self.outputs(rows)
-            found = [
+            answers = [
                 dataclasses.replace(one, output=text, finished=finished)
-                for one, (text, finished) in zip(found, outputs, strict=True)
+                for one, (text, finished) in zip(answers, outputs, strict=True)
             ]
         if "likelihood" in needs:
             # Where answers were generated too, those rows have been counted already.
-            facts = self._likelihoods(rows, told=_silent if "answers" in needs else self.advance)
-            found = [dataclasses.replace(one, **f) for one, f in zip(found, facts, strict=True)]
-        return found
+            facts = self._likelihoods(rows, advance=_silent if "answers" in needs else self.advance)
+            answers = [dataclasses.replace(one, **f) for one, f in zip(answers, facts, strict=True)]
+        return answers
 
     def generated(self, rows: Sequence[Row]) -> list[Generated]:
         """Answers as the task decodes them, prompts cut so that the answer has room.
@@ -101,8 +101,8 @@ class Answering:
         names = class_names(self.module, self.task)
         room = context_length(self.module)
         ids = [self._prompt(row, max_length=room) for row in rows]
-        found = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size, advance=self.advance)
-        return [names[i] for i in found]
+        numbers = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size, advance=self.advance)
+        return [names[i] for i in numbers]
 
     def ranked(self, rows: Sequence[Row]) -> list[str]:
         """The label that a language model finds likeliest after each row's prompt."""
@@ -120,20 +120,20 @@ class Answering:
                 else Span(prompt + label, max(1, len(prompt)))
                 for label in labels
             ]
-        found = nats(
+        costs = nats(
             self.module,
             self.tokenizer,
             spans,
             batch_size=self.batch_size,
             advance=lambda n: self.advance(n / len(names)),
         )
-        each = [found[i : i + len(names)] for i in range(0, len(found), len(names))]
+        each = [costs[i : i + len(names)] for i in range(0, len(costs), len(names))]
         return [names[values.index(min(values))] for values in each]
 
     def _filled(self, rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         room = context_length(self.module)
         ids = [self._prompt(row, max_length=room) for row in rows]
-        found = fills(
+        numbers = fills(
             self.module,
             self.tokenizer,
             ids,
@@ -141,7 +141,7 @@ class Answering:
             batch_size=self.batch_size,
             advance=self.advance,
         )
-        return [names[i] for i in found]
+        return [names[i] for i in numbers]
 
     def reading(self, row: Row) -> str:
         """What an encoder that guesses tokens takes each token of a row for, nothing hidden."""
@@ -157,10 +157,10 @@ class Answering:
         if self.task.is_ranked:
             return [(name, True) for name in self.ranked(rows)]
         if self.task.head == "extract":
-            found = extracted(
+            spans = extracted(
                 self.module, self.tokenizer, self.task, rows, batch_size=self.batch_size, advance=self.advance
             )
-            return [(text, True) for text in found]
+            return [(text, True) for text in spans]
         if self.task.head in ("masked", "paired"):
             return [(self.reading(row), True) for row in rows]
         if self.task.head == "embed":
@@ -170,7 +170,7 @@ class Answering:
             )
         return [(one.text, one.finished) for one in self.generated(rows)]
 
-    def _likelihoods(self, rows: Sequence[Row], *, told: Callable[[float], None]) -> list[dict[str, Any]]:
+    def _likelihoods(self, rows: Sequence[Row], *, advance: Callable[[float], None]) -> list[dict[str, Any]]:
         if self.task.head not in ("causal", "seq2seq"):
             raise DataError(
                 f"task {self.task.name!r}: head {self.task.head} has no likelihood of a text; drop "
@@ -186,7 +186,7 @@ class Answering:
             self.tokenizer,
             spans,
             batch_size=self.batch_size,
-            advance=lambda n: told(n * len(rows) / len(spans)),
+            advance=lambda n: advance(n * len(rows) / len(spans)),
         )
         sums = [0.0] * len(rows)
         tokens = [0] * len(rows)

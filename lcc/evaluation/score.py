@@ -46,9 +46,9 @@ def context_length(module: Any) -> int:
     config = module.config.get_text_config() if module.config.is_encoder_decoder is False else None
     config = config or module.config
     for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
-        found = getattr(config, name, None)
-        if isinstance(found, int) and found > 0:
-            return found - num_virtual(module)
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length - num_virtual(module)
     return DEFAULT_CONTEXT
 
 
@@ -83,16 +83,16 @@ def nats(
     """Negative log-likelihood of each span's predicted tokens, summed, in order."""
     module.eval()
     order = sorted(range(len(spans)), key=lambda i: len(spans[i].ids), reverse=True)
-    found: dict[int, float] = {}
+    by_number: dict[int, float] = {}
     with torch.inference_mode():
         for chosen in _batches(module, spans, order, batch_size):
             signals.check("score")
             batch = [spans[i] for i in chosen]
             is_seq2seq = bool(module.config.is_encoder_decoder)
             run = _seq2seq_nats if is_seq2seq else _causal_nats
-            found.update(zip(chosen, run(module, batch, pad_id(tokenizer)), strict=True))
+            by_number.update(zip(chosen, run(module, batch, pad_id(tokenizer)), strict=True))
             advance(len(chosen))
-    return [found[i] for i in range(len(spans))]
+    return [by_number[i] for i in range(len(spans))]
 
 
 def choices(
@@ -121,16 +121,16 @@ def likeliest(
     """The best of each row's choices, in order; `pick` takes (rows, choices) from the logits."""
     module.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    found: dict[int, int] = {}
+    by_number: dict[int, int] = {}
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [rows[i] for i in chosen]
             ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
             each = pick(module(input_ids=ids, attention_mask=mask).logits, batch)
-            found.update(zip(chosen, each.argmax(-1).tolist(), strict=True))
+            by_number.update(zip(chosen, each.argmax(-1).tolist(), strict=True))
             advance(len(chosen))
-    return [found[i] for i in range(len(rows))]
+    return [by_number[i] for i in range(len(rows))]
 
 
 def _batches(module: Any, spans: Sequence[Span], order: list[int], batch_size: int) -> Iterator[list[int]]:
@@ -218,10 +218,10 @@ def extracted(
     best: dict[int, Best] = {}
     for start in range(0, len(pieces), batch_size):
         chosen = pieces[start : start + batch_size]
-        found = _spans(
+        spans = _spans(
             module, [window for _, window in chosen], pad_id(tokenizer), task.decode.max_new_tokens
         )
-        for (i, _), one in zip(chosen, found, strict=True):
+        for (i, _), one in zip(chosen, spans, strict=True):
             best[i] = max(best.get(i, one), one, key=lambda span: span[0])
         advance(len(chosen) * len(rows) / len(pieces))
     texts = [str(row.get(task.passage, "")) for row in rows]
@@ -277,18 +277,18 @@ def guesses(
     """
     module.eval()
     ends = drawing.material.corpus.ends
-    found = [dict.fromkeys(COUNTS, 0.0) for _ in ends]
+    counts = [dict.fromkeys(COUNTS, 0.0) for _ in ends]
     order = sorted(range(len(drawing)), key=lambda i: -drawing.lengths[i])
     with torch.inference_mode():
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             owners = [bisect.bisect_right(ends, drawing.pieces[i][0]) for i in chosen]
-            for owner, counts in zip(owners, _counted(module, drawing, chosen, pad, frequent), strict=True):
-                for name, value in counts.items():
-                    found[owner][name] += value
+            for owner, new in zip(owners, _counted(module, drawing, chosen, pad, frequent), strict=True):
+                for name, value in new.items():
+                    counts[owner][name] += value
             asked = len(set(ends.tolist())) or 1  # documents that have text
             advance(len(chosen) * asked / len(order))
-    return found
+    return counts
 
 
 def _counted(

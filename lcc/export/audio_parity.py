@@ -43,7 +43,7 @@ def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Matrix]:
     longest = 2 * config.max_source_positions * extractor.hop_length
     for seed in range(num):
         heard = sound(seed, longest // (1 + seed % 2), extractor.sampling_rate)
-        found = extractor(
+        extracted = extractor(
             heard,
             sampling_rate=extractor.sampling_rate,
             max_length=longest,
@@ -51,7 +51,7 @@ def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Matrix]:
             truncation=True,
             return_tensors="np",
         )
-        row: Matrix = found["input_features"][0].astype(np.float32)
+        row: Matrix = extracted["input_features"][0].astype(np.float32)
         yield row
 
 
@@ -65,8 +65,8 @@ def sound(seed: int, num_samples: int, rate: int) -> Matrix:
     voice = sum(s * np.sin(n * phase) for n, s in enumerate(strengths, 1))
     syllables = np.sin(2 * np.pi * draw.uniform(2, 6) * time + draw.uniform(0, 6)) > -0.3
     noise = draw.normal(size=num_samples) * draw.choice([0.003, 0.05, 0.3])
-    found: Matrix = (0.2 * voice * syllables + noise).astype(np.float32)
-    return found
+    samples: Matrix = (0.2 * voice * syllables + noise).astype(np.float32)
+    return samples
 
 
 def transcript_prompt(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
@@ -101,15 +101,15 @@ def compare_heard(
     tokenizer: Any,
 ) -> Parity:
     """Both transcribe the same sounds; compared up to the first token that differs."""
-    found, errors, states = Parity("tokens", tolerance), Errors(), Errors()
+    parity, errors, states = Parity("tokens", tolerance), Errors(), Errors()
     margins, shown = list[float](), list[tuple[float, dict[str, Any]]]()
     for number, features in enumerate(sounds):
         states.add(source.states(features), export.states(features))
         mine, other = (each.hear(features, prompt, new_tokens) for each in (source, export))
         own = Errors()
         num, margin = _compared(mine, other, (errors, own))
-        found.num_prompts += 1
-        found.num_tokens += num
+        parity.num_prompts += 1
+        parity.num_tokens += num
         margins += [] if margin is None else [margin]
         shown.append(
             (
@@ -121,11 +121,11 @@ def compare_heard(
                 },
             )
         )
-    found.logit_error, found.encoder_error = errors.share, states.share
-    count_differences(found, margins, errors.deviation)
+    parity.logit_error, parity.encoder_error = errors.share, states.share
+    count_differences(parity, margins, errors.deviation)
     shown.sort(key=lambda item: -item[0])
-    found.shown = [facts for _, facts in shown[:NUM_SHOWN]]
-    return found
+    parity.shown = [facts for _, facts in shown[:NUM_SHOWN]]
+    return parity
 
 
 def _compared(mine: Heard, other: Heard, errors: Sequence[Errors]) -> tuple[int, float | None]:

@@ -193,8 +193,8 @@ class EightBitConv1d(torch.nn.Module):
         room = int(self.padding[0])
         # (batch, channels, frames, width)
         windows = functional.pad(input, (room, room)).unfold(2, self.kernel_size[0], self.stride[0])
-        found: Tensor = self.inner(windows.permute(0, 2, 1, 3).flatten(2))
-        return found.transpose(1, 2)
+        outputs: Tensor = self.inner(windows.permute(0, 2, 1, 3).flatten(2))
+        return outputs.transpose(1, 2)
 
 
 def round_to_eight_bits(module: Any) -> Any:

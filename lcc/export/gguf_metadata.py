@@ -65,8 +65,8 @@ class Family:
     @property
     def head_dim(self) -> int:
         config = self.config
-        found = getattr(config, "head_dim", None)
-        return int(found or config.hidden_size // config.num_attention_heads)
+        head_dim = getattr(config, "head_dim", None)
+        return int(head_dim or config.hidden_size // config.num_attention_heads)
 
     def name_map(self) -> Any:
         """transformers' names → GGUF's, from the gguf package."""
@@ -176,10 +176,10 @@ def _period(config: Any) -> int | None:
 
 def _ropes(config: Any) -> dict[str, dict[str, Any]]:
     """Rotary settings by kind of layer; one for all stands under `full_attention`."""
-    found = dict(config.rope_parameters or {})
-    if "rope_theta" in found or "rope_type" in found:
-        return {"full_attention": found}
-    return {str(kind): dict(settings) for kind, settings in found.items()}
+    by_kind = dict(config.rope_parameters or {})
+    if "rope_theta" in by_kind or "rope_type" in by_kind:
+        return {"full_attention": by_kind}
+    return {str(kind): dict(settings) for kind, settings in by_kind.items()}
 
 
 def names_and_roles(family: Family, names: Iterator[str]) -> Iterator[tuple[str, str]]:
@@ -189,9 +189,9 @@ def names_and_roles(family: Family, names: Iterator[str]) -> Iterator[tuple[str,
     for name in names:
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
             continue
-        found = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found is not None, f"GGUF has no name for {name}"
-        yield name, found
+        role = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert role is not None, f"GGUF has no name for {name}"
+        yield name, role
 
 
 # -----------------------------------------------------------------------------
@@ -216,22 +216,22 @@ def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, num_tokens
     `num_tokens` is the embedding's; ids beyond the tokenizer's are filled up. Raises RecipeError
     for a tokenizer that llama.cpp has no kind for.
     """
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    if told["model"].get("type") != "BPE":
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    if document["model"].get("type") != "BPE":
         raise RecipeError(
-            f"a tokenizer of the kind {told['model'].get('type')} is not written to GGUF; BPE is."
+            f"a tokenizer of the kind {document['model'].get('type')} is not written to GGUF; BPE is."
         )
-    pieces, kinds = _pieces(told, num_tokens)
-    merges = [m if isinstance(m, list) else m.split(" ") for m in told["model"]["merges"]]
-    if _is_byte_level(told):
+    pieces, kinds = _pieces(document, num_tokens)
+    merges = [m if isinstance(m, list) else m.split(" ") for m in document["model"]["merges"]]
+    if _is_byte_level(document):
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_cut(told))
+        writer.add_tokenizer_pre(_cut(document))
         writer.add_token_merges([" ".join(merge) for merge in merges])
     else:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(pieces, merges))
-        writer.add_add_space_prefix(_prepends_space(told))
+        writer.add_add_space_prefix(_prepends_space(document))
     writer.add_token_list(pieces)
     writer.add_token_types(kinds)
     _write_specials(writer, tokenizer)
@@ -239,13 +239,13 @@ def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, num_tokens
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _pieces(told: dict[str, Any], num_tokens: int) -> tuple[list[str], list[int]]:
-    by_id = {i: piece for piece, i in told["model"]["vocab"].items()}
+def _pieces(document: dict[str, Any], num_tokens: int) -> tuple[list[str], list[int]]:
+    by_id = {i: piece for piece, i in document["model"]["vocab"].items()}
     kinds = {i: BYTE if BYTE_PIECE.fullmatch(piece) else NORMAL for i, piece in by_id.items()}
-    for added in told.get("added_tokens", []):
+    for added in document.get("added_tokens", []):
         by_id[added["id"]] = added["content"]
         kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-        if added["content"] == told["model"].get("unk_token"):
+        if added["content"] == document["model"].get("unk_token"):
             kinds[added["id"]] = UNKNOWN
     if max(by_id) >= num_tokens:
         raise RecipeError(f"the tokenizer has {max(by_id) + 1} tokens, the model {num_tokens}.")
@@ -255,8 +255,8 @@ def _pieces(told: dict[str, Any], num_tokens: int) -> tuple[list[str], list[int]
     )
 
 
-def _is_byte_level(told: dict[str, Any]) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _parts(told.get("pre_tokenizer")))
+def _is_byte_level(document: dict[str, Any]) -> bool:
+    return any(part["type"] == "ByteLevel" for part in _parts(document.get("pre_tokenizer")))
 
 
 def _parts(node: Any) -> Iterator[dict[str, Any]]:
@@ -270,9 +270,9 @@ def _parts(node: Any) -> Iterator[dict[str, Any]]:
         yield from _parts(part)
 
 
-def _cut(told: dict[str, Any]) -> str:
+def _cut(document: dict[str, Any]) -> str:
     """llama.cpp's word for how text is cut; GPT-2's rule where nothing else is said."""
-    for part in _parts(told["pre_tokenizer"]):
+    for part in _parts(document["pre_tokenizer"]):
         if part["type"] == "Digits" and part.get("individual_digits"):
             return "smollm"
         pattern = part.get("pattern", {})
@@ -291,8 +291,8 @@ def _scores(pieces: list[str], merges: list[list[str]]) -> list[float]:
     return [-float(rank[piece]) if piece in rank else NEVER_MERGED for piece in pieces]
 
 
-def _prepends_space(told: dict[str, Any]) -> bool:
-    steps = [*_parts(told.get("normalizer")), *_parts(told.get("pre_tokenizer"))]
+def _prepends_space(document: dict[str, Any]) -> bool:
+    steps = [*_parts(document.get("normalizer")), *_parts(document.get("pre_tokenizer"))]
     return any(
         step["type"] == "Prepend" or step.get("prepend_scheme") in ("first", "always") for step in steps
     )
@@ -300,9 +300,9 @@ def _prepends_space(told: dict[str, Any]) -> bool:
 
 def _write_specials(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     for word, method in SPECIAL.items():
-        found = getattr(tokenizer, f"{word}_token_id")
-        if found is not None:
-            getattr(writer, method)(found)
+        token_id = getattr(tokenizer, f"{word}_token_id")
+        if token_id is not None:
+            getattr(writer, method)(token_id)
     ids = tokenizer("a")["input_ids"]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     before = ids[: len(ids) - len(bare)] if ids[-len(bare) :] == bare else ids[:1]

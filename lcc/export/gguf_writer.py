@@ -89,8 +89,8 @@ def rounded(
 
     wanted = gguf.GGMLQuantizationType[kind]
     if kind in NUMPY and (kind in PLAIN or importance is None):
-        found: np.ndarray[Any, Any] = gguf.quants.quantize(weight, wanted)
-        return found
+        blocks: np.ndarray[Any, Any] = gguf.quants.quantize(weight, wanted)
+        return blocks
     return _by_llama_cpp(np.ascontiguousarray(weight, np.float32), wanted, importance)
 
 
@@ -198,13 +198,13 @@ def _schemes(folder: Path, stored: StoredTensors) -> dict[str, dict[str, Any]]:
     """Packed layer → how its weights are stored, from the checkpoint's own config."""
     config = read_json(folder / "config.json")["quantization_config"]
     groups = list(config["config_groups"].values())
-    found = {}
+    schemes = {}
     for name in stored.entries:
         layer, _, leaf = name.rpartition(".")
         if leaf == "weight_scale":
             group = next((g for g in groups if layer in g["targets"]), groups[0])
-            found[layer] = group["weights"]
-    return found
+            schemes[layer] = group["weights"]
+    return schemes
 
 
 def _read_grid(stored: StoredTensors, layer: str, scheme: dict[str, Any]) -> GroupGrid:
@@ -260,8 +260,8 @@ class Mixture:
             return self.name
         if tensor == HEAD or (tensor == EMBEDDING and self.tied):
             return "Q6_K"
-        found = BLOCK_NAME.fullmatch(tensor)
-        return self.most if found is None else self._in_block(int(found[1]), found[2])
+        match = BLOCK_NAME.fullmatch(tensor)
+        return self.most if match is None else self._in_block(int(match[1]), match[2])
 
     def _in_block(self, number: int, part: str) -> str:
         better = _gets_more_bits(number, self.num_blocks)
@@ -396,10 +396,10 @@ class _Pen:
         wanted = self.mixture.wanted(role, shape)
         if packed is not None and self.takes_grids:
             wanted = "Q8_0" if packed.bits > 4 else "Q4_1"  # The nearest that ggml has.
-        found = fitting(wanted, shape[-1])
-        if found != wanted:
-            self.written.fallbacks[role] = f"{found} instead of {wanted}: rows of {shape[-1]}"
-        return found
+        kind = fitting(wanted, shape[-1])
+        if kind != wanted:
+            self.written.fallbacks[role] = f"{kind} instead of {wanted}: rows of {shape[-1]}"
+        return kind
 
     def _ordered(self, name: str, grid: GroupGrid) -> GroupGrid:
         order = self.family.rows(name)
@@ -415,8 +415,8 @@ class _Pen:
             return None
         self.written.weighed += 1
         stats = self.importance[layer]
-        found: np.ndarray[Any, Any] = (stats.diagonal / stats.num_tokens).float().numpy()
-        return found
+        mean_square: np.ndarray[Any, Any] = (stats.diagonal / stats.num_tokens).float().numpy()
+        return mean_square
 
     def _put(self, role: str, data: np.ndarray[Any, Any], kind: str) -> None:
         import gguf

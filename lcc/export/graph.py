@@ -168,8 +168,8 @@ def parts(module: Any, head: str) -> Parts:
     # One graph that goes on from any past, an empty one too, so that weights are stored once. A
     # mask that hides nothing would not be traced, and rows of several lengths need one.
     inputs["attention_mask"][1, 0] = 0
-    found = decompose_for_generation(module, inputs, multi_token_decode=True)
-    part, called = found["decode"]
+    decomposed = decompose_for_generation(module, inputs, multi_token_decode=True)
+    part, called = decomposed["decode"]
     return {WHOLE: (part, dict(called))}
 
 

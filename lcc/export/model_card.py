@@ -59,23 +59,23 @@ class Provenance:
     @classmethod
     def of_inputs(cls, inputs: Mapping[str, Path]) -> Provenance:
         """From what a step of a recipe was given: reports beside it in the store lead back."""
-        found, steps = cls(), dict[str, str]()
+        origin, steps = cls(), dict[str, str]()
         for report in list(_lineage(inputs.get("model")))[::-1]:  # the first step first
             spec, name = report["node"].get("spec"), report["name"].partition(".")[0]
             if report["kind"] == "base":
-                found.base = _named(spec)
+                origin.base = _named(spec)
             elif report["kind"] == "prepare":
-                found.data, found.data_licence = _named(spec), _named(spec, "licence")
+                origin.data, origin.data_licence = _named(spec), _named(spec, "licence")
             else:
                 # Where an adapter was merged this takes the place of its training.
                 steps[name] = _told(name, report["kind"])
-            found.task = _named(report["ingredients"].get("task")) or found.task
-        found.steps = list(steps.values())
+            origin.task = _named(report["ingredients"].get("task")) or origin.task
+        origin.steps = list(steps.values())
         for name in EVALUATIONS:
             judged = _report(inputs.get(name))
             if judged is not None:
-                found.metrics[judged["name"].partition(".")[2]] = evaluated(judged)
-        return found
+                origin.metrics[judged["name"].partition(".")[2]] = evaluated(judged)
+        return origin
 
     def judge(self, evaluations: Mapping[str, Measures], checkpoint: str) -> None:
         """Keep evaluations up to that of the exported `checkpoint`; none where it has none."""
@@ -119,8 +119,8 @@ def _nearest(artifact: Path) -> Iterator[dict[str, Any]]:
 def _report(artifact: Path | None) -> dict[str, Any] | None:
     if artifact is None or not (artifact / REPORT_FILE).is_file():
         return None
-    found: dict[str, Any] = read_json(artifact / REPORT_FILE)
-    return found
+    report: dict[str, Any] = read_json(artifact / REPORT_FILE)
+    return report
 
 
 def _told(name: str, kind: str) -> str:
@@ -176,8 +176,8 @@ def _header(card: Card, origin: Provenance, format: str) -> str:
         "model-index": _index(card, origin),
     }
     # JSON words are YAML words; names come from strangers and are quoted.
-    told = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items() if value]
-    return "\n".join(["---", *told, "---"])
+    fields = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in lines.items() if value]
+    return "\n".join(["---", *fields, "---"])
 
 
 def _index(card: Card, origin: Provenance) -> list[dict[str, Any]]:
@@ -237,8 +237,8 @@ def _metrics(origin: Provenance) -> str:
         [name, *(f"{shown[column][name]:.4g}" if name in shown[column] else "" for column in shown)]
         for name in _this(origin)
     ]
-    told = [["metric", *heads], ["---"] * (1 + len(heads)), *rows]
-    return "\n".join(["## Metrics\n", *("| " + " | ".join(row) + " |" for row in told)])
+    table = [["metric", *heads], ["---"] * (1 + len(heads)), *rows]
+    return "\n".join(["## Metrics\n", *("| " + " | ".join(row) + " |" for row in table)])
 
 
 def _parity(parity: Parity | None) -> str:
@@ -271,8 +271,8 @@ def _made(origin: Provenance, format: str, facts: Mapping[str, Any]) -> str:
     lines.append(f"{len(lines) + 1}. export as {format}")
     kinds = facts.get("bytes_of_type")
     if kinds:
-        told = ", ".join(f"{kind} {size / 1e6:.2f} MB" for kind, size in kinds.items())
-        lines.append(f"\nTypes: {told}.")
+        sizes = ", ".join(f"{kind} {size / 1e6:.2f} MB" for kind, size in kinds.items())
+        lines.append(f"\nTypes: {sizes}.")
     others = facts.get("other_types")
     if others:
         name, why = next(iter(others.items()))

@@ -44,12 +44,12 @@ class Frames:
 
     def rendered(self, messages: Messages) -> str:
         """A conversation that is to be answered."""
-        told = self.start
+        text = self.start
         if self.default and messages[0]["role"] != "system":
-            told += self.default.join(self.around["system"])
+            text += self.default.join(self.around["system"])
         for message in messages:
-            told += str(message["content"]).join(self.around[message["role"]])
-        return told + self.answer
+            text += str(message["content"]).join(self.around[message["role"]])
+        return text + self.answer
 
 
 def refusal(folder: Path) -> str | None:
@@ -68,8 +68,8 @@ def frames_of(tokenizer: PreTrainedTokenizerBase) -> Frames | None:
     import jinja2
 
     try:
-        found = _read(tokenizer)
-        return found if all(found.rendered(t) == _told(tokenizer, t) for t in TRIALS) else None
+        frames = _read(tokenizer)
+        return frames if all(frames.rendered(t) == _told(tokenizer, t) for t in TRIALS) else None
     except (jinja2.TemplateError, ValueError):
         return None
 
@@ -85,8 +85,8 @@ def _read(tokenizer: Any) -> Frames:
     whole = _told(tokenizer, messages, prompted=False)
     pieces = []
     for i in range(len(roles)):
-        before, found, whole = whole.partition(f"{MARK}{i}")
-        if not found:
+        before, mark, whole = whole.partition(f"{MARK}{i}")
+        if not mark:
             raise ValueError(f"{MARK}{i} is not in the text")
         pieces.append(before)
     after = {"assistant": whole}

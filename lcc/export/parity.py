@@ -49,9 +49,9 @@ CONVERSATION: list[dict[str, Any]] = [
 
 def texts() -> list[str]:
     """The fixed texts, in a fixed order."""
-    found = [frame.format(subject) for frame in FRAMES for subject in SUBJECTS]
-    assert len(found) == NUM_PROMPTS
-    return found
+    prompts = [frame.format(subject) for frame in FRAMES for subject in SUBJECTS]
+    assert len(prompts) == NUM_PROMPTS
+    return prompts
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, *, longest: int) -> list[list[int]]:
@@ -68,11 +68,11 @@ def rendered(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
     if not tokenizer.chat_template:
         return None
     system = [{"role": "system", "content": "Be brief."}]
-    told = []
+    texts = []
     for messages in (CONVERSATION[:1], CONVERSATION, system + CONVERSATION):
         for prompted in (False, True):
-            told.append(_rendered(tokenizer, messages, prompted))
-    return told
+            texts.append(_rendered(tokenizer, messages, prompted))
+    return texts
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, Any]], prompted: bool) -> str:
@@ -92,13 +92,13 @@ def task_prompts(folder: Path, task: Task, data: PreparedData) -> list[list[int]
 
     tokenizer = open_bundle(folder).tokenizer
     rows = data.rows("test")
-    found = []
+    prompts = []
     for row in chosen_rows(rows, min(NUM_PROMPTS, len(rows)), "test"):
         ids = list(task.prompt_ids(row, tokenizer))
         if len(ids) < 2:
             ids = list(tokenizer(task.text(row))["input_ids"])
-        found.append(ids)
-    return [ids for ids in found if ids]
+        prompts.append(ids)
+    return [ids for ids in prompts if ids]
 
 
 # -----------------------------------------------------------------------------
@@ -194,32 +194,34 @@ class Parity:
         """Why the gate closes, a sentence each; none when the export passes."""
         if self.stopped is not None:
             return [self.stopped]
-        found, most = list[str](), f"{self.tolerance:.3g}"
+        sentences, most = list[str](), f"{self.tolerance:.3g}"
         # Written so that a NaN fails too.
         if not self.logit_error <= self.tolerance:
-            found.append(
+            sentences.append(
                 f"its {self._what} are off by {self.logit_error:.3g} of their spread, "
                 f"more than the {most} that the format explains."
             )
         if self.encoder_error is not None and not self.encoder_error <= self.tolerance:
-            found.append(
+            sentences.append(
                 f"what its encoder hears is off by {self.encoder_error:.3g} of its "
                 f"spread, more than the {most} that the format explains."
             )
         if not self.unexplained_share <= MOST_UNEXPLAINED:
-            found.append(
+            sentences.append(
                 f"{self.unexplained_share:.1%} of its {self._answers} are others where the source is sure."
             )
         if self.contradicted_share is not None and not self.contradicted_share <= MOST_UNEXPLAINED:
-            found.append(
+            sentences.append(
                 f"{self.contradicted_share:.1%} of the tokens that it writes are not what "
                 "it says when it reads them."
             )
         if self.same_splits is not None and self.same_splits < 1 - MOST_SPLITS:
-            found.append(f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in another way.")
+            sentences.append(
+                f"its own tokenizer splits {1 - self.same_splits:.1%} of the texts in another way."
+            )
         if self.same_template is False:
-            found.append("its chat template renders other bytes.")
-        return found
+            sentences.append("its chat template renders other bytes.")
+        return sentences
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
@@ -245,20 +247,20 @@ def compare(
     """Ask both the same, each its own kind of question; see `Parity`."""
     head = source.card.head
     if head == "causal":
-        found = _tokens(source, export, prompts, tolerance, new_tokens)
+        parity = _tokens(source, export, prompts, tolerance, new_tokens)
     elif head == "seq2seq":
-        found = _answers(source, export, prompts, tolerance, new_tokens)
+        parity = _answers(source, export, prompts, tolerance, new_tokens)
     else:
-        found = _readings(source, export, prompts, tolerance)
-    found.num_prompts = len(prompts)
+        parity = _readings(source, export, prompts, tolerance)
+    parity.num_prompts = len(prompts)
     own = getattr(export, "own_ids", None)
     if own is not None:
         same = [own(text) == list(source.tokenizer(text)["input_ids"]) for text in texts()]
-        found.same_splits = sum(same) / len(same)
+        parity.same_splits = sum(same) / len(same)
     expected = rendered(source.tokenizer)
     if expected is not None:
-        found.same_template = rendered(export.tokenizer) == expected
-    return found
+        parity.same_template = rendered(export.tokenizer) == expected
+    return parity
 
 
 def _tokens(source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int) -> Parity:
@@ -278,15 +280,15 @@ def _tokens(source: Session, export: Session, prompts: Rows, tolerance: float, n
             row_errors.append((mine.share, i))
             said += len(expected)
             margins += preferences(expected, got)
-    found = Parity("tokens", tolerance, num_tokens=said, logit_error=errors.share)
-    count_differences(found, margins, errors.deviation)
+    parity = Parity("tokens", tolerance, num_tokens=said, logit_error=errors.share)
+    count_differences(parity, margins, errors.deviation)
     worst = [i for _, i in sorted(row_errors, reverse=True)[:NUM_SHOWN]]
-    found.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
-    allowed = MARGIN * usual_error(found) * errors.deviation
+    parity.shown = _shown(source, export, [prompts[i] for i in worst], new_tokens)
+    allowed = MARGIN * usual_error(parity) * errors.deviation
     some, inner = prompts[:: max(1, len(prompts) // NUM_WRITTEN)], cast("Any", source)
     ends = eos_ids(inner.module, source.tokenizer)
-    found.contradicted_share = contradicted(export, some, new_tokens, allowed, ends)
-    return found
+    parity.contradicted_share = contradicted(export, some, new_tokens, allowed, ends)
+    return parity
 
 
 def contradicted(
@@ -308,17 +310,17 @@ def contradicted(
     return wrong / max(said, 1)
 
 
-def count_differences(found: Parity, margins: list[float], deviation: float) -> None:
+def count_differences(parity: Parity, margins: list[float], deviation: float) -> None:
     """What agrees, and what differs where the source is sure; in place."""
-    allowed = MARGIN * usual_error(found) * deviation
-    total = max(found.num_tokens, 1)
-    found.agreement = 1 - len(margins) / total
-    found.unexplained_share = sum(margin > allowed for margin in margins) / total
+    allowed = MARGIN * usual_error(parity) * deviation
+    total = max(parity.num_tokens, 1)
+    parity.agreement = 1 - len(margins) / total
+    parity.unexplained_share = sum(margin > allowed for margin in margins) / total
 
 
-def usual_error(found: Parity) -> float:
+def usual_error(parity: Parity) -> float:
     """What logits are off by, of their spread, as far as the format explains it."""
-    return max(LEAST_ERROR, min(found.tolerance, found.logit_error))
+    return max(LEAST_ERROR, min(parity.tolerance, parity.logit_error))
 
 
 def _answers(source: Session, export: Session, prompts: Rows, tolerance: float, new_tokens: int) -> Parity:
@@ -330,17 +332,17 @@ def _answers(source: Session, export: Session, prompts: Rows, tolerance: float, 
             errors.add(*alike(expected, got))
     mine = greedy(source, prompts, new_tokens, logprobs=NUM_LIKELIEST)
     other = greedy(export, prompts, new_tokens)
-    found, margins, differing = Parity("tokens", tolerance, logit_error=errors.share), [], []
+    parity, margins, differing = Parity("tokens", tolerance, logit_error=errors.share), [], []
     for i, (expected_answer, got_answer) in enumerate(zip(mine, other, strict=True)):
         num, margin = _first_difference(expected_answer, got_answer)
-        found.num_tokens += num
+        parity.num_tokens += num
         if margin is not None:
             margins.append(margin)
             differing.append((margin, i))
-    count_differences(found, margins, errors.deviation)
+    count_differences(parity, margins, errors.deviation)
     worst = [i for _, i in sorted(differing, reverse=True)[:NUM_SHOWN]] or [0]
-    found.shown = [_pair(source, prompts[i], mine[i], other[i]) for i in worst]
-    return found
+    parity.shown = [_pair(source, prompts[i], mine[i], other[i]) for i in worst]
+    return parity
 
 
 def _first_difference(expected: Answer, got: Answer) -> tuple[int, float | None]:
@@ -359,7 +361,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
     """Labels of a classifier, tokens of a masked model, vectors of an encoder."""
     by_vector = source.card.head == "embed"
     kind = "vectors" if by_vector else "labels" if source.card.head == "classify" else "tokens"
-    errors, found, margins = Errors(), Parity(kind, tolerance), list[float]()
+    errors, parity, margins = Errors(), Parity(kind, tolerance), list[float]()
     worst: list[tuple[float, dict[str, Any]]] = []
     for first in range(0, len(prompts), TOGETHER):
         part = prompts[first : first + TOGETHER]
@@ -369,7 +371,7 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
             mine = Errors()
             for each in (errors, mine):
                 each.add(*pair)
-            found.num_tokens += len(pair[0])
+            parity.num_tokens += len(pair[0])
             margins += [] if by_vector else preferences(*pair)
             worst.append(
                 (
@@ -381,11 +383,11 @@ def _readings(source: Session, export: Session, prompts: Rows, tolerance: float)
                     },
                 )
             )
-    found.logit_error = errors.share
-    count_differences(found, margins, errors.deviation)
+    parity.logit_error = errors.share
+    count_differences(parity, margins, errors.deviation)
     worst.sort(key=lambda item: -item[0])
-    found.shown = [facts for _, facts in worst[:NUM_SHOWN]]
-    return found
+    parity.shown = [facts for _, facts in worst[:NUM_SHOWN]]
+    return parity
 
 
 def _shown(source: Session, export: Session, prompts: Rows, new_tokens: int) -> list[dict[str, Any]]:

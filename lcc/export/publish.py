@@ -93,7 +93,7 @@ def rehearsed_hearing(
     module = _rounded(exporter, folder)
     if module is None:
         return None
-    found: Parity = compare_heard(
+    parity: Parity = compare_heard(
         source,
         InProcessListener(module),
         sounds[:NUM_SOUNDS],
@@ -102,7 +102,7 @@ def rehearsed_hearing(
         new_tokens=new_tokens,
         tokenizer=tokenizer,
     )
-    return max(found.logit_error, found.encoder_error or 0.0)
+    return max(parity.logit_error, parity.encoder_error or 0.0)
 
 
 def _rounded(exporter: Any, folder: Path) -> Any:
@@ -234,11 +234,11 @@ def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
             prompts = trial.prompts or encoded(mine.tokenizer, longest=room)
             asked = [row[-room:] for row in prompts]
             rehearsed = rehearsed_error(exporter, source, mine, asked, trial.new_tokens)
-            found = compare(
+            parity = compare(
                 mine, other, asked, tolerance=tolerance(exporter, rehearsed), new_tokens=trial.new_tokens
             )
-            found.rehearsed_error = rehearsed
-            return found
+            parity.rehearsed_error = rehearsed
+            return parity
         finally:
             other.close()
     finally:
@@ -255,12 +255,12 @@ def _heard(source: Path, folder: Path, exporter: Any, opening: Opening, new_toke
     try:
         mine = card_named("engines", "transformers")().listen(source, opening)
         sounds = list(features(source))
-        told: dict[str, Any] = {"new_tokens": new_tokens, "tokenizer": tokenizer}
-        rehearsed = rehearsed_hearing(exporter, source, mine, sounds, prompt, **told)
+        options: dict[str, Any] = {"new_tokens": new_tokens, "tokenizer": tokenizer}
+        rehearsed = rehearsed_hearing(exporter, source, mine, sounds, prompt, **options)
         allowed = tolerance(exporter, rehearsed)
-        found = compare_heard(mine, other, sounds, prompt, tolerance=allowed, **told)
-        found.rehearsed_error = rehearsed
-        return found
+        parity = compare_heard(mine, other, sounds, prompt, tolerance=allowed, **options)
+        parity.rehearsed_error = rehearsed
+        return parity
     finally:
         other.close()
 

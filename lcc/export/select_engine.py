@@ -63,9 +63,9 @@ def select(
         if refusal is not None:
             raise RecipeError(f"engine {name}: {refusal}")
         return Selected(name, prepared(name, folder, store, say, threads=opening.threads), options)
-    fit, told = _fitting(folder)
+    fit, refusals = _fitting(folder)
     if fit == [OURS]:
-        say(f"engine=auto: {OURS}, as no other can: {' '.join(told)}")
+        say(f"engine=auto: {OURS}, as no other can: {' '.join(refusals)}")
         return Selected(OURS, folder)
     seen: dict[str, float] = {}
     say(f"engine=auto: measuring {', '.join(fit)}")
@@ -85,14 +85,14 @@ def select(
 
 def _fitting(folder: Path) -> tuple[list[str], list[str]]:
     """Engines that can run the checkpoint, ours first, and the sentences of those that cannot."""
-    fit, told = [], []
+    fit, refusals = [], []
     for name in sorted(names("engines"), key=lambda name: name != OURS):
         refusal = find_card("engines", name)().refusal(folder)
         if refusal is None:
             fit.append(name)
         else:
-            told.append(refusal)
-    return fit, told
+            refusals.append(refusal)
+    return fit, refusals
 
 
 def prepared(
@@ -116,9 +116,9 @@ def prepared(
         "version": version_of(package),
     }
     key = digest(made_of)
-    found = store.find(key)
-    if found is not None:
-        return found.path / MADE
+    artifact = store.find(key)
+    if artifact is not None:
+        return artifact.path / MADE
     say(f"writing {read_card(folder).name} as {wanted} for {engine}; kept in {store.root}")
     with store.claim(key, label=f"{wanted} of {folder.name}") as work:
         if isinstance(work, Artifact):
@@ -157,9 +157,9 @@ def _is_written(folder: Path, wanted: str) -> bool:
 
 def source_digest(folder: Path) -> str:
     """Of the bytes that a copy is made from: weights, config, tokenizer."""
-    found = [file.name for file in weight_files(folder)]
-    found += [file.name for file in sorted(folder.glob("*.json"))]
-    return digest(artifact.digests(folder, sorted(set(found))))
+    names = [file.name for file in weight_files(folder)]
+    names += [file.name for file in sorted(folder.glob("*.json"))]
+    return digest(artifact.digests(folder, sorted(set(names))))
 
 
 def _speed(selected: Selected, opening: Opening, rows: int) -> float:

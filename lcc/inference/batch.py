@@ -53,14 +53,14 @@ class Said:
     @property
     def facts(self) -> dict[str, Any]:
         """What an output line says beside the row's own fields."""
-        told = {"handed_over": True} if self.handed_over else {}
+        facts = {"handed_over": True} if self.handed_over else {}
         return {
             "output": self.output,
             "finish": self.finish,
             "prompt_tokens": self.num_prompt,
             "tokens": self.num_tokens,
             "seconds": round(self.seconds, 4),
-            **told,
+            **facts,
         }
 
 
@@ -283,8 +283,8 @@ class OrderedFile:
     def _require_maker(self, maker: Mapping[str, Any]) -> None:
         file = maker_file(self.path)
         if self.num_done and file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            other = [name for name in maker if found.get(name) != maker[name]]
+            recorded = json.loads(file.read_text(encoding="utf-8"))
+            other = [name for name in maker if recorded.get(name) != maker[name]]
             if other:
                 raise RecipeError(
                     f"output {self.path} was begun with another {' and '.join(other)}; choose "
@@ -317,8 +317,8 @@ def _whole_lines(file: Any) -> tuple[int, int]:
     num, end, position = 0, 0, 0
     while block := file.read(BLOCK):
         num += block.count(b"\n")
-        found = block.rfind(b"\n")
-        end = position + found + 1 if found >= 0 else end
+        newline = block.rfind(b"\n")
+        end = position + newline + 1 if newline >= 0 else end
         position += len(block)
     return num, end
 
@@ -334,10 +334,10 @@ def _last_line(file: Any) -> dict[str, Any]:
             break
         length *= 4
     try:
-        found = json.loads(lines[-1])
+        facts = json.loads(lines[-1])
     except (ValueError, IndexError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 # -----------------------------------------------------------------------------
@@ -357,8 +357,8 @@ class Feed:
 
     def take(self, most: int, *, wait: bool) -> list[Numbered]:
         """At most so many rows; with `wait` at least one, unless it has ended."""
-        found: list[Numbered] = []
-        while len(found) < most and not self.ended:
+        rows: list[Numbered] = []
+        while len(rows) < most and not self.ended:
             try:
                 item = self._queue.get(timeout=LOOK_SECONDS) if wait else self._queue.get_nowait()
             except queue.Empty:
@@ -372,8 +372,8 @@ class Feed:
             if item is None:
                 self.ended = True
             else:
-                found.append(item)
-        return found
+                rows.append(item)
+        return rows
 
     def _fill(self, rows: Iterator[Numbered]) -> None:
         try:

@@ -156,8 +156,8 @@ class Measuring:
         from lcc.evaluation.generate import padded, token_times
 
         if self.session is not None:
-            told = [self._answered(prompts, new_tokens) for _ in range(requests)]
-            return {"first_seconds": [t[0] for t in told], "whole_seconds": [t[1] for t in told]}
+            first, whole = zip(*(self._answered(prompts, new_tokens) for _ in range(requests)), strict=True)
+            return {"first_seconds": list(first), "whole_seconds": list(whole)}
         # It would warn before every request that generation does not stop, which is the point.
         transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -244,8 +244,8 @@ def memory_bytes(line: str) -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = next(row for row in status.splitlines() if row.startswith(f"{line}:"))
-    return int(found.split()[1]) * 1024
+    row = next(row for row in status.splitlines() if row.startswith(f"{line}:"))
+    return int(row.split()[1]) * 1024
 
 
 def _forget_peak() -> None:
@@ -316,9 +316,9 @@ class Racer:
     def turn(self, worker: Worker, size: int, *, warm: bool, requests: int) -> None:
         """One turn at one batch size; a warm-up turn is not kept."""
         tokens = min(2, self.new_tokens) if warm else self.new_tokens
-        found = worker.ask("measure", prompts=self.prompts[:size], new_tokens=tokens, requests=requests)
+        seconds = worker.ask("measure", prompts=self.prompts[:size], new_tokens=tokens, requests=requests)
         if not warm:
-            self.turns.setdefault(size, []).append(found)
+            self.turns.setdefault(size, []).append(seconds)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per batch size for the table `speed`."""
@@ -326,12 +326,12 @@ class Racer:
 
     def rates(self, size: int) -> list[float]:
         """One figure per round: decoded tokens a second, or an encoder's texts a second."""
-        found = []
+        rates = []
         for turn in self.turns[size]:
             pairs = zip(turn["first_seconds"], turn["whole_seconds"], strict=True)
             seconds = [whole - first if self.new_tokens else whole for first, whole in pairs]
-            found.append(size * max(1, self.new_tokens - 1) / median(seconds))
-        return found
+            rates.append(size * max(1, self.new_tokens - 1) / median(seconds))
+        return rates
 
     def _row(self, size: int) -> dict[str, Any]:
         turns = self.turns[size]
@@ -397,15 +397,15 @@ def _busy_seconds() -> float | None:
 
 def verdicts(racers: list[Racer]) -> list[str]:
     """One sentence per checkpoint: against the first, and in its own format against itself."""
-    first, told = racers[0], []
+    first, sentences = racers[0], []
     size = first.batch_sizes[0]
     for racer in racers[1:]:
         if racer.native:
             ours = next(r for r in racers if r.name == racer.name and not r.native)
-            told.append(_native_verdict(racer, ours, size))
+            sentences.append(_native_verdict(racer, ours, size))
         elif racer.new_tokens == first.new_tokens:
-            told.append(_verdict(racer, first, size))
-    return told
+            sentences.append(_verdict(racer, first, size))
+    return sentences
 
 
 def _verdict(racer: Racer, first: Racer, size: int) -> str:

@@ -67,9 +67,9 @@ def _told(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) 
     for other in others:
         passes.take([other])
         passes.advance([1])
-    told = [passes.take([row])[-1]]
-    told += [passes.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
-    return torch.stack(told)
+    logits = [passes.take([row])[-1]]
+    logits += [passes.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
+    return torch.stack(logits)
 
 
 # -----------------------------------------------------------------------------
@@ -259,9 +259,9 @@ class InProcessSession:
         settings = decode(
             Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams, "stop": list(request.stop)}
         )
-        found = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
-        tokens = tuple(Token(token) for token in found.ids)
-        return Step(one.handle, found.text, tokens, "stop" if found.finished else "length")
+        generated = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
+        tokens = tuple(Token(token) for token in generated.ids)
+        return Step(one.handle, generated.text, tokens, "stop" if generated.finished else "length")
 
 
 def _prefixes(module: Any, opening: Opening) -> Prefixes | None:
@@ -356,13 +356,13 @@ class TurningSession:
         steps = []
         if self._running:
             going = self._running[:]
-            told = self._passes.advance([one.last for one in going], _plain(going))
-            steps += self._told(told, going)
+            logits = self._passes.advance([one.last for one in going], _plain(going))
+            steps += self._told(logits, going)
         if self._waiting and (self._passes.joins or not self._running):
             begun, self._waiting = self._waiting, []
-            told = self._passes.take([one.request.ids for one in begun], _plain(begun))
+            logits = self._passes.take([one.request.ids for one in begun], _plain(begun))
             self._running += begun
-            steps += self._told(told, begun)
+            steps += self._told(logits, begun)
         return steps
 
     def drop(self, handle: int) -> None:
@@ -386,8 +386,8 @@ class TurningSession:
         self._running, self._waiting = [], []
         self._passes.close()
 
-    def _told(self, told: list[Tensor | int], answers: list[Ongoing]) -> list[Step]:
-        tokens = chosen(told, [one.choosing for one in answers])
+    def _told(self, logits: list[Tensor | int], answers: list[Ongoing]) -> list[Step]:
+        tokens = chosen(logits, [one.choosing for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
             if step.finish is not None:

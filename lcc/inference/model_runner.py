@@ -84,9 +84,9 @@ class CausalPasses:
         kept, shared = self.prefixes.longest(prompt)
         source: Any = kept
         for row, read in enumerate(self._read):
-            found = common(read, prompt, self.prefixes.least)
-            if found > shared:
-                source, shared = row, found
+            num = common(read, prompt, self.prefixes.least)
+            if num > shared:
+                source, shared = row, num
         return source, shared
 
     def _logits(self, ids: Tensor) -> Tensor:
@@ -227,8 +227,8 @@ def vectors(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> Vecto
     def read(ids: Tensor, mask: Tensor) -> Tensor:
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, H)
         weights = mask[..., None].to(hidden.dtype)
-        found: Tensor = (hidden * weights).sum(1) / weights.sum(1)
-        return found
+        means: Tensor = (hidden * weights).sum(1) / weights.sum(1)
+        return means
 
     return _each(module, tokenizer, rows, read, trimmed=False, budget=BATCH_TOKENS)
 
@@ -243,7 +243,7 @@ def _each(
     budget: int,
 ) -> Vectors:
     """`read` of every row, in order, batched by length; `trimmed` of what stands for padding."""
-    found: dict[int, Any] = {}
+    by_row: dict[int, Any] = {}
     lengths = [len(row) for row in rows]
     enough = ENOUGH if module.device.type == "cpu" else budget
     with torch.inference_mode():
@@ -253,8 +253,8 @@ def _each(
             ids, mask = padded(batch, pad_id(tokenizer), left=False, device=module.device)
             values = read(ids, mask).float().cpu().numpy()
             for i, value in zip(chosen, values, strict=True):
-                found[i] = value[: lengths[i]] if trimmed else value
-    return [found[i] for i in range(len(rows))]
+                by_row[i] = value[: lengths[i]] if trimmed else value
+    return [by_row[i] for i in range(len(rows))]
 
 
 def by_length(lengths: Sequence[int], budget: int, enough: int | None = None) -> Iterator[list[int]]:

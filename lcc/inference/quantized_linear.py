@@ -124,16 +124,16 @@ class GridWeights(Weights):
 
     def widened(self, rows: slice, out: Tensor) -> Tensor:
         part = self._codes[rows]
-        found = out[: len(part) * self.shape[1]].view(len(part), self.shape[1])
-        _kernels().widen_grid(part, self._scales[rows], self._zeros[rows], found.numpy())
-        return found
+        dense = out[: len(part) * self.shape[1]].view(len(part), self.shape[1])
+        _kernels().widen_grid(part, self._scales[rows], self._zeros[rows], dense.numpy())
+        return dense
 
     def looked_up(self, ids: Tensor) -> Tensor:
         rows, where = torch.unique(ids.flatten(), return_inverse=True)
         picked = rows.numpy()
-        found = torch.empty(len(picked), self.shape[1])
-        _kernels().widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked], found.numpy())
-        return found[where].view(*ids.shape, self.shape[1])
+        dense = torch.empty(len(picked), self.shape[1])
+        _kernels().widen_grid(self._codes[picked], self._scales[picked], self._zeros[picked], dense.numpy())
+        return dense[where].view(*ids.shape, self.shape[1])
 
     @property
     def bytes(self) -> int:
@@ -266,27 +266,27 @@ def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, s
     total = sum(layer.weight.numel() for layer in layers.values())
     if measure and total < FEW_WEIGHTS:
         return None, ""
-    found, sample, told = dict[str, Weights](), list[tuple[Tensor, Weights]](), ""
+    by_layer, sample, timing = dict[str, Weights](), list[tuple[Tensor, Weights]](), ""
     for name, weight, weights in _read(streamed, layers):
         if weights is None:
             continue
-        found[name] = weights
+        by_layer[name] = weights
         if measure and sum(w.numel() for w, _ in sample) < min(SAMPLE, total // 2):
             sample.append((weight.float(), weights))
     if sample:
         share = sum(w.numel() for w, _ in sample) / total
         dense, packed = (1000 * seconds / share for seconds in _seconds(sample))
-        told = f"one token's products take {packed:.1f} ms from stored weights, {dense:.1f} ms in float32"
+        timing = f"one token's products take {packed:.1f} ms from stored weights, {dense:.1f} ms in float32"
         if packed >= dense:
-            return None, f"weights: float32, as {told}."
+            return None, f"weights: float32, as {timing}."
         sample.clear()
-    if not found:
+    if not by_layer:
         return None, ""
-    _put(module, layers, found)
+    _put(module, layers, by_layer)
     _bring(streamed)
     if (folder / "generation_config.json").is_file():
         module.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return module, _sentence(found, told)
+    return module, _sentence(by_layer, timing)
 
 
 def _is_plain(bundle: Bundle) -> bool:
@@ -330,14 +330,14 @@ def _bring(streamed: Streamed) -> None:
             owner._parameters[leaf] = parameter
 
 
-def _sentence(found: dict[str, Weights], told: str) -> str:
-    kinds = {type(weights).__name__ for weights in found.values()}
+def _sentence(by_layer: dict[str, Weights], timing: str) -> str:
+    kinds = {type(weights).__name__ for weights in by_layer.values()}
     words = " and ".join(
         sorted({"GridWeights": "codes of its grid", "HalfWeights": "bfloat16"}[k] for k in kinds)
     )
-    size = sum(weights.bytes for weights in found.values()) / 1e6
+    size = sum(weights.bytes for weights in by_layer.values()) / 1e6
     grid = "; the grid's own numbers, without the rounding of a dense load" if len(words) > 8 else ""
-    return f"weights: {words}, as stored ({size:,.0f} MB){grid}{told and '; ' + told}."
+    return f"weights: {words}, as stored ({size:,.0f} MB){grid}{timing and '; ' + timing}."
 
 
 def _weights(name: str, weight: Tensor, stored: StoredTensors) -> Weights | None:
@@ -361,12 +361,12 @@ def _grid(name: str, weight: Tensor, stored: StoredTensors) -> GridWeights | Non
     return GridWeights(codes, scale, zero, bits) if GridWeights.fits(weight, codes, scale, zero) else None
 
 
-def _put(module: Any, layers: dict[str, Any], found: dict[str, Weights]) -> None:
+def _put(module: Any, layers: dict[str, Any], by_layer: dict[str, Weights]) -> None:
     """Packed layers in place of dense ones; an embedding tied to one of them shares its memory."""
     embedding = module.get_input_embeddings()
-    shared = {id(layers[name].weight): weights for name, weights in found.items()}
+    shared = {id(layers[name].weight): weights for name, weights in by_layer.items()}
     tied = shared.get(id(embedding.weight)) if type(embedding) is torch.nn.Embedding else None
-    for name, weights in found.items():
+    for name, weights in by_layer.items():
         parent, _, leaf = name.rpartition(".")
         bias = getattr(layers[name], "bias", None)
         packed = PackedLinear(weights, None if bias is None else bias.detach())

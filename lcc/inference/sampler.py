@@ -37,34 +37,36 @@ def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -
 
     The order is that of transformers' `generate`, so that equal settings give equal tokens.
     """
-    found = Choosing(request, list(seen))
+    sampler = Choosing(request, list(seen))
     if request.repetition_penalty != 1.0:
         penalty = transformers.RepetitionPenaltyLogitsProcessor(request.repetition_penalty)
-        found.processors.append(penalty)
-    found.processors += _demanded(settings, len(seen), limit)
+        sampler.processors.append(penalty)
+    sampler.processors += _demanded(settings, len(seen), limit)
     if request.temperature > 0:
         seed = int.from_bytes(os.urandom(7)) if request.seed is None else request.seed
-        found.generator = torch.Generator().manual_seed(seed % (1 << 63))
-    return found
+        sampler.generator = torch.Generator().manual_seed(seed % (1 << 63))
+    return sampler
 
 
 def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
     ends = settings.eos_token_id
-    found: list[Any] = []
+    processors: list[Any] = []
     if settings.bad_words_ids is not None:
-        found.append(transformers.NoBadWordsLogitsProcessor(settings.bad_words_ids, ends))
+        processors.append(transformers.NoBadWordsLogitsProcessor(settings.bad_words_ids, ends))
     if settings.forced_bos_token_id is not None:
-        found.append(transformers.ForcedBOSTokenLogitsProcessor(settings.forced_bos_token_id))
+        processors.append(transformers.ForcedBOSTokenLogitsProcessor(settings.forced_bos_token_id))
     if settings.forced_eos_token_id is not None:
         last = num_before + num_new
         forced = settings.forced_eos_token_id
-        found.append(transformers.ForcedEOSTokenLogitsProcessor(last, forced, "cpu"))
+        processors.append(transformers.ForcedEOSTokenLogitsProcessor(last, forced, "cpu"))
     if settings.suppress_tokens:
-        found.append(transformers.SuppressTokensLogitsProcessor(settings.suppress_tokens))
+        processors.append(transformers.SuppressTokensLogitsProcessor(settings.suppress_tokens))
     if settings.begin_suppress_tokens:
         begin = num_before + (num_before == 1 and settings.forced_bos_token_id is not None)
-        found.append(transformers.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin))
-    return found
+        processors.append(
+            transformers.SuppressTokensAtBeginLogitsProcessor(settings.begin_suppress_tokens, begin)
+        )
+    return processors
 
 
 def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Choosing]) -> list[Token]:

@@ -162,9 +162,9 @@ def greedy(
 
 def answers(session: Session, requests: Sequence[Request]) -> list[Answer]:
     """The answer to each request, in order; as many at once as the session takes."""
-    found = [Answer() for _ in requests]
+    answered = [Answer() for _ in requests]
     running: dict[int, Answer] = {}
-    waiting = list(zip(requests, found, strict=True))[::-1]
+    waiting = list(zip(requests, answered, strict=True))[::-1]
     while waiting or running:
         while waiting and session.free_slots > 0:
             request, answer = waiting.pop()
@@ -176,7 +176,7 @@ def answers(session: Session, requests: Sequence[Request]) -> list[Answer]:
             if step.finish is not None:
                 answer.finish = step.finish
                 del running[step.handle]
-    return found
+    return answered
 
 
 # -----------------------------------------------------------------------------

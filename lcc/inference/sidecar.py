@@ -59,11 +59,11 @@ def write_companions(source: Path, target: Path, *, longest: int | None = None, 
         text = settings.to_json_string(use_diff=True)
         (target / SETTINGS_FILE).write_text(text, encoding="utf-8")
     names = getattr(shell.config, "id2label", None) if head == "classify" else None
-    told = {
+    facts = {
         "context_length": min(context_length(shell), longest or context_length(shell)),
         "labels": [str(names[i]) for i in sorted(names)] if names else [],
     }
-    (target / MODEL_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (target / MODEL_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def read_companions(folder: Path) -> Companions:
@@ -73,13 +73,13 @@ def read_companions(folder: Path) -> Companions:
         raise IntegrityError(
             f"{folder}: no {MODEL_FILE}, so it is no export of lcc's; make one with lcc export."
         )
-    card, told = read_card(folder), read_json(folder / MODEL_FILE)
+    card, facts = read_card(folder), read_json(folder / MODEL_FILE)
     fresh: Any = transformers.GenerationConfig
     settings, ends, start = fresh(), [], None
     if (folder / SETTINGS_FILE).is_file():
         settings = transformers.GenerationConfig.from_pretrained(folder)
-        found = settings.eos_token_id
-        ends = found if isinstance(found, list) else [found] if found is not None else []
+        end_ids = settings.eos_token_id
+        ends = end_ids if isinstance(end_ids, list) else [end_ids] if end_ids is not None else []
     if card.head == "seq2seq":
         start = settings.decoder_start_token_id
     return Companions(
@@ -88,8 +88,8 @@ def read_companions(folder: Path) -> Companions:
         settings,
         frozenset(ends),
         start,
-        int(told["context_length"]),
-        tuple(told["labels"]),
+        int(facts["context_length"]),
+        tuple(facts["labels"]),
     )
 
 

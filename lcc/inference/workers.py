@@ -107,17 +107,17 @@ class Crew:
 
     def _received(self, member: _Member) -> list[tuple[int, Said]]:
         try:
-            found = member.pipe.recv()
+            message = member.pipe.recv()
         except (EOFError, ConnectionResetError):
             member.process.join()
             raise errors.ResourceError(
                 f"a worker process died (exit {member.process.exitcode}); with fewer workers each "
                 "has more memory. Run the same command again to continue."
             ) from None
-        if isinstance(found, tuple):
-            kind, text = found
+        if isinstance(message, tuple):
+            kind, text = message
             raise getattr(errors, kind, errors.LccError)(text)
-        answers: list[tuple[int, Said]] = found
+        answers: list[tuple[int, Said]] = message
         return answers
 
 

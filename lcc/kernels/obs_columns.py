@@ -72,9 +72,9 @@ def permuted(gram: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
     if gram.device.type != "cpu":
         return gram[order][:, order].to(dtype)
     follow_torch()
-    found, compiled = gram.new_empty(gram.shape, dtype=dtype), _permuted  # type: tuple[Tensor, Any]
-    compiled(gram.numpy(), order.numpy(), found.numpy())
-    return found
+    ordered, compiled = gram.new_empty(gram.shape, dtype=dtype), _permuted  # type: tuple[Tensor, Any]
+    compiled(gram.numpy(), order.numpy(), ordered.numpy())
+    return ordered
 
 
 def by_columns(weight: Tensor, order: Tensor) -> Tensor:
@@ -198,9 +198,9 @@ def _hand_on(t: Any, error: Any, feedback: Any, i: int) -> None:
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _permuted(gram: Any, order: Any, found: Any) -> None:
+def _permuted(gram: Any, order: Any, ordered: Any) -> None:
     for i in numba.prange(len(order)):
-        row, mine = gram[order[i]], found[i]
+        row, mine = gram[order[i]], ordered[i]
         for j in range(i, len(order)):
             mine[j] = row[order[j]]
 

@@ -104,11 +104,11 @@ def _bin_of(bits: Any, num: int, shift: Any, prefix_shift: Any, prefix: Any) -> 
     for i in range(len(bits)):
         if prefix_shift == 0 or bits[i] >> prefix_shift == prefix:
             counts[(bits[i] >> shift) & np.uint32(BINS - 1)] += 1
-    found = 0
-    while counts[found] < num:
-        num -= counts[found]
-        found += 1
-    return found, num
+    bin = 0
+    while counts[bin] < num:
+        num -= counts[bin]
+        bin += 1
+    return bin, num
 
 
 # -----------------------------------------------------------------------------

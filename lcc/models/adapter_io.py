@@ -227,14 +227,14 @@ def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse
 
 
 def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
-    found = []
+    logits = []
     is_pair = model.config.is_encoder_decoder
     with torch.no_grad():
         for probe in probes:
             ids = torch.tensor([list(probe)])
             extra = {"decoder_input_ids": ids} if is_pair else {}
-            found.append(model(input_ids=ids, **extra).logits.float())
-    return found
+            logits.append(model(input_ids=ids, **extra).logits.float())
+    return logits
 
 
 def _write_json(file: Path, value: Any) -> None:

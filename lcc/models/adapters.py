@@ -90,8 +90,8 @@ def has_bottlenecks(folder: Path) -> bool:
 
 def read_bottlenecks(model: Module, folder: Path) -> Module:
     """Put what `folder` holds into `model`, in place; raises IntegrityError if it does not fit."""
-    told = read_json(folder / CONFIG)
-    shape = Bottlenecks(told["width"], told["activation"], tuple(told["sites"]))
+    facts = read_json(folder / CONFIG)
+    shape = Bottlenecks(facts["width"], facts["activation"], tuple(facts["sites"]))
     with torch.random.fork_rng(devices=[]):
         put_bottlenecks(model, shape)
     stored = safetensors_torch.load_file(folder / TENSORS)

@@ -17,12 +17,12 @@ def blocks(model: Module) -> dict[str, Module]:
 
     An encoder–decoder gives its encoder's blocks first.
     """
-    found: dict[str, Module] = {}
+    by_name: dict[str, Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in by_name)
         if isinstance(module, torch.nn.ModuleList) and not inside and _is_stack(module):
-            found.update({f"{name}.{i}": block for i, block in enumerate(module)})
-    return found
+            by_name.update({f"{name}.{i}": block for i, block in enumerate(module)})
+    return by_name
 
 
 def _is_stack(modules: Any) -> bool:

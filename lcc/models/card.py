@@ -111,10 +111,10 @@ def _refuse_code(path: Path) -> None:
     for file in sorted(path.glob("*.json")):
         if not file.name.endswith("config.json"):
             continue
-        found = [key for key in CODE_KEYS if key in read_json(file)]
-        if found:
+        keys = [key for key in CODE_KEYS if key in read_json(file)]
+        if keys:
             raise SafetyError(
-                f"{file}: {found[0]!r} asks for the author's own Python code, which is never run; "
+                f"{file}: {keys[0]!r} asks for the author's own Python code, which is never run; "
                 "use a model whose architecture transformers knows."
             )
 

@@ -81,10 +81,10 @@ def write_factored(module: Any, folder: Path, *, dtype: str, ranks: Mapping[str,
 
 def read_factored(auto: Any, path: Path, *, dtype: str) -> Module:
     """The module with its factors; raises IntegrityError when a tensor is missing or too many."""
-    told = read_json(path / "config.json")
-    facts = told.pop(KEY)
-    told["model_type"] = facts["model_type"]
-    config = transformers.CONFIG_MAPPING[facts["model_type"]].from_dict(told)
+    config_dict = read_json(path / "config.json")
+    facts = config_dict.pop(KEY)
+    config_dict["model_type"] = facts["model_type"]
+    config = transformers.CONFIG_MAPPING[facts["model_type"]].from_dict(config_dict)
     with torch.random.fork_rng(devices=[]):
         module = auto.from_config(config, dtype=getattr(torch, dtype))
     for name, rank in facts["ranks"].items():
@@ -140,8 +140,8 @@ def is_one_scheme(folder: Path) -> bool:
 
 def rounds_inputs(folder: Path) -> bool:
     """Whether layers of the packed model in `folder` round what they are given."""
-    told = read_json(folder / "config.json").get("quantization_config") or {}
-    groups = (told.get("config_groups") or {}).values()
+    quantization = read_json(folder / "config.json").get("quantization_config") or {}
+    groups = (quantization.get("config_groups") or {}).values()
     return any(group.get("input_activations") for group in groups)
 
 
@@ -170,17 +170,17 @@ def unpacked_tensors(folder: Path) -> StoredTensors:
     config = read_json(folder / "config.json").get("quantization_config", {})
     for name in [name for name in stored.entries if name.endswith(".weight_scale")]:
         layer = name.removesuffix(".weight_scale")
-        found = {e.name.removeprefix(f"{layer}."): e for e in _of_layer(stored, layer)}
+        parts = {e.name.removeprefix(f"{layer}."): e for e in _of_layer(stored, layer)}
         shape = (
-            [int(size) for size in found["weight_shape"].read()]
-            if "weight_shape" in found
-            else found["weight"].shape
+            [int(size) for size in parts["weight_shape"].read()]
+            if "weight_shape" in parts
+            else parts["weight"].shape
         )
         stored.entries[f"{layer}.weight"] = Entry(
             f"{layer}.weight",
-            found["weight_scale"].dtype,
+            parts["weight_scale"].dtype,
             tuple(shape),
-            partial(_unpacked, found, config, layer),
+            partial(_unpacked, parts, config, layer),
         )
     return stored
 
@@ -190,7 +190,7 @@ def _of_layer(stored: StoredTensors, layer: str) -> list[Entry]:
     return [stored.entries[name] for name in names if name in stored.entries]
 
 
-def _unpacked(found: dict[str, Entry], config: dict[str, Any], layer: str) -> Any:
+def _unpacked(parts: dict[str, Entry], config: dict[str, Any], layer: str) -> Any:
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 
@@ -198,7 +198,7 @@ def _unpacked(found: dict[str, Entry], config: dict[str, Any], layer: str) -> An
     group = next((g for g in groups if layer in g["targets"]), None) or next(iter(groups))
     scheme = QuantizationScheme(targets=group["targets"], weights=group["weights"])
     compressor = BaseCompressor.get_value_from_registry(config["format"])
-    tensors = {leaf: entry.read() for leaf, entry in found.items()}
+    tensors = {leaf: entry.read() for leaf, entry in parts.items()}
     return compressor.decompress(tensors, scheme)["weight"]
 
 

@@ -227,7 +227,7 @@ def _sharing(module: Any) -> dict[str, list[str]]:
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return {found[0]: found for found in names.values()}
+    return {shared[0]: shared for shared in names.values()}
 
 
 def _transposed(module: Any) -> set[str]:

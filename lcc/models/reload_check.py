@@ -197,15 +197,15 @@ def _in_dtypes(memory: Any, dtypes: dict[str, Any]) -> Any:
 
 
 def _check_tensors(disk: Any, folder: Path, parent: Path | None, *, emptied: Collection[str]) -> None:
-    found = ((name, t) for name, t in disk.state_dict().items() if name not in emptied)
-    _check(found, folder, parent, disk.base_model_prefix)
+    tensors = ((name, t) for name, t in disk.state_dict().items() if name not in emptied)
+    _check(tensors, folder, parent, disk.base_model_prefix)
 
 
 def _check_stored(folder: Path, parent: Path | None, prefix: str) -> None:
     """The same, tensor by tensor from the files; packed codes count as the weight they are."""
     stored = StoredTensors(folder)
-    found = ((name.replace("weight_packed", "weight"), stored.read(name)) for name in stored.entries)
-    _check(found, folder, parent, prefix)
+    tensors = ((name.replace("weight_packed", "weight"), stored.read(name)) for name in stored.entries)
+    _check(tensors, folder, parent, prefix)
 
 
 def _check(tensors: Iterable[tuple[str, Tensor]], folder: Path, parent: Path | None, prefix: str) -> None:
@@ -251,8 +251,8 @@ def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Mea
     card = read_card(folder)
     module = Bundle(card=card, path=folder).load(dtype=card.dtype, native=True)
     native = probe_logits(module)
-    found = compare(exact, native, folder, "packed", noise=noise)
-    return {"native_max_logit_difference": found}
+    difference = compare(exact, native, folder, "packed", noise=noise)
+    return {"native_max_logit_difference": difference}
 
 
 # -----------------------------------------------------------------------------

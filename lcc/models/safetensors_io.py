@@ -73,27 +73,27 @@ class StoredTensors:
 
     def read(self, name: str, *, dtype: Any = None) -> Tensor:
         """A tensor of its own memory; floats in `dtype`."""
-        found = self.entries[name].read()
-        if dtype is None or not found.is_floating_point() or found.dtype == dtype:
-            return found
-        return found.to(dtype)
+        tensor = self.entries[name].read()
+        if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+            return tensor
+        return tensor.to(dtype)
 
 
 def read_metadata(file: Path) -> dict[str, str]:
     """The words that a file carries beside its tensors."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    found: dict[str, str] = header.get("__metadata__", {})
-    return found
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    return metadata
 
 
 def _entries(file: Path) -> Iterator[Entry]:
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
-    for name, found in read_header(file).items():
-        if found["dtype"] in DTYPES:
-            dtype, shape = DTYPES[found["dtype"]], tuple(found["shape"])
-            first = start + found["data_offsets"][0]
+    for name, facts in read_header(file).items():
+        if facts["dtype"] in DTYPES:
+            dtype, shape = DTYPES[facts["dtype"]], tuple(facts["shape"])
+            first = start + facts["data_offsets"][0]
             yield Entry(name, dtype, shape, _reader(file, first, dtype, shape))
 
 

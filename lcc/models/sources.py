@@ -91,8 +91,8 @@ def make_module(scratch: Scratch, head: Head, tokenizer: PreTrainedTokenizerBase
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The ids that a model's config names (padding, start, end), as this tokenizer has them."""
     roles = ("pad_token_id", "bos_token_id", "eos_token_id")
-    found = {role: getattr(tokenizer, role) for role in roles}
-    return {role: value for role, value in found.items() if value is not None}
+    ids = {role: getattr(tokenizer, role) for role in roles}
+    return {role: value for role, value in ids.items() if value is not None}
 
 
 # -----------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def download(repository: str, revision: str) -> Path:
 
     Raises ResourceError without a network or permission, RecipeError for an unknown repository.
     """
-    found = cached(repository, revision)
-    return found if found is not None else _download(repository, revision)
+    snapshot = cached(repository, revision)
+    return snapshot if snapshot is not None else _download(repository, revision)
 
 
 def _download(repository: str, revision: str) -> Path:
@@ -322,8 +322,8 @@ def missing(spec: ModelSpec) -> str | None:
             return None
         what = f"{len(absent)} package{'s' if len(absent) > 1 else ''}"
     facts = [what, f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else "", spec.licence]
-    told = ", ".join(fact for fact in facts if fact)
-    return f"model {spec.name!r} is not here: {told}; run: lcc fetch model={spec.name}"
+    listed = ", ".join(fact for fact in facts if fact)
+    return f"model {spec.name!r} is not here: {listed}; run: lcc fetch model={spec.name}"
 
 
 def fetch(spec: ModelSpec, *, progress: Progress) -> None:
@@ -405,8 +405,8 @@ def _described(bundle: Bundle, spec: ModelSpec) -> Bundle:
     changes = {"name": spec.name, "head": head, "dtype": spec.dtype or bundle.card.dtype}
     if head != bundle.card.head:
         changes["auto_class"] = AUTO_CLASSES[head]
-    told = {"licence": spec.licence, "origin": spec.origin}
-    bundle.with_card(**changes, **{key: value for key, value in told.items() if value})
+    described = {"licence": spec.licence, "origin": spec.origin}
+    bundle.with_card(**changes, **{key: value for key, value in described.items() if value})
     return bundle
 
 

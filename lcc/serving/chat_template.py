@@ -103,8 +103,8 @@ class Prompter:
             line = await asyncio.wait_for(self._process.stdout.readline(), seconds)
         except (TimeoutError, ValueError):
             return None
-        found: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
-        return found
+        reply: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+        return reply
 
 
 async def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

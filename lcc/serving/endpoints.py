@@ -97,7 +97,7 @@ class Chat:
             reply=lambda told: self._reply(writing, told, body),
         )
 
-    def _reply(self, writing: Writing, told: list[Told], body: ChatBody) -> ChatReply:
+    def _reply(self, writing: Writing, answers: list[Told], body: ChatBody) -> ChatReply:
         choices: list[ChatChoice] = [
             {
                 "index": i,
@@ -105,7 +105,7 @@ class Chat:
                 "logprobs": self._logprobs(one.tokens, body),
                 "finish_reason": one.finish,
             }
-            for i, one in enumerate(told)
+            for i, one in enumerate(answers)
         ]
         return {
             "id": new_id("chatcmpl"),
@@ -188,7 +188,7 @@ class Completions:
             reply=lambda told: self._reply(writing, told, body),
         )
 
-    def _reply(self, writing: Writing, told: list[Told], body: CompletionBody) -> TextReply:
+    def _reply(self, writing: Writing, answers: list[Told], body: CompletionBody) -> TextReply:
         choices: list[TextChoice] = [
             {
                 "index": i,
@@ -196,7 +196,7 @@ class Completions:
                 "logprobs": self._logprobs(one.tokens, 0, body),
                 "finish_reason": one.finish,
             }
-            for i, one in enumerate(told)
+            for i, one in enumerate(answers)
         ]
         return {
             "id": new_id("cmpl"),
@@ -236,7 +236,7 @@ class Completions:
 async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
     """Texts or tokens, one or several, as tokens; raises Refusal for any that is none."""
     several = given if isinstance(given, tuple) and not isinstance(given[0], int) else (given,)
-    found = []
+    prompts = []
     for one in several:
         if isinstance(one, str):
             ids = await text_ids(one, served.session.tokenizer)
@@ -244,8 +244,8 @@ async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
             served.check_ids(one, param)
             ids = list(one)
         served.check_prompt(len(ids), param)
-        found.append(ids)
-    return found
+        prompts.append(ids)
+    return prompts
 
 
 # -----------------------------------------------------------------------------
@@ -348,8 +348,11 @@ class Classify:
         whole = [[*row, *label] for row in rows for label in labels]
         for one in whole:
             self.served.check_prompt(len(one), "input")
-        found = await computed(self.served.turner, "logits", whole)
-        said = [_likelihood(logits, label) for logits, label in zip(found, labels * len(rows), strict=True)]
+        logits_of_rows = await computed(self.served.turner, "logits", whole)
+        said = [
+            _likelihood(logits, label)
+            for logits, label in zip(logits_of_rows, labels * len(rows), strict=True)
+        ]
         return list(np.array(said).reshape(len(rows), len(labels)))
 
 
@@ -368,8 +371,8 @@ def _class(index: int, scores: np.ndarray[Any, Any], names: Sequence[str]) -> Cl
 
     shares = np.exp(scores.astype("float64") - scores.max())
     shares = shares / shares.sum()
-    told = {name: float(share) for name, share in zip(names, shares, strict=True)}
-    return {"index": index, "label": max(told, key=told.__getitem__), "probabilities": told}
+    by_label = {name: float(share) for name, share in zip(names, shares, strict=True)}
+    return {"index": index, "label": max(by_label, key=by_label.__getitem__), "probabilities": by_label}
 
 
 @dataclass(frozen=True)
@@ -394,9 +397,10 @@ class Translate:
             reply=lambda told: self._reply(writing, told),
         )
 
-    def _reply(self, writing: Writing, told: Sequence[Told]) -> TranslateReply:
+    def _reply(self, writing: Writing, answers: Sequence[Told]) -> TranslateReply:
         data: list[Translation] = [
-            {"index": i, "text": one.text.strip(), "finish_reason": one.finish} for i, one in enumerate(told)
+            {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
+            for i, one in enumerate(answers)
         ]
         return {"object": "list", "data": data, "model": self.served.name, "usage": writing.usage}
 

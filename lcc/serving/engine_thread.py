@@ -224,19 +224,19 @@ class Turner:
         rows = [row for job in jobs for row in job.rows]
         ask = self.session.embed if jobs[0].kind == "embed" else self.session.logits
         try:
-            found: list[np.ndarray[Any, Any]] = ask(rows)
+            results: list[np.ndarray[Any, Any]] = ask(rows)
         except LccError as error:
             self._told += [(job.tell, error) for job in jobs]
             return
         for job in jobs:
-            mine, found = found[: len(job.rows)], found[len(job.rows) :]
+            mine, results = results[: len(job.rows)], results[len(job.rows) :]
             self._told.append((job.tell, mine))
 
     def _hand_out(self) -> None:
         """One call into the event loop a turn, however many answers it has advanced."""
-        told, self._told = self._told, []
-        if told:
-            self.loop.call_soon_threadsafe(_tell, told)
+        calls, self._told = self._told, []
+        if calls:
+            self.loop.call_soon_threadsafe(_tell, calls)
 
     def _fail(self, error: Exception) -> None:
         with self._wake:
@@ -253,8 +253,8 @@ class Turner:
             self._hand_out()
 
 
-def _tell(told: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
-    for tell, what in told:
+def _tell(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
+    for tell, what in calls:
         tell(what)
 
 

@@ -118,10 +118,10 @@ class Writing:
 
     async def all(self) -> list[Told]:
         """Every answer, whole."""
-        told = [Told() for _ in range(self.num_answers)]
+        answers = [Told() for _ in range(self.num_answers)]
         async for index, step in self.steps():
-            told[index].add(step)
-        return told
+            answers[index].add(step)
+        return answers
 
     @property
     def usage(self) -> Usage:
@@ -155,10 +155,10 @@ async def respond(
             raise
         return EventStream(events(steps), writing.answers.leave)
     try:
-        told = await writing.all()
+        answers = await writing.all()
     finally:
         writing.answers.leave()
-    return JSONResponse(reply(told))
+    return JSONResponse(reply(answers))
 
 
 def new_id(prefix: str) -> str:
@@ -246,5 +246,5 @@ async def grounded(served: Served, messages: Sequence[Message]) -> tuple[list[Me
     task = served.task
     if task is None or task.grounding is None:
         return list(messages), None
-    found = await asyncio.to_thread(task.grounding.ground, messages)
-    return found.messages, found.handover
+    result = await asyncio.to_thread(task.grounding.ground, messages)
+    return result.messages, result.handover

@@ -87,19 +87,19 @@ class ServeOptions:
 
     def key(self) -> str | None:
         """The key that clients must show; raises SafetyError where one is needed and absent."""
-        found = self._given_key()
-        if found is not None and len(found) < MIN_KEY:
+        key = self._given_key()
+        if key is not None and len(key) < MIN_KEY:
             raise SafetyError(
                 f"the API key has fewer than {MIN_KEY} characters; make one with "
                 "python -c 'import secrets; print(secrets.token_hex(32))'."
             )
-        if found is None and not self.is_loopback:
+        if key is None and not self.is_loopback:
             raise SafetyError(
                 f"serve.host={self.host} can be reached by other machines, and no "
                 f"key is set; set {KEY_VARIABLE} or serve.key_file, or listen on "
                 "127.0.0.1."
             )
-        return found
+        return key
 
     def _given_key(self) -> str | None:
         if self.key_file is None:
@@ -198,21 +198,21 @@ class Served:
     def offers(self) -> frozenset[Offer]:
         """Which endpoints the model has the head, the template or the task for."""
         head, abilities, task = self.session.card.head, self.session.abilities, self.task
-        found: set[Offer] = set()
+        offers: set[Offer] = set()
         if head == "causal":
-            found.add("completions")
+            offers.add("completions")
             if getattr(self.session.tokenizer, "chat_template", None):
-                found.add("chat")
+                offers.add("chat")
         if "embed" in abilities:
-            found.add("embeddings")
+            offers.add("embeddings")
         if head == "classify" and "classify" in abilities:
-            found.add("classify")
+            offers.add("classify")
         if head == "causal" and task is not None and task.is_ranked and "logits" in abilities:
-            found.add("classify")
+            offers.add("classify")
         writes = task is not None and bool(task.template) and task.labels is None
         if (head == "seq2seq" and task is None) or (head in ("causal", "seq2seq") and writes):
-            found.add("translate")
-        return frozenset(found)
+            offers.add("translate")
+        return frozenset(offers)
 
     @property
     def fields(self) -> tuple[str, ...]:

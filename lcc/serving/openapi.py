@@ -56,14 +56,14 @@ class Caps:
 
     def drawn(self, properties: dict[str, Any], served: Served) -> dict[str, Any]:
         """JSON Schema properties of a body with these bounds in them."""
-        found = {
+        properties = {
             name: _bounded(name, schema, self)
             for name, schema in properties.items()
             if name not in self.absent
         }
-        if "model" in found:
-            found["model"] = {"anyOf": [{"const": served.name}, {"type": "null"}], "default": None}
-        return found
+        if "model" in properties:
+            properties["model"] = {"anyOf": [{"const": served.name}, {"type": "null"}], "default": None}
+        return properties
 
 
 def caps_of(served: Served) -> Caps:
@@ -92,13 +92,13 @@ def _is_row(value: tuple[Any, ...]) -> bool:
 
 def _bounded(name: str, schema: dict[str, Any], caps: Caps) -> dict[str, Any]:
     arms = [_bounded(name, arm, caps) for arm in schema.get("anyOf", ())]
-    found = {**schema, "anyOf": arms} if arms else dict(schema)
-    if name in caps.most and found.get("type") in ("integer", "number"):
-        found["maximum"] = min(caps.most[name], found.get("maximum", caps.most[name]))
-    is_ids = found.get("items", {}).get("type") == "integer"
-    if name in caps.longest and found.get("type") == "array" and not is_ids:
-        found["maxItems"] = caps.longest[name]
-    return found
+    bounded = {**schema, "anyOf": arms} if arms else dict(schema)
+    if name in caps.most and bounded.get("type") in ("integer", "number"):
+        bounded["maximum"] = min(caps.most[name], bounded.get("maximum", caps.most[name]))
+    is_ids = bounded.get("items", {}).get("type") == "integer"
+    if name in caps.longest and bounded.get("type") == "array" and not is_ids:
+        bounded["maxItems"] = caps.longest[name]
+    return bounded
 
 
 REFUSALS = {"400": "The body is not what it should be.", "401": "The API key is missing or wrong.",
@@ -204,8 +204,8 @@ def _answer(description: str, reply: type[Any]) -> dict[str, Any]:
 
 def _refusals(*statuses: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Error"}
-    told = {"application/json": {"schema": schema}}
-    return {status: {"description": REFUSALS[status], "content": told} for status in statuses}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": REFUSALS[status], "content": content} for status in statuses}
 
 
 def _schema(reply: type[Any]) -> dict[str, Any]:
@@ -227,5 +227,5 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
             return resolved({**definitions[name], **rest})
         return {key: resolved(value) for key, value in node.items()}
 
-    found: dict[str, Any] = resolved(schema)
-    return found
+    inlined: dict[str, Any] = resolved(schema)
+    return inlined

@@ -108,10 +108,10 @@ def material_of(
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of `<extra_id_0>` and on, as far as the tokenizer has them."""
-    vocabulary, found = tokenizer.get_vocab(), list[int]()
-    while (token := f"<extra_id_{len(found)}>") in vocabulary:
-        found.append(vocabulary[token])
-    return found
+    vocabulary, ids = tokenizer.get_vocab(), list[int]()
+    while (token := f"<extra_id_{len(ids)}>") in vocabulary:
+        ids.append(vocabulary[token])
+    return ids
 
 
 def corpus_of(split: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, *, ends: bool) -> Corpus:

@@ -100,7 +100,7 @@ def input_groups(
         aside=_aside(bundle, context),
         memory=Memory(bundle.streamed, _room(model), context.state),
     )
-    found = calibrated(
+    groups = calibrated(
         model,
         _own(batches, context.dist),
         layers,
@@ -110,7 +110,7 @@ def input_groups(
     )
     if bundle.streamed is not None:
         bundle.streamed.changed, bundle.aside = kept.entries, around.aside
-    return Groups(found, kept.facts, TensorFolder(context.state / "packed"))
+    return Groups(groups, kept.facts, TensorFolder(context.state / "packed"))
 
 
 def processes(distributed: Distributed, needs: Needs) -> Distributed:

@@ -100,16 +100,16 @@ class Bench:
         """As many prompts as the largest batch, real ones where the task has them."""
         num, task = max(self.batch_sizes), context.required_task
         rows = context.data.rows("test") if "data" in context.inputs else []
-        found = []
+        prompts = []
         for row in chosen_rows(rows, num, "test") if rows else []:
             ids = task.prompt_ids(row, bundle.tokenizer)
             if len(ids) < 2:
                 ids = bundle.tokenizer(task.text(row))["input_ids"][: self.prompt_tokens]
-            found.append(ids[-self.prompt_tokens * 8 :])
-        if not found:
+            prompts.append(ids[-self.prompt_tokens * 8 :])
+        if not prompts:
             size = len(bundle.tokenizer)
-            found = [[(7 * i + 3) % size for i in range(self.prompt_tokens)]]
-        return [found[i % len(found)] for i in range(num)]
+            prompts = [[(7 * i + 3) % size for i in range(self.prompt_tokens)]]
+        return [prompts[i % len(prompts)] for i in range(num)]
 
     def _race(self, racers: list[Racer], running: dict[str, Worker], context: Context) -> None:
         total = self.rounds * sum(len(racer.batch_sizes) for racer in racers)

@@ -43,11 +43,11 @@ class Calibrate:
             layers = {n: m for n, m in block_linears(model).items() if n not in StoredStats(folder)}
             batches = text_batches(context, bundle, model, self.calibration)
             own = batches[context.dist.rank :: context.dist.world_size]
-            for found in collect(
+            for stats in collect(
                 model, own, layers, gram=self.gram, progress=context.progress, dist=context.dist
             ):
                 if context.dist.is_main:
-                    write_stats(found, folder)
+                    write_stats(stats, folder)
             context.dist.barrier()
         return self._outcome(StoredStats(folder))
 

@@ -136,12 +136,12 @@ def _evenly(num_layers: int, num_kept: int | None) -> list[int]:
 
 def _with_layers(state: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
     """The state with only these layers, numbered anew."""
-    found = {n: t for n, t in state.items() if not n.startswith("encoder.layer.")}
+    state_dict = {n: t for n, t in state.items() if not n.startswith("encoder.layer.")}
     for new, old in enumerate(layers):
         prefix = f"encoder.layer.{old}."
-        found |= {
+        state_dict |= {
             f"encoder.layer.{new}.{n.removeprefix(prefix)}": t
             for n, t in state.items()
             if n.startswith(prefix)
         }
-    return found
+    return state_dict

@@ -133,12 +133,12 @@ class Depth:
                 candidates = _candidates(search, parts)
                 if not candidates:
                     raise RecipeError("depth: the last layer of a stack cannot go; take less.")
-                found = search.divergences(batches, candidates)
-                least = min(found, key=found.__getitem__)
+                divergences = search.divergences(batches, candidates)
+                least = min(divergences, key=divergences.__getitem__)
                 search.left_out.add(least)
-                rows.append({"order": len(rows) + 1, "removed": least.name, "kl": found[least]})
+                rows.append({"order": len(rows) + 1, "removed": least.name, "kl": divergences[least]})
                 write_text(file, json.dumps(rows))
-                bar.advance(kl=found[least])
+                bar.advance(kl=divergences[least])
         return rows
 
     def _take_out(self, bundle: Bundle, model: Any, left_out: set[Part]) -> dict[str, tuple[int, int]]:

@@ -130,7 +130,7 @@ class Eval:
                 stride=self.stride,
                 advance=lambda n: bar.advance(n),
             )
-            found = model.answers(rows, needs)
+            answers = model.answers(rows, needs)
             if "guesses" in needs:
                 asked = Guessing(
                     task,
@@ -140,24 +140,24 @@ class Eval:
                     batch_size=self.batch_size,
                     advance=bar.advance,
                 )
-                found = asked.counted(found, rows, model.module, bundle.tokenizer)
+                answers = asked.counted(answers, rows, model.module, bundle.tokenizer)
         outcome.measures.update(self._protocol(task, needs, num_shots, context.dtype))
         if bundle.card.form == "packed":
             _compare_native(bundle, model, rows, outcome)
-        return found
+        return answers
 
     def _protocol(self, task: Task, needs: set[str], num_shots: int, dtype: str) -> dict[str, Measure]:
         """How it was measured, in words and numbers that stand beside the scores."""
-        told = {"num_shots": Measure(num_shots, "count")}
+        measures = {"num_shots": Measure(num_shots, "count")}
         if "answers" in needs and task.is_ranked:
             names = ", ".join(map(repr, task.label_names))
-            told["decoding"] = Measure(f"the likeliest of the labels {names}, {dtype}")
+            measures["decoding"] = Measure(f"the likeliest of the labels {names}, {dtype}")
         elif "answers" in needs and task.head in ("causal", "seq2seq"):
             how = task.decode
             search = "greedy" if how.num_beams == 1 else f"{how.num_beams} beams"
             ratio = f" and {how.max_length_ratio:g} × the prompt" if how.max_length_ratio else ""
             stop = f", stop at {' or '.join(map(repr, how.stop))}" if how.stop else ""
-            told["decoding"] = Measure(
+            measures["decoding"] = Measure(
                 f"{search}, at most {how.max_new_tokens} new tokens{ratio}{stop}, {dtype}; "
                 "the checkpoint's own sampling settings are not used"
             )
@@ -168,13 +168,13 @@ class Eval:
                 if not task.template
                 else "completions given their prompts, end token left out"
             )
-            told["likelihood_protocol"] = Measure(text)
+            measures["likelihood_protocol"] = Measure(text)
         if "guesses" in needs:
-            told["guessing_protocol"] = Measure(
+            measures["guessing_protocol"] = Measure(
                 f"15 % of the tokens hidden, 80 % of these masked, 10 % swapped, pieces of at most "
                 f"{self.window} tokens; the same for every checkpoint of one vocabulary"
             )
-        return told
+        return measures
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ class Comparison:
         """Each metric with its interval and signature."""
         for metric in self.task.metrics:
             name = name_of(metric)
-            found = interval(self.statistics[name], metric.score, self.weights)
-            outcome.measures.update(_measures(name, found, metric.unit))
+            bounds = interval(self.statistics[name], metric.score, self.weights)
+            outcome.measures.update(_measures(name, bounds, metric.unit))
         for metric in self.task.metrics:
             signature = metric.signature(self.task.language)
             outcome.measures[f"{name_of(metric)}_signature"] = Measure(signature)
@@ -200,7 +200,7 @@ class Comparison:
         """Differences to an earlier evaluation on the same samples; a verdict on the first."""
         other = read_answers(folder)
         require_same_samples(answers, other, side)
-        told = None
+        verdict = None
         for metric in self.task.metrics:
             name = name_of(metric)
             if name in PER_TOKEN and not _same_vocabulary(folder, outcome):
@@ -214,11 +214,11 @@ class Comparison:
             delta = paired(self.statistics[name], theirs, metric.score, self.weights)
             outcome.measures.update(_measures(f"{name}_delta_{side}", delta, metric.unit))
             word = self._word(metric, delta, theirs)
-            told = told or word
+            verdict = verdict or word
             outcome.measures[f"{name}_verdict_{side}"] = Measure(word)
-        if told is not None:
+        if verdict is not None:
             name = "verdict" if side == "reference" else f"verdict_{side}"
-            outcome.measures[name] = Measure(told)
+            outcome.measures[name] = Measure(verdict)
 
     def _word(self, metric: Metric, delta: Interval, theirs: Floats) -> str:
         return verdict(
@@ -229,11 +229,11 @@ class Comparison:
         )
 
 
-def _measures(name: str, found: Interval, unit: str) -> dict[str, Measure]:
+def _measures(name: str, bounds: Interval, unit: str) -> dict[str, Measure]:
     return {
-        name: Measure(found.value, unit),
-        f"{name}_low": Measure(found.low, unit),
-        f"{name}_high": Measure(found.high, unit),
+        name: Measure(bounds.value, unit),
+        f"{name}_low": Measure(bounds.low, unit),
+        f"{name}_high": Measure(bounds.high, unit),
     }
 
 
@@ -259,12 +259,12 @@ def _without_head(
             f"model {bundle.card.name!r} has no trained {task.head} head for task "
             f"{task.name!r}; choose another model or fine-tune it first."
         )
-    found = majority(task, training, rows)
+    answers = majority(task, training, rows)
     outcome.notes.append(
         f"The model has no trained {task.head} head yet: this baseline answers every sample "
-        f"with the training split's most frequent class, {found[0].output!r}."
+        f"with the training split's most frequent class, {answers[0].output!r}."
     )
-    return found
+    return answers
 
 
 def _same_vocabulary(folder: Path, outcome: Outcome) -> bool:
@@ -285,11 +285,11 @@ def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: 
     packed = dataclasses.replace(short, module=native)
     said = [model.outputs([row])[0][0] for model in (short, packed)]
     is_same = said[0] == said[1]
-    told = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
+    comparison = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
     outcome.measures["native_output"] = Measure("same" if is_same else "different")
     outcome.notes.append(
         "Packed weights were dequantized for speed of evaluation; through their "
-        f"own format one short sample gives {told}."
+        f"own format one short sample gives {comparison}."
     )
 
 
@@ -335,8 +335,8 @@ class Guessing:
         for objective in self._objectives():
             # A text of one sentence makes no pair; its tokens can be guessed all the same.
             documents = [
-                [] if found.get("masked") else self._document(row, objective)
-                for row, found in zip(rows, counts, strict=True)
+                [] if counted.get("masked") else self._document(row, objective)
+                for row, counted in zip(rows, counts, strict=True)
             ]
             corpus = TextRows.of(encode(documents))
             length = min(self.window, context_length(module))
@@ -352,10 +352,12 @@ class Guessing:
                 advance=self.advance,
             )
             counts = [
-                {n: found.get(n, 0.0) + value for n, value in new.items()}
-                for found, new in zip(counts, more, strict=True)
+                {n: counted.get(n, 0.0) + value for n, value in new.items()}
+                for counted, new in zip(counts, more, strict=True)
             ]
-        return [dataclasses.replace(one, counts=found) for one, found in zip(answers, counts, strict=True)]
+        return [
+            dataclasses.replace(one, counts=counted) for one, counted in zip(answers, counts, strict=True)
+        ]
 
     def _objectives(self) -> list[Objective]:
         if self.task.head == "masked":

@@ -97,14 +97,14 @@ class Factorize:
         pairs: dict[str, tuple[Tensor, Tensor]] = {}
         with as_linear(model):
             layers = block_linears(model)
-            found, num_tokens = self._decomposed(bundle, context, layers)
+            decompositions, num_tokens = self._decomposed(bundle, context, layers)
             shapes = {n: (layer.out_features, layer.in_features) for n, layer in layers.items()}
-            ranks = self._ranks(found, shapes)
-            for name, (decomposition, _) in found.items():
+            ranks = self._ranks(decompositions, shapes)
+            for name, (decomposition, _) in decompositions.items():
                 if ranks[name] < break_even(*shapes[name]):
                     up, down = decomposition.factors(ranks[name])
                     pairs[name] = (up.float().contiguous(), down.float().contiguous())
-                rows.append(self._row(name, found[name], shapes[name], rank=ranks[name]))
+                rows.append(self._row(name, decompositions[name], shapes[name], rank=ranks[name]))
             self._merge(layers, pairs)
         self._settle(bundle, model, pairs)
         widest = max(layer.in_features for layer in layers.values())
@@ -120,7 +120,7 @@ class Factorize:
         self, bundle: Bundle, context: Context, layers: dict[str, Linear]
     ) -> tuple[dict[str, tuple[Decomposition, float]], int]:
         """Each layer's decomposition and the energy of its outputs; none is changed yet."""
-        found: dict[str, tuple[Decomposition, float]] = {}
+        decompositions: dict[str, tuple[Decomposition, float]] = {}
         num_tokens = 0
         with context.progress.track("decompose", len(layers), "layer") as bar:
             for group in input_groups(bundle, context, layers, self.calibration, needs=self.needs):
@@ -131,27 +131,27 @@ class Factorize:
                     cut = decompose(layer.weight.detach(), whitened)
                     most = break_even(layer.out_features, layer.in_features)
                     energy = float(cut.energy.sum())
-                    found[name] = (
+                    decompositions[name] = (
                         Decomposition(cut.left[:, :most].float(), cut.values, cut.right[:most].float()),
                         energy,
                     )
                     bar.advance()
-        return {name: found[name] for name in layers}, num_tokens
+        return {name: decompositions[name] for name in layers}, num_tokens
 
     def _ranks(
         self,
-        found: dict[str, tuple[Decomposition, float]],
+        decompositions: dict[str, tuple[Decomposition, float]],
         shapes: dict[str, tuple[int, int]],
     ) -> dict[str, int]:
         if self.allocation == "uniform":
             return uniform_ranks(shapes, self.ratio)
-        energies = {name: decomposition.energy for name, (decomposition, _) in found.items()}
+        energies = {name: decomposition.energy for name, (decomposition, _) in decompositions.items()}
         return ranks_by_loss(energies, shapes, self.ratio)
 
     def _row(
-        self, name: str, found: tuple[Decomposition, float], shape: tuple[int, int], *, rank: int
+        self, name: str, decomposed: tuple[Decomposition, float], shape: tuple[int, int], *, rank: int
     ) -> dict[str, Any]:
-        (decomposition, energy), whole = found, shape[0] * shape[1]
+        (decomposition, energy), whole = decomposed, shape[0] * shape[1]
         is_whole = rank >= break_even(*shape)
         lost = 0.0 if is_whole else float(decomposition.energy[rank:].sum()) / max(energy, 1e-300)
         after = whole if is_whole or self.store == "merged" else rank * sum(shape)

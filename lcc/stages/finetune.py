@@ -125,8 +125,8 @@ class Lesson:
                 f"finetune.teacher: {self.name!r} predicts {theirs} classes, the model "
                 f"{own}; choose a teacher with the same vocabulary (after `vocab`)."
             )
-        found = None if ids is None else torch.tensor(ids, device=context.device)
-        return teacher, found
+        teacher_ids = None if ids is None else torch.tensor(ids, device=context.device)
+        return teacher, teacher_ids
 
     def _ids(self, bundle: Bundle, teacher: Bundle, context: Context) -> list[int] | None:
         if not _have_tokenizers(bundle, teacher):

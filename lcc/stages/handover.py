@@ -57,14 +57,14 @@ class Handover:
         level = threshold(cases(task, context.data.rows("validation")), self.max_wrong)
         chosen = math.floor(1000 * level) / 1000  # as it will be written
         outcome = Outcome(measures={"threshold": Measure(chosen)})
-        told = {split: cases(task, context.data.rows(split)) for split in ("validation", "test")}
-        outcome.tables["handover"] = [{"split": s, **shares(c, chosen)} for s, c in told.items()]
+        by_split = {split: cases(task, context.data.rows(split)) for split in ("validation", "test")}
+        outcome.tables["handover"] = [{"split": s, **shares(c, chosen)} for s, c in by_split.items()]
         test = outcome.tables["handover"][1]
         outcome.measures.update({key: Measure(test[key], "share") for key in SHARES})
         outcome.notes.append(
             f"Hand over below a coverage of {chosen:.3f} (task.grounding.threshold={chosen:.3f}): "
             f"the lowest at which at most {self.max_wrong:.0%} of the answered validation "
-            f"questions miss the right entry. On {len(told['test'])} test questions "
+            f"questions miss the right entry. On {len(by_split['test'])} test questions "
             f"{test['answered_share']:.0%} are answered, {test['wrong_share']:.0%} of them wrong; "
             f"{test['caught_share']:.0%} of the questions that the FAQ does not answer go to a "
             f"person, and {test['lost_share']:.0%} of those that it does."
@@ -79,31 +79,31 @@ def cases(task: Task, rows: Sequence[Row]) -> list[Case]:
     """Every row's question put to the FAQ; the row's own answer says which entry is right."""
     grounding: Any = task.grounding
     known = {entry.answer for entry in grounding.all}
-    found = []
+    listed = []
     for row in rows:
         entries, coverage = grounding.found([task.question(row)])
         wanted = task.completion(row).strip()
-        found.append(Case(coverage, wanted in known, any(e.answer == wanted for e in entries)))
-    return found
+        listed.append(Case(coverage, wanted in known, any(e.answer == wanted for e in entries)))
+    return listed
 
 
-def threshold(found: Sequence[Case], max_wrong: float) -> float:
+def threshold(asked_cases: Sequence[Case], max_wrong: float) -> float:
     """The lowest coverage from which on at most `max_wrong` of the cases are wrong; 1: none is."""
-    for level in sorted({0.0, *(case.coverage for case in found)}):
-        answered = [case for case in found if case.coverage >= level]
+    for level in sorted({0.0, *(case.coverage for case in asked_cases)}):
+        answered = [case for case in asked_cases if case.coverage >= level]
         if sum(not case.is_right for case in answered) <= max_wrong * len(answered):
             return level
     return 1.0
 
 
-def shares(found: Sequence[Case], level: float) -> dict[str, float]:
+def shares(asked_cases: Sequence[Case], level: float) -> dict[str, float]:
     """What a threshold does: answered; wrong among these; caught, lost among those handed over."""
-    answered = [case for case in found if case.coverage >= level]
-    strange = [case for case in found if not case.is_known]
-    known = [case for case in found if case.is_known]
+    answered = [case for case in asked_cases if case.coverage >= level]
+    strange = [case for case in asked_cases if not case.is_known]
+    known = [case for case in asked_cases if case.is_known]
     return {
-        "questions": float(len(found)),
-        "answered_share": _share(answered, found),
+        "questions": float(len(asked_cases)),
+        "answered_share": _share(answered, asked_cases),
         "wrong_share": _share([c for c in answered if not c.is_right], answered),
         "caught_share": _share([c for c in strange if c.coverage < level], strange),
         "lost_share": _share([c for c in known if c.coverage < level], known),

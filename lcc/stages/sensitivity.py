@@ -82,9 +82,9 @@ class Actions:
         quantizer: Any = decode_card(Gptq if action.endswith("gptq") else Nearest, {})
         weights, stored = {}, 0
         for name, layer in layers.items():
-            found = quantizer.quantize(layer.weight.detach(), self._look(name, action), grid)
-            weights[layer] = found.dense()
-            stored += sum(tensor.nbytes for tensor in found.tensors().values())
+            quantized = quantizer.quantize(layer.weight.detach(), self._look(name, action), grid)
+            weights[layer] = quantized.dense()
+            stored += sum(tensor.nbytes for tensor in quantized.tensors().values())
         return Change(weights, stored - self.width * _size(layers.values()))
 
     def _pruned(self, word: str, layers: Mapping[str, Linear]) -> Change | None:
@@ -183,15 +183,15 @@ class Sensitivity:
             actions = Actions(model, stats, dtype=bundle.card.dtype)
             probing = Probing(model, blocks(model), batches)
             rows = self._try(probing, actions, parts, context)
-        told = [row for row in rows if row["kl"] is not None]
+        measured = [row for row in rows if row["kl"] is not None]
         return Outcome(
             measures={
                 "num_parts": Measure(len(parts), "count"),
                 "num_tokens": Measure(sum(_num_tokens(b) for b in batches), "count"),
-                **_means(told, self.actions),
+                **_means(measured, self.actions),
             },
             tables={"sensitivity": rows},
-            notes=_notes(told),
+            notes=_notes(measured),
         )
 
     def _statistics(self, context: Context) -> StoredStats | None:
@@ -219,15 +219,15 @@ class Sensitivity:
 
     def _parts(self, model: Any) -> dict[str, tuple[str, dict[str, Linear]]]:
         """Part → its block and its linear layers, in forward order."""
-        found: dict[str, tuple[str, dict[str, Linear]]] = {}
+        parts: dict[str, tuple[str, dict[str, Linear]]] = {}
         linears = block_linears(model)
         for block in blocks(model):
             inside = {n: layer for n, layer in linears.items() if n.startswith(f"{block}.")}
             if self.per == "block":
-                found[block] = (block, inside)
+                parts[block] = (block, inside)
             else:
-                found |= {name: (block, {name: layer}) for name, layer in inside.items()}
-        return found
+                parts |= {name: (block, {name: layer}) for name, layer in inside.items()}
+        return parts
 
     def _try(
         self,
@@ -265,8 +265,8 @@ def _num_tokens(batch: Batch) -> int:
 
 def _means(rows: list[dict[str, Any]], actions: tuple[str, ...]) -> dict[str, Measure]:
     """Each action's mean over the parts that it applies to."""
-    found = {a: [row["kl"] for row in rows if row["action"] == a] for a in actions}
-    return {f"mean_kl_{a}": Measure(sum(v) / len(v), "nats") for a, v in found.items() if v}
+    by_action = {a: [row["kl"] for row in rows if row["action"] == a] for a in actions}
+    return {f"mean_kl_{a}": Measure(sum(v) / len(v), "nats") for a, v in by_action.items() if v}
 
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:
@@ -275,5 +275,5 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["kl"] > worst.get(row["action"], {"kl": -1.0})["kl"]:
             worst[row["action"]] = row
-    told = ", ".join(f"{a} at {row['part']} ({row['kl']:.3g})" for a, row in worst.items())
-    return [f"What hurts most, as KL in nats: {told}."] if told else []
+    worst_parts = ", ".join(f"{a} at {row['part']} ({row['kl']:.3g})" for a, row in worst.items())
+    return [f"What hurts most, as KL in nats: {worst_parts}."] if worst_parts else []

@@ -42,14 +42,14 @@ def facts(dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Patte
     zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
     if zeros < asked * layer.out_features:
         raise GateError(f"sparsify: a layer has {zeros} zeros, {asked} in every row were asked.")
-    found: dict[str, Any] = {"zeros": zeros, "size": weight.numel(), "asked": pattern.sparsity}
+    layer_facts: dict[str, Any] = {"zeros": zeros, "size": weight.numel(), "asked": pattern.sparsity}
     change = weight - dense
     if stats is not None and stats.gram is not None:
-        found["layer_error"] = layer_error(change, dense, stats.gram)
+        layer_facts["layer_error"] = layer_error(change, dense, stats.gram)
     elif stats is not None:
         lost, whole = ((w.float().square() @ stats.diagonal).sum() for w in (change, dense))
-        found["diagonal_error"] = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
-    return found
+        layer_facts["diagonal_error"] = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
+    return layer_facts
 
 
 def block_of(name: str) -> str:
@@ -176,8 +176,8 @@ class Sparsify:
                     groups.facts[sample] |= zipped(dense[sample], group.layers[sample], dtype=dtype)
         bundle.module = model
         bundle.with_card(sparse=self._word())
-        found = {name: groups.facts[name] for name in layers}
-        return replace(self._outcome(found, warnings), bundle=bundle)
+        by_layer = {name: groups.facts[name] for name in layers}
+        return replace(self._outcome(by_layer, warnings), bundle=bundle)
 
     def _refuse(self, layers: dict[str, Linear], model: Any) -> None:
         if not layers:
@@ -199,8 +199,8 @@ class Sparsify:
         for name, layer in layers.items():
             sizes[owners[name]] = sizes.get(owners[name], 0) + layer.weight.numel()
         if self.allocation == "owl":
-            found = self._outliers(context, layers, owners)
-            shares = by_outliers(found, sizes, self.sparsity, bound=self.owl_bound)
+            outliers = self._outliers(context, layers, owners)
+            shares = by_outliers(outliers, sizes, self.sparsity, bound=self.owl_bound)
         elif self.allocation == "atp":
             shares = by_depth(stacks(sizes), sizes, self.sparsity, beta=self.atp_beta)
         else:
@@ -215,7 +215,7 @@ class Sparsify:
             for name, layer in group.layers.items():
                 score = _wanda().score(layer.weight.detach(), group.stats)
                 scores.setdefault(owners[name], []).append(score)
-        return {b: outlier_share(found, factor=self.owl_factor) for b, found in scores.items()}
+        return {b: outlier_share(block_scores, factor=self.owl_factor) for b, block_scores in scores.items()}
 
     def _prune(self, group: InputGroup, patterns: Mapping[str, Pattern]) -> None:
         """Make the zeros of these layers, in place."""
@@ -236,18 +236,18 @@ class Sparsify:
             return []
         return few_tokens(stats.num_tokens, len(stats.diagonal), self.calibration)
 
-    def _outcome(self, found: Mapping[str, dict[str, Any]], warnings: list[str]) -> Outcome:
-        achieved = sum(f["zeros"] for f in found.values()) / sum(f["size"] for f in found.values())
+    def _outcome(self, by_layer: Mapping[str, dict[str, Any]], warnings: list[str]) -> Outcome:
+        achieved = sum(f["zeros"] for f in by_layer.values()) / sum(f["size"] for f in by_layer.values())
         table = [
             {"layer": name, "asked": fact["asked"], "sparsity": fact["zeros"] / fact["size"]}
             | {key: fact[key] for key in ("layer_error", "diagonal_error") if key in fact}
-            for name, fact in found.items()
+            for name, fact in by_layer.items()
         ]
         measures = {"sparsity": Measure(achieved, "share"), "bytes_saved": Measure(0, "bytes")}
         errors = [row["layer_error"] for row in table if "layer_error" in row]
         if errors:
             measures["layer_error"] = Measure(sum(errors) / len(errors), "share")
-        sample = next(fact for fact in found.values() if "zipped" in fact)
+        sample = next(fact for fact in by_layer.values() if "zipped" in fact)
         note = (
             "0 bytes saved, no speed: zeros are stored and multiplied like any weight. Zipped"
             f" (zlib), a sparse layer takes {sample['zipped']:.0%} of its bytes; the dense one took"

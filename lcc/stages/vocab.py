@@ -53,11 +53,11 @@ class Vocab:
 
     def files(self) -> dict[str, Path]:
         """The corpora by language, whose content enters the key; RecipeError for one not there."""
-        found = {language: Path(given).expanduser() for language, given in self.corpora.items()}
-        for language, path in found.items():
+        paths = {language: Path(given).expanduser() for language, given in self.corpora.items()}
+        for language, path in paths.items():
             if not path.is_file():
                 raise RecipeError(f"vocab.corpora.{language}: no file {str(path)!r} is here.")
-        return found
+        return paths
 
     def run(self, bundle: Bundle, context: Context) -> Outcome:
         task = context.required_task.for_data(context.data)
@@ -143,14 +143,14 @@ def _pieces(
     task: Task,
 ) -> list[list[int]]:
     """Every text, and every row as training encodes it: its completion stands apart."""
-    found = list(_encoded(texts, tokenizer))
+    pieces = list(_encoded(texts, tokenizer))
     for row in rows:
         signals.check("vocab")
         example = task.encode(row, tokenizer, max_length=1 << 20)
-        found.append(list(example.input_ids))
+        pieces.append(list(example.input_ids))
         if isinstance(example.labels, list):
-            found.append([label for label in example.labels if label >= 0])
-    return found
+            pieces.append([label for label in example.labels if label >= 0])
+    return pieces
 
 
 def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -199,15 +199,15 @@ def _held_out_measures(table: list[dict[str, Any]]) -> dict[str, Measure]:
 def _logits(model: Any, probes: list[list[int]]) -> list[Tensor]:
     """What the model says about each probe, on CPU; the hidden state where it has no head."""
     model.eval()
-    found = []
+    logits = []
     length = min(PROBE_LENGTH, getattr(model.config, "max_position_embeddings", PROBE_LENGTH))
     with torch.no_grad():
         for ids in probes:
             tokens = torch.tensor([ids[:length]], device=model.device)
             decoder = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
             output = model(input_ids=tokens, **decoder)
-            found.append(output.get("logits", output[0]).float().cpu())
-    return found
+            logits.append(output.get("logits", output[0]).float().cpu())
+    return logits
 
 
 def _difference(

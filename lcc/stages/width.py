@@ -126,8 +126,8 @@ class Narrowing:
         votes: dict[str, list[Tensor]] = {}
         for name, stats in self._each(needs, "rank"):
             unit = self.readers[name][0]
-            found = column_importance(self.criterion, unit, name, stats)
-            votes.setdefault(unit.name, []).append(found)
+            importance = column_importance(self.criterion, unit, name, stats)
+            votes.setdefault(unit.name, []).append(importance)
         return {
             unit.name: combined(votes[unit.name]) if unit.name in votes else size_importance(unit)
             for unit in self.units
@@ -161,8 +161,8 @@ class Narrowing:
             return
         model = self.bundle.module
         batches = text_batches(self.context, self.bundle, model, self.calibration)
-        for found in collect(model, batches, self.layers, gram=needs == "gram"):
-            yield from found.items()
+        for by_layer in collect(model, batches, self.layers, gram=needs == "gram"):
+            yield from by_layer.items()
 
     def _by_gradient(self, criterion: ByGradient) -> dict[str, Tensor]:
         model, context = self.bundle.module, self.context
@@ -449,13 +449,13 @@ class Width:
 
     def _measures(self, job: Narrowing, table: list[dict[str, Any]]) -> dict[str, Measure]:
         achieved = min(row["achieved_ratio"] for row in table)
-        found = {"achieved_ratio": Measure(achieved, "share")}
+        measures = {"achieved_ratio": Measure(achieved, "share")}
         if self.repair == "ridge":
             errors = [fact["errors"] for fact in job.facts.values()]
             plain, repaired = (sum(column) / len(errors) for column in zip(*errors, strict=True))
-            found["layer_error_unrepaired"] = Measure(plain, "share")
-            found["layer_error"] = Measure(repaired, "share")
-        return found
+            measures["layer_error_unrepaired"] = Measure(plain, "share")
+            measures["layer_error"] = Measure(repaired, "share")
+        return measures
 
 
 def _overshot(table: list[dict[str, Any]]) -> list[str]:

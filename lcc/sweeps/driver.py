@@ -61,8 +61,8 @@ class Board:
         elif result.status == "finished" and reused:
             self.progress.say(f"{name}: finished before")
         elif result.status == "finished":
-            told = "".join(f", {key} {value:.6g}" for key, value in point.values.items())
-            self.progress.say(f"{name}: finished in {result.seconds:.0f} s{told}")
+            values = "".join(f", {key} {value:.6g}" for key, value in point.values.items())
+            self.progress.say(f"{name}: finished in {result.seconds:.0f} s{values}")
         else:
             first = result.error.splitlines()[0] if result.error else "failed"
             self.progress.warn(f"{name}: {first} (log: {self.sweep.log(point.index)})")
@@ -105,9 +105,9 @@ def watched_curve(pipeline: Pipeline, column: str) -> dict[str, float]:
             continue
         for place in ("work", "store"):
             rows = CurveFile(ROOT / place / step.key / "curves.jsonl").rows()
-            found = {str(row["step"]): float(row[column]) for row in rows if _is_number(row, column)}
-            if found:
-                return found
+            curve = {str(row["step"]): float(row[column]) for row in rows if _is_number(row, column)}
+            if curve:
+                return curve
     return {}
 
 
@@ -206,8 +206,8 @@ class Driver:
         finally:
             goes_on = self.crew.close()
         if left:
-            told = goes_on or "run the same command again to continue."
-            raise PreemptedError(f"interrupted; {told}")
+            advice = goes_on or "run the same command again to continue."
+            raise PreemptedError(f"interrupted; {advice}")
 
     def _fill(self, board: Board, bar: Bar) -> None:
         """Settle, find again or submit points as long as there is room."""

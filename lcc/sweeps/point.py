@@ -52,8 +52,8 @@ def _stop_when_told() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for told in STOPPING:
-        signal.signal(told, signal.SIG_IGN)  # once is enough; the end must not be interrupted
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)  # once is enough; the end must not be interrupted
     raise KeyboardInterrupt
 
 

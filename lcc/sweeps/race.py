@@ -94,12 +94,12 @@ def _ends(pipeline: Pipeline) -> tuple[Step, Step]:
 
 def _bench(recipe: Recipe, steps: list[Step]) -> list[Step]:
     """The step that measures every result in turns, where there is a task to measure."""
-    found: dict[str, Any] | None = RACE if len(recipe.stages) <= 2 else None
+    node_of_bench: dict[str, Any] | None = RACE if len(recipe.stages) <= 2 else None
     for name, node in recipe.stages.items():
         if (node or {}).get("kind", name) == "bench":
-            found = {k: v for k, v in (node or {}).items() if k not in ("kind", "checkpoints")}
-    if found is None or recipe.task is None:
+            node_of_bench = {k: v for k, v in (node or {}).items() if k not in ("kind", "checkpoints")}
+    if node_of_bench is None or recipe.task is None:
         return []
-    stage = decode(find_card(STAGES, "bench"), found, "stages.bench")
+    stage = decode(find_card(STAGES, "bench"), node_of_bench, "stages.bench")
     inputs = {f"checkpoint.{s.checkpoint}": s for s in steps if s.checkpoint}
     return [one_more_step(recipe, steps, "bench", stage, inputs)]

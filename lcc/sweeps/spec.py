@@ -55,9 +55,9 @@ def _recipe_of(words: list[str]) -> Recipe:
 
 def _recipes(words: Sequence[str]) -> list[str]:
     """The word that names the recipe; where several are swept, the first speaks for all."""
-    found = [word for word in words if _head(word) == "recipe"]
-    listed = ranges(found)
-    return [f"+recipe={listed[0].values[0]}"] if listed and hasattr(listed[0], "values") else found
+    recipe_words = [word for word in words if _head(word) == "recipe"]
+    listed = ranges(recipe_words)
+    return [f"+recipe={listed[0].values[0]}"] if listed and hasattr(listed[0], "values") else recipe_words
 
 
 def _head(word: str) -> str:
@@ -89,17 +89,17 @@ def open_sweep(wanted: Asked, words: list[str], *, verb: str, root: Path) -> Swe
 
 def measured(run: Run) -> dict[str, float]:
     """Every number of `run`: `STEP.MEASURE`, and of its last model plain `bytes`, `bleu`, …"""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for step in run.steps:
         if step.report is None:
             continue
-        found[f"{step.name}.seconds"] = step.report.facts.get("seconds") or step.seconds
+        figures[f"{step.name}.seconds"] = step.report.facts.get("seconds") or step.seconds
         if step.model_bytes:
-            found[f"{step.name}.bytes"] = step.model_bytes
+            figures[f"{step.name}.bytes"] = step.model_bytes
         numbers = {name: step.report.number(name) for name in step.report.measures}
-        found |= {f"{step.name}.{n}": v for n, v in numbers.items() if v is not None}
+        figures |= {f"{step.name}.{n}": v for n, v in numbers.items() if v is not None}
     rows = results.rows(run)
-    return {**found, **(_of_last(rows[-1]) if rows else {})}
+    return {**figures, **(_of_last(rows[-1]) if rows else {})}
 
 
 def _of_last(row: results.Row) -> dict[str, float]:
@@ -116,12 +116,12 @@ def _of_last(row: results.Row) -> dict[str, float]:
 
 def values_of(run: Run, objectives: Iterable[str]) -> dict[str, float]:
     """The figure of every objective; raises RecipeError for one that the run did not measure."""
-    found = measured(run)
-    missing = next((name for name in objectives if name not in found), None)
+    figures = measured(run)
+    missing = next((name for name in objectives if name not in figures), None)
     if missing is not None:
-        hint = did_you_mean(missing, found)
+        hint = did_you_mean(missing, figures)
         raise RecipeError(f"objectives: run {run.name} measured no {missing!r}{hint}")
-    return {name: found[name] for name in objectives}
+    return {name: figures[name] for name in objectives}
 
 
 def check_steps(pipeline: Pipeline, objectives: Iterable[str]) -> None:

@@ -53,10 +53,10 @@ def encode(
 
 def word_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that stands for each word: its first; raises DataError where two share it."""
-    found = [plain_ids(word, tokenizer)[0] for word in words]
-    if len(set(found)) < len(found):
-        told = ", ".join(map(repr, words))
+    ids = [plain_ids(word, tokenizer)[0] for word in words]
+    if len(set(ids)) < len(ids):
+        listed = ", ".join(map(repr, words))
         raise DataError(
-            f"of the words {told} two begin with the same token; choose others in task.verbalizer."
+            f"of the words {listed} two begin with the same token; choose others in task.verbalizer."
         )
-    return found
+    return ids

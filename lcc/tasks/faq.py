@@ -85,11 +85,11 @@ class Grounding:
         if not asked:
             return Grounded(list(messages), [], 1.0, None)
         entries, coverage = self.found(asked)
-        told = (
+        text = (
             "\n".join(f"Q: {one.question}\nA: {_cut(one.answer, self.max_words)}" for one in entries)
             or "(nothing)"
         )
-        own = self.message.replace(PLACE, told)
+        own = self.message.replace(PLACE, text)
         before = [one["content"] for one in messages if one["role"] == "system"]
         system = {"role": "system", "content": "\n\n".join([*before, own])}
         turns = [one for one in messages if one["role"] != "system"]
@@ -110,16 +110,16 @@ class Grounding:
     @cached_property
     def all(self) -> list[Entry]:
         """Every entry of the source, in its order."""
-        found = []
+        entries = []
         for number, row in enumerate(self.reader.read(), 1):
             if not row.get("question") or not row.get("answer"):
                 raise DataError(
                     f"task.grounding: entry {number} needs question and answer; it has {', '.join(row)}."
                 )
-            found.append(Entry(str(row["question"]), str(row["answer"])))
-        if not found:
+            entries.append(Entry(str(row["question"]), str(row["answer"])))
+        if not entries:
             raise DataError("task.grounding: the FAQ holds no entries.")
-        return found
+        return entries
 
     @cached_property
     def _index(self) -> Index:
@@ -128,8 +128,8 @@ class Grounding:
         return Index(texts, questions)
 
 
-def _coverage(found: Sequence[Found]) -> float:
-    return found[0].coverage if found else 0.0
+def _coverage(entries: Sequence[Found]) -> float:
+    return entries[0].coverage if entries else 0.0
 
 
 def _cut(text: str, num: int) -> str:

@@ -103,11 +103,11 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]) -
     written = json.dumps(document["post_processor"]) + (
         template if isinstance(template, str) else json.dumps(template)
     )
-    found = {entry["id"] for entry in document["added_tokens"] if entry["content"] in written}
+    ids = {entry["id"] for entry in document["added_tokens"] if entry["content"] in written}
     unknown = document["model"].get("unk_token")
     if unknown is not None:
-        found.add(document["model"]["vocab"][unknown])
-    return found | set(tokenizer.all_special_ids)
+        ids.add(document["model"]["vocab"][unknown])
+    return ids | set(tokenizer.all_special_ids)
 
 
 def _all_ids(document: dict[str, Any]) -> dict[str, int]:
@@ -246,11 +246,11 @@ def _weight(model: PreTrainedModel) -> Tensor:
 
 def named_ids(model: PreTrainedModel) -> set[int]:
     """Every token id that the model's config or generation config names."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for config in _configs(model):
         for _, value in _id_fields(config):
-            found.update(value if isinstance(value, list) else [value])
-    return {i for i in found if 0 <= i < num_rows(model)}
+            ids.update(value if isinstance(value, list) else [value])
+    return {i for i in ids if 0 <= i < num_rows(model)}
 
 
 def keep_rows(model: PreTrainedModel, old_ids: list[int], new_ids: Mapping[int, int]) -> None:
@@ -288,11 +288,11 @@ def _embeddings(model: PreTrainedModel) -> list[Any]:
 def _vocabulary_tensors(model: PreTrainedModel, rows: int) -> Iterable[Tensor]:
     """Distinct tensors, seen with the vocabulary as their first axis: embeddings, head, biases."""
     holders: list[Any] = [model.get_input_embeddings(), _head(model)]
-    found = [getattr(holder, name, None) for holder in holders for name in ("weight", "bias")]
+    tensors = [getattr(holder, name, None) for holder in holders for name in ("weight", "bias")]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith(("logits_bias", "predictions.bias")):
-            found.append(tensor.view(-1))  # Marian and BART keep theirs as (1, vocabulary).
-    distinct = {t.data_ptr(): t for t in found if t is not None and t.shape[0] == rows}
+            tensors.append(tensor.view(-1))  # Marian and BART keep theirs as (1, vocabulary).
+    distinct = {t.data_ptr(): t for t in tensors if t is not None and t.shape[0] == rows}
     return distinct.values()
 
 
@@ -373,15 +373,15 @@ def _pieces(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> list[
         if isinstance(getattr(new, role, None), str)
     }
     known = old.get_vocab()
-    found: list[list[int]] = []
+    pieces: list[list[int]] = []
     for token in range(len(new)):
         name = new.convert_ids_to_tokens(token)
         if name in roles:
             same = known.get(roles[name])
-            found.append([] if same is None else [same])
+            pieces.append([] if same is None else [same])
             continue
         text = str(new.decode([token]))
         inside = known.get(CONTINUES + text) if text and not text.startswith(" ") else None
         ids = [inside] if inside is not None else old(text, add_special_tokens=False)["input_ids"]
-        found.append([] if old.unk_token_id in ids or "\ufffd" in text else list(ids))
-    return found
+        pieces.append([] if old.unk_token_id in ids or "\ufffd" in text else list(ids))
+    return pieces

@@ -125,14 +125,14 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: b
     unknown = _unknown(dress, "wordpiece")
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
-    found = tokenizers.Tokenizer(tokenizers.models.BPE())
-    found.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     marked = (_marked(splitter.pre_tokenize_str(normalizer.normalize_str(text))) for text in texts)
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=dress.tokens, show_progress=False
     )
-    found.train_from_iterator(marked, trainer)
-    vocabulary = {_unmarked(token): i for token, i in found.get_vocab().items()}
+    tokenizer.train_from_iterator(marked, trainer)
+    vocabulary = {_unmarked(token): i for token, i in tokenizer.get_vocab().items()}
     built = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=unknown))
     built.normalizer, built.pre_tokenizer = normalizer, splitter
     built.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUES)
@@ -182,10 +182,10 @@ def _unigram(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: boo
 
 
 def _unknown(dress: Dress, kind: Kind) -> str:
-    found = dress.specials.get("unk_token")
-    if found is None:
+    token = dress.specials.get("unk_token")
+    if token is None:
         raise RecipeError(f"tokenizer: a {kind} tokenizer needs an unk_token among its specials.")
-    return found
+    return token
 
 
 @contextmanager

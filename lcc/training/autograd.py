@@ -58,8 +58,8 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base = layer.base_layer
     is_mixed = x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type)
     if is_mixed or layer.disable_adapters or args or kwargs:
-        found: Tensor = type(layer).forward(layer, x, *args, **kwargs)
-        return found
+        outputs: Tensor = type(layer).forward(layer, x, *args, **kwargs)
+        return outputs
     (name,) = layer.active_adapters
     down, up, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     inputs = (x, base.weight, base.bias, down, up, scale)
@@ -130,8 +130,8 @@ def chunked_loss(
         pieces = zip(torch.split(states, chunk), torch.split(targets, chunk), strict=True)
         return torch.stack([loss(*piece) for piece in pieces]).sum()
     inputs = (states, targets, loss, chunk, *projection.trained)
-    found: Tensor = _Chunked.apply(*inputs)  # type: ignore[no-untyped-call]
-    return found
+    summed: Tensor = _Chunked.apply(*inputs)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _Chunked(torch.autograd.Function):
@@ -153,17 +153,17 @@ class _Chunked(torch.autograd.Function):
                 some = some.detach().requires_grad_(ctx.needs_input_grad[0])
                 part = loss(some, wanted)
             asked = [t for t in (some, *parameters) if t.requires_grad]
-            found = list(torch.autograd.grad(part, asked))
+            gradients = list(torch.autograd.grad(part, asked))
             losses.append(part.detach())
             if some.requires_grad:
-                rows.append(found.pop(0))
-            sums = [a.add_(b) for a, b in zip(sums, found, strict=True)] if sums else found
+                rows.append(gradients.pop(0))
+            sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)] if sums else gradients
         ctx.save_for_backward(*([torch.cat(rows)] if rows else []), *sums)
         return torch.stack(losses).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found = [gradient * upstream for gradient in ctx.saved_tensors]
-        rows = found.pop(0) if ctx.needs_input_grad[0] else None
-        return (rows, None, None, None, *found)
+        gradients = [gradient * upstream for gradient in ctx.saved_tensors]
+        rows = gradients.pop(0) if ctx.needs_input_grad[0] else None
+        return (rows, None, None, None, *gradients)

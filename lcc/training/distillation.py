@@ -100,8 +100,8 @@ class SampledLogits:
 
     def __call__(self, indices: Sequence[int]) -> Samples:
         """The samples of these examples' targets, one below the other."""
-        found = [self._read(index) for index in indices]
-        return Samples(*(torch.cat(column) for column in zip(*found, strict=True)))
+        samples = [self._read(index) for index in indices]
+        return Samples(*(torch.cat(column) for column in zip(*samples, strict=True)))
 
     def _sampled(
         self, part: int, teacher: LogitsOf, micro_tokens: int, head: Any, pad: int, device: str
@@ -123,8 +123,8 @@ class SampledLogits:
     def _members(self, part: int) -> list[int]:
         return list(range(part * PART, min((part + 1) * PART, len(self.examples))))
 
-    def _write(self, part: int, found: list[Samples]) -> None:
-        ids, weights, entropy = (torch.cat(column) for column in zip(*found, strict=True))
+    def _write(self, part: int, samples: list[Samples]) -> None:
+        ids, weights, entropy = (torch.cat(column) for column in zip(*samples, strict=True))
         tensors = {"ids": ids.to(torch.int32), "weights": weights, "entropy": entropy}
         write_file([entry(n, t) for n, t in tensors.items()], self._file(part), sealed=True)
 
@@ -143,12 +143,12 @@ class SampledLogits:
         """Parts that were sampled otherwise are of no use."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / SETTINGS
-        told = {**asdict(self.sampling), "targets": self.examples.targets}
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == told:
+        facts = {**asdict(self.sampling), "targets": self.examples.targets}
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == facts:
             return
         for part in self.folder.glob("*.safetensors"):
             part.unlink()
-        write_text(file, json.dumps(told))
+        write_text(file, json.dumps(facts))
 
     def _damaged(self) -> list[int]:
         parts = range(self.num_parts)
@@ -254,9 +254,9 @@ class HiddenMatch:
         errors = []
         for i, j in layer_pairs(len(own) - 1, len(shown) - 1):
             state, wanted = own[i].float(), shown[j].float()
-            found = state @ self.maps[i] if self.maps else state
+            mapped = state @ self.maps[i] if self.maps else state
             scale = wanted.square().sum(-1).clamp(min=1e-12)
-            errors.append(((found - wanted).square().sum(-1) / scale).mean())
+            errors.append(((mapped - wanted).square().sum(-1) / scale).mean())
         return num_targets * torch.stack(errors).mean()
 
 
@@ -283,8 +283,8 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
     gram = x.T @ x
     strength = RIDGE * gram.diagonal().mean()
     regular = gram + strength * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found: Tensor = torch.linalg.solve(regular, x.T @ y)
-    return found.float()
+    solution: Tensor = torch.linalg.solve(regular, x.T @ y)
+    return solution.float()
 
 
 class Samples(NamedTuple):

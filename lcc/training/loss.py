@@ -47,9 +47,9 @@ def projection_of(model: Any, head: Head) -> Projection | None:
     if head not in ("causal", "seq2seq") or whole.get_output_embeddings() is None:
         return None
     for states in _causal_states(whole) if head == "causal" else _pair_states(whole):
-        found = Projection(states, _output_of(whole), whole.get_output_embeddings())
-        if _agrees(whole, found, head):
-            return found
+        projection = Projection(states, _output_of(whole), whole.get_output_embeddings())
+        if _agrees(whole, projection, head):
+            return projection
     return None
 
 
@@ -76,8 +76,8 @@ def _whole_logits(model: Any, head: Head, batch: Batch) -> Tensor:
     assert batch.positions is not None
     with laid_out(batch.lengths):
         logits = model(**inputs, use_cache=False).logits  # (B, virtual + T, V) behind a prompt
-    found: Tensor = logits[:, -batch.positions.shape[1] :][batch.positions]
-    return found
+    picked: Tensor = logits[:, -batch.positions.shape[1] :][batch.positions]
+    return picked
 
 
 def unwrapped(model: Any) -> Any:
@@ -93,8 +93,8 @@ def _causal_states(model: Any) -> Iterator[StatesAt]:
     def states(batch: Batch) -> Tensor:
         with laid_out(batch.lengths):
             hidden = body(**batch.inputs, use_cache=False).last_hidden_state  # (B, T, H)
-        found: Tensor = hidden[batch.positions]
-        return found
+        picked: Tensor = hidden[batch.positions]
+        return picked
 
     yield states
 
@@ -114,8 +114,8 @@ def _pair_states(model: Any) -> Iterator[StatesAt]:
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state  # (B, T, H)
-        found: Tensor = hidden[batch.positions]
-        return found if scale == 1.0 else found * scale
+        picked: Tensor = hidden[batch.positions]
+        return picked if scale == 1.0 else picked * scale
 
     # T5 scales its states where its embeddings are tied; nothing says so but its logits.
     for scale in (1.0, width**-0.5):
@@ -135,7 +135,7 @@ def _output_of(model: Any) -> Callable[[Tensor], Tensor]:
     return output
 
 
-def _agrees(model: Any, found: Projection, head: Head) -> bool:
+def _agrees(model: Any, projection: Projection, head: Head) -> bool:
     """Whether it gives the whole forward's logits, on a few tokens."""
     was_training = model.training
     model.eval()
@@ -143,7 +143,7 @@ def _agrees(model: Any, found: Projection, head: Head) -> bool:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     batch = Batch(inputs | ({"labels": ids} if head == "seq2seq" else {}), ids > 0, ids[0])
     with torch.no_grad():
-        parts = found.logits(batch)
+        parts = projection.logits(batch)
         if head == "seq2seq":
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=ids)
         whole = model(**inputs, use_cache=False).logits[0]
@@ -171,8 +171,8 @@ def masked_logits(model: Any) -> LogitsOf:
 
     def logits(batch: Batch) -> Tensor:
         hidden = body(**batch.inputs).last_hidden_state  # (B, T, H)
-        found: Tensor = head(hidden[batch.positions])
-        return found
+        picked: Tensor = head(hidden[batch.positions])
+        return picked
 
     return logits
 
@@ -240,8 +240,8 @@ def _is_whole(model: Any, head: Any) -> bool:
 
 def token_logits(output: Any) -> Tensor:
     """Logits (B, T, V) of a masked language model's output."""
-    found: Tensor = output.logits if "logits" in output else output.prediction_logits
-    return found
+    logits: Tensor = output.logits if "logits" in output else output.prediction_logits
+    return logits
 
 
 def summed_loss(
@@ -278,8 +278,8 @@ def cloze_logits(model: Any) -> LogitsOf:
     def logits(batch: Batch) -> Tensor:
         assert batch.positions is not None
         whole = model(**batch.inputs).logits[:, -batch.positions.shape[1] :]
-        found: Tensor = whole[batch.positions]
-        return found
+        picked: Tensor = whole[batch.positions]
+        return picked
 
     return logits
 

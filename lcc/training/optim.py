@@ -235,8 +235,8 @@ class RankAllocation:
     @property
     def pattern(self) -> dict[str, list[bool]] | None:
         """Which values are kept, as decided last."""
-        found: dict[str, list[bool]] | None = self._config.rank_pattern
-        return found
+        pattern: dict[str, list[bool]] | None = self._config.rank_pattern
+        return pattern
 
     def restore(self, tensors: Mapping[str, Tensor], pattern: dict[str, list[bool]] | None) -> None:
         """Go on from what `tensors` and `pattern` said."""
@@ -259,8 +259,8 @@ class RankAllocation:
 def allocation_of(method: Any, model: Module) -> RankAllocation | None:
     """What moves the ranks of a method that has such; None for all others."""
     make = getattr(method, "allocator", None)
-    found: RankAllocation | None = make(model) if make is not None else None
-    return found
+    allocation: RankAllocation | None = make(model) if make is not None else None
+    return allocation
 
 
 # -----------------------------------------------------------------------------
@@ -278,19 +278,19 @@ def gradient_norm(parameters: Iterable[Parameter]) -> float:
     return joint_norm(norms(gradients)) if gradients else 0.0
 
 
-def joint_norm(found: Tensor) -> float:
+def joint_norm(each: Tensor) -> float:
     """The 2-norm over tensors whose own norms are `found`."""
-    return float(torch.linalg.vector_norm(found))
+    return float(torch.linalg.vector_norm(each))
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """(num_tensors,) 2-norms of whole tensors, of which this rank may hold a shard each."""
     held = [precise(local(tensor)) for tensor in tensors]
-    found = torch.stack(torch._foreach_norm(held))
+    each = torch.stack(torch._foreach_norm(held))
     if not any(map(is_sharded, tensors)):
-        return found
+        return each
     # In float32 the square of a norm of 1e20 would be infinite.
-    return over_shards(found.double().square(), tensors).sqrt().to(found.dtype)
+    return over_shards(each.double().square(), tensors).sqrt().to(each.dtype)
 
 
 def bound_norm(parameters: Mapping[str, Parameter], norm: float, *, threshold: float) -> ClipResult:

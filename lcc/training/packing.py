@@ -120,8 +120,8 @@ def _mask(*args: Any, mask_function: Any, device: Any = "cpu", **kwargs: Any) ->
 def _seen(mask_function: Any, at: Tensor) -> Tensor:
     """Which of the positions `at` each of them sees, (1, 1, n, n): windows and the like."""
     zero = torch.zeros((1, 1, 1, 1), dtype=at.dtype, device=at.device)
-    found: Tensor = mask_function(zero, zero, at[None, None, :, None], at[None, None, None, :])
-    return found.expand(1, 1, len(at), len(at))
+    visible: Tensor = mask_function(zero, zero, at[None, None, :, None], at[None, None, None, :])
+    return visible.expand(1, 1, len(at), len(at))
 
 
 def _attention(
@@ -134,12 +134,12 @@ def _attention(
         return whole
     # Split, not sliced: the gradient of a slice is as long as the whole row.
     pieces = (torch.split(x[0], attention_mask.sizes, dim=1) for x in (query, key, value))
-    found = []
+    outputs = []
     for run, *piece in zip(attention_mask.runs, *pieces, strict=True):
         shape = (run.num_texts, run.length)
         q, k, v = (x.unflatten(1, shape).transpose(0, 1) for x in piece)
-        found.append(attend(module, q, k, v, run.mask, **kwargs)[0].flatten(0, 1))
-    return torch.cat(found).unsqueeze(0), None
+        outputs.append(attend(module, q, k, v, run.mask, **kwargs)[0].flatten(0, 1))
+    return torch.cat(outputs).unsqueeze(0), None
 
 
 # -----------------------------------------------------------------------------

@@ -61,8 +61,8 @@ class Encoding:
     def __call__(self, documents: Sequence[Document]) -> list[Encoded]:
         """Every document's tokens, in order."""
         sentences = [text for document in documents for text in document]
-        found = iter(self._sentences(sentences))
-        return [self._joined([next(found) for _ in document]) for document in documents]
+        sentences_ids = iter(self._sentences(sentences))
+        return [self._joined([next(sentences_ids) for _ in document]) for document in documents]
 
     def _sentences(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         if not texts:
@@ -124,17 +124,17 @@ class Corpus:
 
     def _read(self, name: str, start: int, stop: int) -> list[int]:
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
-        found: list[int] = []
+        values: list[int] = []
         shard = bisect.bisect_right(self._starts, start) - 1
         while start < stop:
             first, last = self._starts[shard], min(stop, self._starts[shard + 1])
-            found += self._open(shard).get_slice(name)[start - first : last - first].tolist()
+            values += self._open(shard).get_slice(name)[start - first : last - first].tolist()
             start, shard = last, shard + 1
-        return found
+        return values
 
     def _tensor(self, shard: int, name: str) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = self._open(shard).get_tensor(name)
-        return found
+        tensor: NDArray[np.int64] = self._open(shard).get_tensor(name)
+        return tensor
 
     def _open(self, shard: int) -> Any:
         if shard not in self._files:
@@ -408,12 +408,12 @@ class _Targets(Sequence[int]):
 
 def document_pieces(material: Material, room: int, *, least: int = 1) -> list[Piece]:
     """Every document in pieces of at most `room` tokens; what is shorter than `least` is left."""
-    found, start = [], 0
+    pieces, start = [], 0
     for end in material.corpus.ends.tolist():
         cuts = [*range(start, end, room), end]
-        found += [(a, b) for a, b in pairwise(cuts) if b - a >= least]
+        pieces += [(a, b) for a, b in pairwise(cuts) if b - a >= least]
         start = end
-    return found
+    return pieces
 
 
 def require_mask(material: Material) -> None:

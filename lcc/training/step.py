@@ -136,8 +136,8 @@ class Stepper:
                     f"{self.micro_tokens}, which can be set at once."
                 )
             # Ranks must agree: a lone retry would leave the others waiting for its gradients.
-            told = [local, float(failed), float(stopped)]
-            loss, num_failed, num_stopped = self.dist.sum(told, self.device)
+            counts = [local, float(failed), float(stopped)]
+            loss, num_failed, num_stopped = self.dist.sum(counts, self.device)
             if num_stopped:
                 raise PreemptedError(STOPPED)
             if not num_failed:

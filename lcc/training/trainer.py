@@ -127,8 +127,8 @@ def take_up(training: Training, saved: Saved) -> None:
         training.average.restore(tensors["average"])
     restore_optimizer(training.optimizer, tensors["optimizer"], facts["optimizer"])
     sent = max(reduction.bytes_sent, facts["reduction"]["bytes_sent"])
-    told = {**facts["reduction"], "bytes_sent": sent}
-    reduction.restore(tensors["reduction"], told, device=training.stepper.device)
+    facts_of_reduction = {**facts["reduction"], "bytes_sent": sent}
+    reduction.restore(tensors["reduction"], facts_of_reduction, device=training.stepper.device)
 
 
 def kept_copy(parameter: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ class Training:
             try:
                 self._train()
             except PreemptedError:
-                told = f"the state after step {save(self)} is saved."
-                raise PreemptedError(f"finetune: asked to stop; {told}") from None
+                saved = f"the state after step {save(self)} is saved."
+                raise PreemptedError(f"finetune: asked to stop; {saved}") from None
             except LostError:
                 note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
                 raise
@@ -243,8 +243,8 @@ class Training:
         if self.allocation is not None:
             self.allocation.regularise()
         rate = float(self.schedule.get_last_lr()[0])
-        found = self.clip.apply(self.trainable(), counters.past_norms)
-        is_finite = math.isfinite(loss) and math.isfinite(found.norm_before)
+        clipped = self.clip.apply(self.trainable(), counters.past_norms)
+        is_finite = math.isfinite(loss) and math.isfinite(clipped.norm_before)
         is_spike = self.spike.sees(counters.recent, loss) if self.spike else False
         if is_spike and self.goes_back:
             assert self.spike is not None
@@ -265,15 +265,15 @@ class Training:
         counters.tokens += sum(self.train.lengths[i] for i in batch)
         counters.seconds += time.monotonic() - started
         counters.spikes += is_spike
-        self._count(batch, loss, found, is_finite=is_finite)
+        self._count(batch, loss, clipped, is_finite=is_finite)
         counters.row = {
             "loss": loss,
             "lr": rate,
-            "grad_norm": found.norm_before,
-            "clipped_share": found.clipped_share if is_finite else 0.0,
+            "grad_norm": clipped.norm_before,
+            "clipped_share": clipped.clipped_share if is_finite else 0.0,
             "tokens": counters.tokens,
             "seconds": counters.seconds,
-            **({} if found.threshold is None else {"clip_threshold": found.threshold}),
+            **({} if clipped.threshold is None else {"clip_threshold": clipped.threshold}),
             **({"spike": is_spike} if self.spike else {}),
         }
 
@@ -297,18 +297,18 @@ class Training:
             self.good = counters.copy(), self.best
         return is_over
 
-    def _count(self, batch: list[int], loss: float, found: ClipResult, *, is_finite: bool) -> None:
+    def _count(self, batch: list[int], loss: float, clipped: ClipResult, *, is_finite: bool) -> None:
         counters = self.counters
         if not is_finite:
             counters.nonfinite_steps += 1
             counters.nonfinite_in_row += 1
             return
         counters.nonfinite_in_row = 0
-        counters.clipped_steps += found.clipped_share > 0
-        counters.clipped_share_sum += found.clipped_share
-        counters.clip_threshold = found.threshold
+        counters.clipped_steps += clipped.clipped_share > 0
+        counters.clipped_share_sum += clipped.clipped_share
+        counters.clip_threshold = clipped.threshold
         if self.clip.window:
-            counters.past_norms = [*counters.past_norms, found.norm_before][-self.clip.window :]
+            counters.past_norms = [*counters.past_norms, clipped.norm_before][-self.clip.window :]
         targets = self.train.at(counters.epoch).targets
         num_targets = sum(targets[i] for i in batch)
         counters.loss_sum += loss * num_targets

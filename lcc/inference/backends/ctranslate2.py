@@ -93,24 +93,24 @@ class Ct2Session:
         """Per row (num_tokens, vocabulary); of an encoder–decoder (1, vocabulary)."""
         if self.card.head == "seq2seq":
             asked = [Request(tuple(row), 1) for row in rows]
-            return [found.logits[0][None] for found in self._translated(asked, logits=True)]
-        found = []
+            return [rows_of_logits.logits[0][None] for rows_of_logits in self._translated(asked, logits=True)]
+        rows_of_logits = []
         for row in rows:
             ids = np.asarray([row], np.int32)
             lengths = ctranslate2.StorageView.from_array(np.asarray([len(row)], np.int32))
             out = self._engine.forward_batch(ctranslate2.StorageView.from_array(ids), lengths)
-            found.append(np.array(out, np.float32)[0])
-        return found
+            rows_of_logits.append(np.array(out, np.float32)[0])
+        return rows_of_logits
 
     def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
         """Per row the mean of its last hidden states."""
         if self.card.head != "embed":
             raise DataError("CTranslate2 gives vectors of encoders only; use engine=transformers.")
-        found = []
+        vectors = []
         for row in rows:
             out = self._engine.forward_batch([list(row)])
-            found.append(np.array(out.last_hidden_state, np.float32)[0].mean(0))
-        return found
+            vectors.append(np.array(out.last_hidden_state, np.float32)[0].mean(0))
+        return vectors
 
     def close(self) -> None:
         """Give memory back."""
@@ -121,16 +121,16 @@ class Ct2Session:
         requests = list(group.values())
         wanted = requests[0].logprobs >= 0
         answer = self._translated if self.card.head == "seq2seq" else self._continued
-        found = answer(requests, logits=wanted)
+        generated = answer(requests, logits=wanted)
         return [
             self._told(handle, request, each)
-            for (handle, request), each in zip(group.items(), found, strict=True)
+            for (handle, request), each in zip(group.items(), generated, strict=True)
         ]
 
-    def _told(self, handle: int, request: Request, found: _Found) -> Step:
+    def _told(self, handle: int, request: Request, generated: _Found) -> Step:
         text, finish, tokens = TextStream(self.tokenizer, request.stop), "length", list[Token]()
         shown, forced = "", self._beside.settings.forced_eos_token_id is not None
-        for i, token in enumerate(found.ids):
+        for i, token in enumerate(generated.ids):
             if token in self._beside.ends:
                 finish = "stop"
                 break
@@ -138,7 +138,7 @@ class Ct2Session:
                 # Where an end is forced at the limit, it takes the place of the last token.
                 finish = "stop" if forced else "length"
                 break
-            tokens.append(_token(token, found.logits[i] if found.logits else None, request))
+            tokens.append(_token(token, generated.logits[i] if generated.logits else None, request))
             shown += text.push(token)
             if text.stopped:
                 break
@@ -242,10 +242,10 @@ def open_ct2(folder: Path, opening: Opening) -> Ct2Session:
 
 def _vocabulary(folder: Path) -> list[str]:
     """The engine's own names of tokens, by number."""
-    names = ("shared_vocabulary.json", "vocabulary.json", "source_vocabulary.json")
-    file = next(folder / name for name in names if (folder / name).is_file())
-    found: list[str] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    files = ("shared_vocabulary.json", "vocabulary.json", "source_vocabulary.json")
+    file = next(folder / name for name in files if (folder / name).is_file())
+    names: list[str] = json.loads(file.read_text(encoding="utf-8"))
+    return names
 
 
 # -----------------------------------------------------------------------------
@@ -264,8 +264,8 @@ class Ct2Listener:
     def states(self, features: Matrix) -> Matrix:
         """One sound at a time."""
         output = self._engine.encode(_stored(features), to_cpu=True)
-        found: Matrix = np.array(output, np.float32)[0]
-        return found
+        states: Matrix = np.array(output, np.float32)[0]
+        return states
 
     def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
         """One sound at a time."""

@@ -84,8 +84,8 @@ class GraphAnswerPasses:
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits (1, vocabulary) of what an answer begins with."""
-        found: np.ndarray[Any, Any] = self._next(self._begun(ids), self._start)[None].numpy()
-        return found
+        logits: np.ndarray[Any, Any] = self._next(self._begun(ids), self._start)[None].numpy()
+        return logits
 
     def close(self) -> None:
         """Forget graphs and pasts."""
@@ -180,23 +180,23 @@ class GraphPasses:
 
     def take(self, prompts: Rows, plain: Sequence[bool] = ()) -> list[Tensor | int]:
         """One prompt after the other, each on an empty past."""
-        told = list[Tensor | int]()
+        logits = list[Tensor | int]()
         for prompt in prompts:
             begun = Pasts(self._graph.config)
-            told.append(self._run([prompt], begun)[0, -1])
+            logits.append(self._run([prompt], begun)[0, -1])
             if self._together and self._batches:
                 self._batches[0].join(begun)
             else:
                 self._batches.append(begun)
-        return told
+        return logits
 
     def advance(self, tokens: Sequence[int], plain: Sequence[bool] = ()) -> list[Tensor | int]:
         """One token of every row."""
-        told, left = list[Tensor | int](), [[token] for token in tokens]
+        logits, left = list[Tensor | int](), [[token] for token in tokens]
         for batch in self._batches:
             mine, left = left[: len(batch.lengths)], left[len(batch.lengths) :]
-            told += self._run(mine, batch)[:, -1]
-        return told
+            logits += self._run(mine, batch)[:, -1]
+        return logits
 
     def remove(self, row: int) -> None:
         """Forget a past."""
@@ -209,8 +209,8 @@ class GraphPasses:
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text."""
-        found: np.ndarray[Any, Any] = self._run([ids], Pasts(self._graph.config))[0].numpy()
-        return found
+        logits: np.ndarray[Any, Any] = self._run([ids], Pasts(self._graph.config))[0].numpy()
+        return logits
 
     def close(self) -> None:
         """Forget graph and pasts."""
@@ -231,11 +231,11 @@ class GraphReader:
     def __init__(self, graph: Any, beside: Companions, opening: Opening) -> None:
         self.card, self.tokenizer, self._graph = beside.card, beside.tokenizer, graph
         self.context = min(beside.context, opening.context or beside.context)
-        found: dict[str, frozenset[Ability]] = {
+        abilities: dict[str, frozenset[Ability]] = {
             "classify": frozenset({"classify", "logits"}),
             "embed": frozenset({"embed"}),
         }
-        self.abilities = found.get(self.card.head, frozenset({"logits"}))
+        self.abilities = abilities.get(self.card.head, frozenset({"logits"}))
 
     def start(self, request: Request) -> int:
         """Refused: it writes no answers."""

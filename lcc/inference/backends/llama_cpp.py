@@ -69,19 +69,19 @@ class LlamaPasses:
 
     def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """Read prompts end to end, in calls of a bounded size."""
-        told, pending = list[Tensor | int](), list[tuple[int, bool]]()
+        logits, pending = list[Tensor | int](), list[tuple[int, bool]]()
         for prompt, is_plain in zip(prompts, plain, strict=True):
             sequence, known = self._begun(prompt)
             self._sequences.append(sequence)
             for position, token in enumerate(prompt[known:], known):
                 if self._batch.n_tokens == BATCH_TOKENS:
-                    told += self._next(pending)
+                    logits += self._next(pending)
                     pending = []
                 last = position == len(prompt) - 1
                 if last:
                     pending.append((self._batch.n_tokens, is_plain))
                 self._batch.add(token, position, [sequence], last)
-        return told + self._next(pending)
+        return logits + self._next(pending)
 
     def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
         """One token of every sequence, in one call."""
@@ -106,15 +106,15 @@ class LlamaPasses:
         """Logits of every token of a text, in a context of its own."""
         if self._reader is None:
             self._reader = self._opened(1, min(READ_TOKENS, int(self._model.n_ctx_train)))
-        found = []
+        rows = []
         for first in range(0, len(ids), BATCH_TOKENS):
             part = ids[first : first + BATCH_TOKENS]
             for position, token in enumerate(part, first):
                 self._batch.add(token, position, [0], True)
             self._run(self._reader)
-            found += [_logits(self._reader, place) for place in range(len(part))]
+            rows += [_logits(self._reader, place) for place in range(len(part))]
         self._reader.memory_seq_rm(0, -1, -1)
-        return np.stack(found)
+        return np.stack(rows)
 
     def close(self) -> None:
         """Give contexts and model back."""

@@ -52,8 +52,8 @@ class InProcessListener:
         """One sound at a time."""
         with torch.inference_mode():
             output = self._module.get_encoder()(torch.from_numpy(features)[None])
-        found: Matrix = output.last_hidden_state[0].float().numpy()
-        return found
+        states: Matrix = output.last_hidden_state[0].float().numpy()
+        return states
 
     def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
         """One sound at a time."""

@@ -48,8 +48,8 @@ def subtract_at_writing(bundle: Bundle, initial: Mapping[str, Tensor]) -> None:
 
 
 def _subtract(folder: Path, initial: Mapping[str, Tensor]) -> None:
-    file, told = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    stored, config = safetensors_torch.load_file(file), read_json(told)
+    file, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    stored, config = safetensors_torch.load_file(file), read_json(config_file)
     for name, start in initial.items():
         if "lora_A" in name:
             stored[name] = torch.cat([stored[name], start])  # (2 rank, in)
@@ -64,7 +64,7 @@ def _subtract(folder: Path, initial: Mapping[str, Tensor]) -> None:
         "init_lora_weights": True,
     }
     safetensors_torch.save_file(stored, file, metadata={"format": "pt"})
-    told.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def make_up_for_nf4(model: Any, bundle: Bundle) -> None:

@@ -34,12 +34,12 @@ class Bitfit:
     def apply(self, bundle: Bundle, *, device: str, dtype: str, seed: int) -> Module:
         module: Module = bundle.load(device=device, dtype="float32")
         module.requires_grad_(False)
-        found = 0
+        num_biases = 0
         for name, parameter in module.named_parameters():
             is_bias = name.rpartition(".")[2] == "bias"
             parameter.requires_grad = is_bias or name.startswith(HEADS)
-            found += is_bias and not name.startswith(HEADS)
-        if not found:
+            num_biases += is_bias and not name.startswith(HEADS)
+        if not num_biases:
             raise RecipeError(
                 f"method: bitfit trains biases and model {bundle.card.name!r} has "
                 "none; use layernorm, ia3 or lora."

@@ -27,5 +27,5 @@ class Entry:
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         if task.grounding is None:
             raise DataError(f"task.baseline: entry needs task.grounding, which {task.name!r} does not have.")
-        found = [task.grounding.found([task.question(row)])[0] for row in rows]
-        return [entries[0].answer if entries else "" for entries in found]
+        nearest = [task.grounding.found([task.question(row)])[0] for row in rows]
+        return [entries[0].answer if entries else "" for entries in nearest]

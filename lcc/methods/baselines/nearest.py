@@ -26,6 +26,6 @@ class Nearest:
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         index = Index([task.question(row) for row in training])
-        found = [index.nearest(task.question(row), 1) for row in rows]
-        chosen = [best[0].number if best else 0 for best in found]
+        matches = [index.nearest(task.question(row), 1) for row in rows]
+        chosen = [best[0].number if best else 0 for best in matches]
         return [task.completion(training[i]).strip() for i in chosen]

@@ -39,5 +39,5 @@ class Passage:
     def _chosen(self, question: str, text: str) -> str:
         split = ENDS if self.unit == "sentence" else PARAGRAPHS
         parts = [part.strip() for part in split.split(text) if part and part.strip()] or [""]
-        found = Index(parts).nearest(question, 1)
-        return parts[found[0].number] if found else parts[0]
+        matches = Index(parts).nearest(question, 1)
+        return parts[matches[0].number] if matches else parts[0]

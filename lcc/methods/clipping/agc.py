@@ -67,8 +67,8 @@ class AGC:
         if not vectors:
             return 0
         gradients = [_gradient(vector) for vector in vectors]
-        found, weights = norms(gradients), norms([v.detach() for v in vectors])
-        factors, is_above = self._factors(found, weights)
+        lengths, weights = norms(gradients), norms([v.detach() for v in vectors])
+        factors, is_above = self._factors(lengths, weights)
         for gradient, factor in zip(gradients, factors.tolist(), strict=True):
             local(gradient).mul_(factor)
         return int(is_above.sum())

@@ -37,15 +37,15 @@ class PerLayer:
         graded = {n: p.grad for n, p in parameters.items() if p.grad is not None}
         if not graded:
             return ClipResult(0.0, threshold, 0.0)
-        found = norms(list(graded.values()))
-        owner = torch.tensor([layers[_layer(name)] for name in graded], device=found.device)
-        squares = torch.zeros(len(layers), dtype=torch.float64, device=found.device)
-        by_layer = squares.index_add_(0, owner, found.double().square()).sqrt()
+        each = norms(list(graded.values()))
+        owner = torch.tensor([layers[_layer(name)] for name in graded], device=each.device)
+        squares = torch.zeros(len(layers), dtype=torch.float64, device=each.device)
+        by_layer = squares.index_add_(0, owner, each.double().square()).sqrt()
         is_above = by_layer > threshold
         factors = torch.where(is_above, threshold / by_layer, 1.0)[owner]
         for gradient, factor in zip(graded.values(), factors.tolist(), strict=True):
             local(gradient).mul_(factor)
-        return ClipResult(joint_norm(found), threshold, int(is_above.sum()) / len(layers))
+        return ClipResult(joint_norm(each), threshold, int(is_above.sum()) / len(layers))
 
 
 def _layer(parameter: str) -> str:

@@ -30,9 +30,9 @@ class Ctranslate2:
         from lcc.export.ctranslate2 import refusal
         from lcc.models.card import read_card
 
-        found = read_card(folder)
-        if found.head == "transcribe":
-            return f"engines answer texts, and {found.name!r} transcribes sounds; export it."
+        card = read_card(folder)
+        if card.head == "transcribe":
+            return f"engines answer texts, and {card.name!r} transcribes sounds; export it."
         return refusal(folder)
 
     def listen(self, folder: Path, opening: Opening) -> Listener:

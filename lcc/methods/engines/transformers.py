@@ -52,15 +52,15 @@ class Transformers:
 
         torch.set_num_threads(opening.threads)
         bundle = open_bundle(folder)
-        module, told, plain = None, "", opening.device == "cpu" and opening.dtype == "float32"
+        module, note, plain = None, "", opening.device == "cpu" and opening.dtype == "float32"
         if self.weights != "dense" and plain and bundle.card.head in ("causal", "seq2seq"):
             from lcc.inference.quantized_linear import as_stored
 
-            module, told = as_stored(bundle, measure=self.weights == "auto")
+            module, note = as_stored(bundle, measure=self.weights == "auto")
         if module is None:
             module = bundle.load(device=opening.device, dtype=opening.dtype)
         session = InProcessSession(bundle, module, opening)
-        session.told = told
+        session.told = note
         return session
 
     def listen(self, folder: Path, opening: Opening) -> Listener:

@@ -32,11 +32,11 @@ class Vllm:
         missing = _missing()
         if missing is not None:
             return missing
-        found = read_card(folder)
-        if found.head not in self.heads:
-            return f"vLLM runs causal models, and {found.name!r} is {found.head}."
-        if found.loads_with == "lcc" or found.adapter:
-            return f"vLLM cannot load {found.name!r}: its layers are lcc's own; merge or export it."
+        card = read_card(folder)
+        if card.head not in self.heads:
+            return f"vLLM runs causal models, and {card.name!r} is {card.head}."
+        if card.loads_with == "lcc" or card.adapter:
+            return f"vLLM cannot load {card.name!r}: its layers are lcc's own; merge or export it."
         return None
 
     def open(self, folder: Path, opening: Opening) -> Session:

@@ -59,9 +59,9 @@ class Ray:
                 ignore_reinit_error=True,
             )
         except Exception as error:  # Ray says most of what goes wrong at its start in plain ones
-            told = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ResourceError(
-                f"launcher.address: no Ray answers at {self.address!r} ({told.rstrip('.')}); start "
+                f"launcher.address: no Ray answers at {self.address!r} ({reason.rstrip('.')}); start "
                 "one with `ray start --head`, choose launcher.address=local, or run again when the "
                 "machine is less busy."
             ) from None
@@ -126,7 +126,7 @@ class RayCrew:
     def alive(self) -> set[int]:
         prefix = self._name("")
         named = self.ray.util.list_named_actors(all_namespaces=True)
-        names = [found["name"] for found in named if found["namespace"] == NAMESPACE]
+        names = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE]
         return {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
 
     def fate(self, index: int) -> str:

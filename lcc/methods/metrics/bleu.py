@@ -35,8 +35,8 @@ class Bleu:
 
         outputs = [answer.output or "" for answer in answers]
         references = [[answer.reference for answer in answers]]
-        found = self._scorer(language)._extract_corpus_statistics(outputs, references)
-        return np.asarray(found, dtype=np.float64).reshape(len(answers), 2 + 2 * ORDER)
+        counts = self._scorer(language)._extract_corpus_statistics(outputs, references)
+        return np.asarray(counts, dtype=np.float64).reshape(len(answers), 2 + 2 * ORDER)
 
     def score(self, sums: Floats) -> Floats:
         """Exponentially smoothed precisions under the brevity penalty, 0 to 100."""

@@ -36,8 +36,8 @@ class Chrf:
 
         outputs = [answer.output or "" for answer in answers]
         references = [[answer.reference for answer in answers]]
-        found = self._scorer()._extract_corpus_statistics(outputs, references)
-        return np.asarray(found, dtype=np.float64).reshape(len(answers), -1)
+        counts = self._scorer()._extract_corpus_statistics(outputs, references)
+        return np.asarray(counts, dtype=np.float64).reshape(len(answers), -1)
 
     def score(self, sums: Floats) -> Floats:
         """F-score of the precisions and recalls averaged over the orders that occur, 0 to 100."""

@@ -84,15 +84,15 @@ def _chosen(flags: Sequence[int], masking: Masking, dice: random.Random) -> list
     groups = _words(flags) if masking.whole_words else [[i] for i in range(len(flags))]
     room = max(1, round(masking.share * len(flags)))
     dice.shuffle(groups)
-    found: list[int] = []
+    places: list[int] = []
     for group in groups:
-        if len(found) + len(group) <= room:
-            found += group
-        if len(found) == room:
+        if len(places) + len(group) <= room:
+            places += group
+        if len(places) == room:
             break
-    if not found:  # a short text of long words may have none that fits
-        found = min(groups, key=len)
-    return sorted(found)
+    if not places:  # a short text of long words may have none that fits
+        places = min(groups, key=len)
+    return sorted(places)
 
 
 def _words(flags: Sequence[int]) -> list[list[int]]:
@@ -127,10 +127,10 @@ class Masked:
     def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         assert material.mask is not None
         ids, flags = material.corpus.tokens(*pieces[index]), material.corpus.flags(*pieces[index])
-        found = masked(ids, flags, self.masking, mask=material.mask, ordinary=material.ordinary, dice=dice)
+        drawn = masked(ids, flags, self.masking, mask=material.mask, ordinary=material.ordinary, dice=dice)
         frame = material.frame
         before, after = [IGNORED] * len(frame.before), [IGNORED] * len(frame.after)
-        return Drawn(frame.single(found.ids), [*before, *found.labels, *after])
+        return Drawn(frame.single(drawn.ids), [*before, *drawn.labels, *after])
 
     def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
         ids = padded_rows([one.input_ids for one in drawn], pad, device)

@@ -53,15 +53,15 @@ class NextSentence:
 
     def pieces(self, material: Material) -> list[Piece]:
         require_mask(material)
-        found, start = list[Piece](), 0
+        pieces, start = list[Piece](), 0
         for end in material.corpus.ends.tolist():
-            found += _chunks(material, start, end)
+            pieces += _chunks(material, start, end)
             start = end
-        if found and _document(material, found[0]) == _document(material, found[-1]):
+        if pieces and _document(material, pieces[0]) == _document(material, pieces[-1]):
             raise DataError(
                 "pretrain: next_sentence needs pairs from two documents at least; the split has one."
             )
-        return found
+        return pieces
 
     def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
         ids, flags = _text(material, pieces[index])
@@ -78,7 +78,7 @@ class NextSentence:
     ) -> Drawn:
         assert material.mask is not None
         frame, num = material.frame, len(first[0])
-        found = masked(
+        drawn = masked(
             first[0] + second[0],
             first[1] + second[1],
             self.masking,
@@ -86,11 +86,11 @@ class NextSentence:
             ordinary=material.ordinary,
             dice=dice,
         )
-        ids, kinds = frame.pair(found.ids[:num], found.ids[num:])
+        ids, kinds = frame.pair(drawn.ids[:num], drawn.ids[num:])
         before, between, after = (
             [IGNORED] * len(part) for part in (frame.before, frame.between, frame.after)
         )
-        labels = [*before, *found.labels[:num], *between, *found.labels[num:], *after]
+        labels = [*before, *drawn.labels[:num], *between, *drawn.labels[num:], *after]
         return Drawn(ids, labels, kinds=kinds, relation=relation)
 
     def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:

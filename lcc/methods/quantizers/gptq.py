@@ -62,9 +62,9 @@ class Gptq:
         # A few rows tell: all would cost as much as the pass.
         some = spaced_rows(weight, JUDGED_ROWS)
         few, points = weight[some], None if zero is None else zero[some]
-        found = GroupGrid(codes[some], scale[some], grid.bits, points).dense().float()
+        sample = GroupGrid(codes[some], scale[some], grid.bits, points).dense().float()
         plain = grid.round(few, scale[some], points)
-        lost, otherwise = row_energies(torch.cat([found - few, plain - few]), stats.gram).chunk(2)
+        lost, otherwise = row_energies(torch.cat([sample - few, plain - few]), stats.gram).chunk(2)
         if float(lost.sum()) <= float(otherwise.sum()):
             return solved
         return GroupGrid(grid.encode(weight, scale, zero), scale, grid.bits, zero)

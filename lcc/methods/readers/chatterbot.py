@@ -78,10 +78,10 @@ def _conversations(content: bytes, where: str) -> Iterator[list[str]]:
 
     try:
         node: Any = yaml.load(content.decode("utf-8"), Loader=yaml.BaseLoader)
-        found = node["conversations"]
+        conversations = node["conversations"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError(f"{where}: is no list of conversations ({error}).") from None
-    for turns in found:
+    for turns in conversations:
         said = [" ".join(turn.split()) for turn in turns] if isinstance(turns, list) else []
         if len(said) >= 2 and all(said):
             yield said

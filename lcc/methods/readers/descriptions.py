@@ -84,11 +84,11 @@ def _asked(row: Row) -> Row | None:
     """The summary's word whose digest is the least, of those that stand once in it."""
     summary, context = str(row["target"]), str(row["source"])
     held = {match[0]: match.start() for match in reversed(list(WORD.finditer(context)))}
-    told = [match[0].lower() for match in WORD.finditer(summary)]
+    words = [match[0].lower() for match in WORD.finditer(summary)]
     fit = [
         match
         for match in WORD.finditer(summary)
-        if match[0] in held and told.count(match[0].lower()) == 1 and not is_stop_word(match[0])
+        if match[0] in held and words.count(match[0].lower()) == 1 and not is_stop_word(match[0])
     ]
     if not fit:
         return None
@@ -106,10 +106,10 @@ def _asked(row: Row) -> Row | None:
 
 def _paragraphs(lines: list[str]) -> list[str]:
     """The paragraphs of prose: a lone dot ends one, deeper lines are lists or code."""
-    found: list[list[str]] = [[]]
+    paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line == " .":
-            found.append([])
+            paragraphs.append([])
         elif line.startswith(" ") and not line.startswith("  "):
-            found[-1].append(line.strip())
-    return [" ".join(part) for part in found if part]
+            paragraphs[-1].append(line.strip())
+    return [" ".join(part) for part in paragraphs if part]

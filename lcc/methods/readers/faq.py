@@ -138,10 +138,10 @@ def _pod(text: str) -> Iterator[Entry]:
         body = re.split(r"^=head1", body, maxsplit=1, flags=re.MULTILINE)[0]
         blocks = [b.strip("\n") for b in re.split(r"\n[ \t]*\n", body) if b.strip()]
         prose = [b for b in blocks if not b[:1].isspace() and not b.lstrip().startswith("=")]
-        told = [" ".join(_named(block).split()) for block in prose]
+        paragraphs = [" ".join(_named(block).split()) for block in prose]
         question = " ".join(_named(title).split())
         if question.endswith("?"):
-            yield question, [p for p in told if p and not p.startswith("(contributed by")]
+            yield question, [p for p in paragraphs if p and not p.startswith("(contributed by")]
 
 
 def _named(text: str) -> str:
