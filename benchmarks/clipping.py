@@ -30,7 +30,7 @@ from lcc.core.progress import CurveFile, Progress
 from lcc.distributed.dist import SINGLE
 from lcc.methods.trackers.none import NoneTracker
 from lcc.models.sources import Scratch, TokenizerRecipe, make_module, make_tokenizer
-from lcc.training.batches import Examples
+from lcc.training.batches import EncodedExamples
 from lcc.training.loss import logits_function
 from lcc.training.options import TrainingOptions
 from lcc.training.step import Stepper
@@ -59,8 +59,8 @@ class Block:
 class Corpus:
     """Blocks to train on and to judge by, and the tokenizer that made them."""
 
-    train: Examples
-    held_out: Examples
+    train: EncodedExamples
+    held_out: EncodedExamples
     tokenizer: Any
 
 
@@ -71,7 +71,7 @@ def corpus(text: material.Text) -> Corpus:
     )
     tokenizer = make_tokenizer(recipe)
     train, held_out = (blocks(tokenizer, t) for t in ("".join(rows), text.scored[:200_000]))
-    return Corpus(Examples(train, "causal"), Examples(held_out[:HELD_OUT], "causal"), tokenizer)
+    return Corpus(EncodedExamples(train, "causal"), EncodedExamples(held_out[:HELD_OUT], "causal"), tokenizer)
 
 
 def blocks(tokenizer: Any, text: str) -> list[Block]:

@@ -135,7 +135,7 @@ def build(parent: Path) -> None:
     import transformers
     from accelerate import init_empty_weights
 
-    from lcc.models.safetensors_io import Entry, write_model
+    from lcc.models.safetensors_io import TensorEntry, write_model
 
     config = transformers.LlamaConfig(**SHAPE)
     with init_empty_weights():
@@ -148,7 +148,7 @@ def build(parent: Path) -> None:
         return (torch.randn(shape, generator=draws) * 0.02).bfloat16()
 
     entries = [
-        Entry(name, "bfloat16", tuple(p.shape), lambda p=p: drawn(tuple(p.shape)))
+        TensorEntry(name, "bfloat16", tuple(p.shape), lambda p=p: drawn(tuple(p.shape)))
         for name, p in model.named_parameters()
     ]
     folder = parent / "model"

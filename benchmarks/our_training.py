@@ -59,7 +59,7 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from lcc.pipeline.stage import Context
     from lcc.stages.finetune import Finetune
     from lcc.tasks.task import Task
-    from lcc.training.batches import Examples
+    from lcc.training.batches import EncodedExamples
 
     options = {
         "method": job["method"],
@@ -90,7 +90,7 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     model = stage.method.apply(bundle, device="cpu", dtype="float32", seed=job["seed"])
     rows = [Encoded(**row) for row in json.loads(Path(job["rows"]).read_text(encoding="utf-8"))]
-    train, none = (Examples(some, job["head"]) for some in (rows, []))
+    train, none = (EncodedExamples(some, job["head"]) for some in (rows, []))
     training = stage._training(model, bundle, around, train=train, validation=none)
     stage._run(training)
     return clock.facts()

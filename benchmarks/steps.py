@@ -148,14 +148,14 @@ def _examples(job: dict[str, Any]) -> Any:
     import random
     from types import SimpleNamespace
 
-    from lcc.training.batches import Examples
+    from lcc.training.batches import EncodedExamples
 
     dice = random.Random(0)
     rows = []
     for _ in range(job["tokens"] // job["length"]):
         ids = [dice.randrange(job["vocabulary"]) for _ in range(job["length"])]
         rows.append(SimpleNamespace(input_ids=ids, labels=ids))
-    return Examples(rows, "causal"), list(range(len(rows)))
+    return EncodedExamples(rows, "causal"), list(range(len(rows)))
 
 
 def _product() -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from lcc.models.offload import Streamed
+    from lcc.models.offload import OffloadedModule
 
 # -----------------------------------------------------------------------------
 # Tensors of waiting batches on disk, once they would take more memory than is allowed.
@@ -147,7 +147,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def inner_weights(block: str, weights: Streamed | None) -> Iterator[None]:
+def inner_weights(block: str, weights: OffloadedModule | None) -> Iterator[None]:
     """While open, the block has its weights."""
     if weights is None:
         yield
@@ -160,7 +160,7 @@ def inner_weights(block: str, weights: Streamed | None) -> Iterator[None]:
 
 
 @contextmanager
-def outer_weights(stops: Mapping[str, Module], weights: Streamed | None) -> Iterator[None]:
+def outer_weights(stops: Mapping[str, Module], weights: OffloadedModule | None) -> Iterator[None]:
     """While open, a large module outside the blocks has its weights from the moment it runs."""
     if weights is None:
         yield
@@ -253,7 +253,7 @@ class Memory:
     `limit` is what all waiting batches may hold, in bytes; the rest goes below `folder`.
     """
 
-    weights: Streamed | None = None
+    weights: OffloadedModule | None = None
     limit: int | None = None
     folder: Path | None = None
 

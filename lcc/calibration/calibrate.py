@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from lcc.calibration.block_walker import Aside, Batch, Memory, Visit, run_whole, runs_in_order, walk
-from lcc.calibration.resume import Facts, Kept
+from lcc.calibration.resume import Facts, FinishedBlocks
 from lcc.calibration.statistics import LayerStats, StoredStats, Tally
 from lcc.config.cards import card
 from lcc.core import signals
@@ -123,7 +123,7 @@ def solving_cost(layers: Mapping[str, Linear]) -> float:
     return float(width) ** 2 * (width + rows)
 
 
-class Shared:
+class SharedParameters:
     """Parameters that must be equal in all processes again once every one has changed its share."""
 
     def __init__(self, modules: Iterable[Module], dist: Dist) -> None:
@@ -205,7 +205,7 @@ def stored_groups(
         if name not in stats:
             raise DataError(f"calibration: layer {name!r} is not among the stored statistics.")
         groups.setdefault(stats.source(name), {})[name] = layer
-    shared = Shared(layers.values(), dist)
+    shared = SharedParameters(layers.values(), dist)
     listed = list(groups.values())
     for group in dealt(listed, [solving_cost(group) for group in listed], dist):
         yield InputGroup(group, stats[next(iter(group))])
@@ -237,7 +237,7 @@ def collect(
         yield tally.finish(layers)
         return
     done: dict[str, Linear] = {}
-    around = Surroundings(progress or Progress(quiet=True), dist, memory=memory)
+    around = CalibrationContext(progress or Progress(quiet=True), dist, memory=memory)
     for visit in _visits(model, batches, layers, tally, around):
         if done:
             yield tally.finish(done)
@@ -247,14 +247,14 @@ def collect(
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class CalibrationContext:
     """What a walk has beside the model and its text."""
 
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
     dist: Dist = SINGLE
     memory: Memory | None = None
     aside: Aside | None = None
-    kept: Kept | None = None
+    kept: FinishedBlocks | None = None
 
 
 def calibrated(
@@ -264,7 +264,7 @@ def calibrated(
     *,
     gram: bool = False,
     one_by_one: bool = False,
-    around: Surroundings | None = None,
+    around: CalibrationContext | None = None,
 ) -> Iterator[InputGroup]:
     """`layers` by distinct input, in forward order; each block sees what was changed before it.
 
@@ -272,7 +272,7 @@ def calibrated(
     several processes each is given its share, and all have what the others changed when the walk
     goes on. Blocks that `around.kept` has are put in place and not given again.
     """
-    around = around or Surroundings()
+    around = around or CalibrationContext()
     tally = Tally(gram=gram, dist=around.dist)
     within, outside = _by_block(model, layers)
     for visit in _visits(model, batches, layers, tally, around):
@@ -300,7 +300,7 @@ def _looks(
         yield _grouped(group, tally.finish(group))
 
 
-def _outer(layers: dict[str, Linear], tally: Tally, around: Surroundings) -> Iterator[InputGroup]:
+def _outer(layers: dict[str, Linear], tally: Tally, around: CalibrationContext) -> Iterator[InputGroup]:
     """The layers outside the blocks, one group after another."""
     weights = around.memory.weights if around.memory else None
     for group in _grouped(layers, tally.finish(layers)):
@@ -314,13 +314,13 @@ def _outer(layers: dict[str, Linear], tally: Tally, around: Surroundings) -> Ite
 
 
 def _each_changed(
-    rounds: Iterator[list[InputGroup]], modules: Mapping[str, Module], around: Surroundings
+    rounds: Iterator[list[InputGroup]], modules: Mapping[str, Module], around: CalibrationContext
 ) -> Iterator[InputGroup]:
     """Give out the groups of some `modules`, and settle what became of them."""
     facts = around.kept.facts if around.kept is not None else {}
     before = set(facts)
     for groups in rounds:
-        shared = Shared(modules.values(), around.dist)
+        shared = SharedParameters(modules.values(), around.dist)
         costs = [solving_cost(group.layers) for group in groups]
         mine = dealt(groups, costs, around.dist)
         groups.clear()
@@ -341,7 +341,7 @@ def _visits(
     batches: Sequence[Batch],
     layers: Mapping[str, Linear],
     tally: Tally,
-    around: Surroundings,
+    around: CalibrationContext,
 ) -> Iterator[Visit]:
     if not batches:
         raise DataError("calibration has no text: the training split is empty.")

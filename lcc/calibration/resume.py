@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
 from lcc.models.safetensors_io import (
-    Entry,
     StoredTensors,
+    TensorEntry,
     entry,
     is_sealed,
     read_metadata,
@@ -24,7 +24,7 @@ Facts = dict[str, dict[str, Any]]
 """Layer → what a stage found out about it, in JSON's terms."""
 
 
-class Kept:
+class FinishedBlocks:
     """The changed parameters of every finished block, in the dtype they will be stored in.
 
     A damaged file is no finished block: `warn` is told, and the block is done again.
@@ -64,7 +64,7 @@ class Kept:
             metadata = {"facts": json.dumps(facts)}
             write_file(entries, self._file(block), metadata=metadata, sealed=True)
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, TensorEntry]:
         """Every kept parameter by name, unread."""
         return {n: e for file in self._files() for n, e in StoredTensors(file).entries.items()}
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.prune_groups import Unit
+    from lcc.compression.prune_groups import PruningGroup
     from lcc.core.types import Head
-    from lcc.training.batches import Example
+    from lcc.training.batches import EncodedExample
 
 # Widths that kernels and quantization groups like; `auto` takes the first that meets the ratio.
 STEPS, NEAR = (128, 64, 32, 16, 8, 4, 2, 1), 0.02
 
 
-def column_importance(criterion: Any, unit: Unit, name: str, stats: LayerStats | None) -> Tensor:
+def column_importance(criterion: Any, unit: PruningGroup, name: str, stats: LayerStats | None) -> Tensor:
     """What a consumer says of each channel or head that it reads: (num,).
 
     Where the criterion has no word for channels, the squared norm of a column of its scores.
@@ -39,7 +39,7 @@ def column_importance(criterion: Any, unit: Unit, name: str, stats: LayerStats |
     return member.totals(columns, 0)
 
 
-def size_importance(unit: Unit) -> Tensor:
+def size_importance(unit: PruningGroup) -> Tensor:
     """Where no statistics are: the product of what writes a channel and what reads it, squared."""
     importance: Any = 1.0
     for member in unit.members:
@@ -128,7 +128,7 @@ def nearest(num: int, ratio: float, *, allowed: Sequence[int]) -> int:
 
 
 def task_losses(
-    model: Any, examples: Sequence[Example], *, head: Head, pad: int, batch_tokens: int
+    model: Any, examples: Sequence[EncodedExample], *, head: Head, pad: int, batch_tokens: int
 ) -> Iterator[Tensor]:
     """The summed loss of each batch of `examples`, with its graph."""
     require_loss(head)
@@ -142,7 +142,7 @@ def task_losses(
 
 def sensitivities(
     model: Any,
-    units: Sequence[Unit],
+    units: Sequence[PruningGroup],
     losses: Iterable[Tensor],
     score: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ def sensitivities(
     return totals
 
 
-def _distinct(unit: Unit) -> Iterator[tuple[Any, Any, int]]:
+def _distinct(unit: PruningGroup) -> Iterator[tuple[Any, Any, int]]:
     """Every parameter of the unit once: a tied one has one gradient."""
     seen = set()
     for member in unit.members:

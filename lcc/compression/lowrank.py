@@ -143,7 +143,7 @@ TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _CompensationStep:
     """A layer's quantized base with the change beside it, and what of its outputs is lost."""
 
     quantized: Any
@@ -180,7 +180,7 @@ class Compensation:
 
     def _add(self, part: InputGroup, grid: Any, whitened: Whitening, gram: Tensor) -> None:
         sizes = [layer.out_features for layer in part.layers.values()]
-        best: dict[str, _Turn] = {}
+        best: dict[str, _CompensationStep] = {}
         added = torch.zeros_like(part.weight())
         alone: dict[str, float] = {}
         for _ in range(self.num_turns):
@@ -198,15 +198,15 @@ class Compensation:
             self.changes[name] = best[name].change
             self.errors[name] = (alone[name], best[name].left)
 
-    def _turn(self, layer: Linear, quantized: Any, whitened: Whitening, gram: Tensor) -> _Turn:
+    def _turn(self, layer: Linear, quantized: Any, whitened: Whitening, gram: Tensor) -> _CompensationStep:
         weight = layer.weight.detach().float()
         missing = weight - quantized.dense().float()
         up, down = decompose(missing, whitened).factors(self.rank)
         kind = getattr(torch, self.dtype)
         change = up.to(kind).contiguous(), down.to(kind).contiguous()
-        turn = _Turn(quantized, change, output_share(missing, weight, gram), 0.0)
+        turn = _CompensationStep(quantized, change, output_share(missing, weight, gram), 0.0)
         left = output_share(missing - turn.added(), weight, gram)
-        return _Turn(quantized, change, turn.alone, left)
+        return _CompensationStep(quantized, change, turn.alone, left)
 
 
 def write_adapter(changes: Mapping[str, Change], folder: Path, *, head: str, base: str) -> None:

@@ -33,7 +33,7 @@ Choose = Callable[["Tensor", int], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Factor:
+class GramFactor:
     """What a pass needs to know of a Gram; columns in the order in which they are solved."""
 
     order: Tensor  # (in,) int64: the i-th column solved is order[i]
@@ -59,7 +59,7 @@ class Levels:
     highest: int
 
 
-def factorize(gram: Tensor, *, damping: float = 0.01, order: Order = "layout", unit: int = 1) -> Factor:
+def factorize(gram: Tensor, *, damping: float = 0.01, order: Order = "layout", unit: int = 1) -> GramFactor:
     """Factorize H + λI with λ = `damping` · mean(diag H), more where that is not enough.
 
     The order is that of the inputs' energy: `falling`, while most columns can still make up for
@@ -76,7 +76,7 @@ def factorize(gram: Tensor, *, damping: float = 0.01, order: Order = "layout", u
     feedback = mirrored.flip(0, 1).float()
     spread = feedback.diagonal().clone()
     feedback.div_(spread[:, None])
-    return Factor(columns, feedback, spread, damping)
+    return GramFactor(columns, feedback, spread, damping)
 
 
 def _sorted(energy: Tensor, order: Order, unit: int) -> Tensor:
@@ -115,7 +115,7 @@ def _cholesky(gram: Tensor, order: Tensor, damping: float) -> tuple[Tensor, floa
 
 def solve_columns(
     weight: Tensor,
-    factor: Factor,
+    factor: GramFactor,
     *,
     levels: Levels | None = None,
     choose: Choose | None = None,
@@ -163,7 +163,7 @@ def solve_columns(
     return obs_columns.by_rows(solved, factor.order)
 
 
-def _feedback(factor: Factor, here: slice, *, looks_ahead: bool) -> tuple[Tensor, Tensor]:
+def _feedback(factor: GramFactor, here: slice, *, looks_ahead: bool) -> tuple[Tensor, Tensor]:
     """How errors of the columns before a block move its targets, and how those within it do.
 
     A pass that looks ahead counts errors within from the target, not from the weight.
@@ -221,7 +221,7 @@ Scope = Literal["layer", "row"]
 
 
 @dataclass(frozen=True)
-class Quotas:
+class ColumnQuotas:
     """Of stacked layers, in the order in which columns are solved."""
 
     counts: tuple[Tensor, ...]  # per layer (out, blocks) int64: runs of inputs that go
@@ -256,7 +256,7 @@ def quotas(
     sizes: Sequence[int],
     scope: Scope,
     block_size: int,
-) -> Quotas:
+) -> ColumnQuotas:
     """For layers stacked in `weight`, each with a pattern (of one run) and a number of rows.
 
     `costs` (in,) is what a weight of one costs to lose: the Gram's diagonal (as Wanda has it), or
@@ -276,4 +276,4 @@ def quotas(
         else:
             kept = rows_without_lowest(runs, torch.full((len(runs),), num, device=runs.device))
         counts.append(((~kept).float() @ belongs).long())
-    return Quotas(tuple(counts), block_size, run, scope)
+    return ColumnQuotas(tuple(counts), block_size, run, scope)

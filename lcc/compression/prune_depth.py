@@ -40,14 +40,14 @@ class Part:
 
 
 @dataclass
-class _Trial:
+class _AblationRun:
     """One batch, up to which block of each stack it stands finished, and the part now left out."""
 
     done: dict[str, tuple[int, Any]] = field(default_factory=dict)
     part: Part | None = None
 
 
-class Skipping:
+class LayerAblation:
     """Compares a model without some `parts` with the whole one; nothing in it is changed."""
 
     def __init__(self, model: Any, stops: Mapping[str, Module]) -> None:
@@ -56,7 +56,7 @@ class Skipping:
         self.left_out: set[Part] = set()
         self.num_block_runs = 0
         self._beside: dict[str, tuple[Any, ...] | None] = {}  # what a block returns after its state
-        self._trial: _Trial | None = None
+        self._trial: _AblationRun | None = None
         self._is_silent = False
 
     def divergences(self, batches: Sequence[Batch], parts: Sequence[Part]) -> dict[Part, float]:
@@ -69,14 +69,14 @@ class Skipping:
         with torch.no_grad(), self._patched(parts):
             for batch in batches:
                 whole = self._answers(batch, None)
-                trial = _Trial()
+                trial = _AblationRun()
                 for part in parts:
                     trial.part = part
                     totals[part] += divergence(whole, self._answers(batch, trial))
                 num_answers += len(whole[0])
         return {part: total / num_answers for part, total in totals.items()}
 
-    def _answers(self, batch: Batch, trial: _Trial | None) -> Answers:
+    def _answers(self, batch: Batch, trial: _AblationRun | None) -> Answers:
         self._trial = trial
         return said(self.model, batch)
 
@@ -332,7 +332,7 @@ def silence(model: Any, parts: Collection[Part]) -> None:
 # Only the blocks from the changed one on are run again, through the model's own code.
 
 
-class Probing:
+class LayerProbe:
     """Trials against the model as it is; every block's output is kept for every batch."""
 
     def __init__(self, model: Any, stops: Mapping[str, Module], batches: Sequence[Batch]) -> None:

@@ -25,7 +25,7 @@ Axis = Literal["in", "out"]
 
 
 @dataclass(frozen=True)
-class Member:
+class GroupMember:
     """One axis of one layer: `size` neighbouring entries stand for each thing that may go.
 
     The axis may be `copies` such runs, one behind the other (GPT-2's q, k and v in one layer).
@@ -73,7 +73,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Unit:
+class PruningGroup:
     """`num` channels or heads of which the same stay in every member.
 
     Of each of `runs` equal runs of neighbours the same number stays: the query heads of every
@@ -82,7 +82,7 @@ class Unit:
 
     name: str
     num: int
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
     field: str = ""
     runs: int = 1
 
@@ -92,7 +92,7 @@ class Unit:
         layers: dict[str, Any] = {m.name: m.layer for m in self.members if m.axis == "in"}
         return {n: layer for n, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
 
-    def consumer(self, name: str) -> Member:
+    def consumer(self, name: str) -> GroupMember:
         return next(m for m in self.members if m.axis == "in" and m.name == name)
 
     def columns(self, name: str, kept: Sequence[int]) -> list[int]:
@@ -235,26 +235,29 @@ def head_dim(config: Any) -> int:
     return int(explicit or config.hidden_size // config.num_attention_heads)
 
 
-def key_value_groups(model: Any) -> list[Unit]:
+def key_value_groups(model: Any) -> list[PruningGroup]:
     """Each attention layer by key-value heads; one goes with the query heads that share it."""
     width = head_dim(model.config)
     units = []
     for attention in attentions(model):
         num_heads, num = attention.heads(width)
         wide = num_heads // num * width
-        members: tuple[Member, ...] = (
-            Member(attention.query[0], attention.query[1], "out", wide),
-            Member(attention.key[0], attention.key[1], "out", width),
-            Member(attention.value[0], attention.value[1], "out", width),
-            Member(attention.output[0], attention.output[1], "in", wide),
+        members: tuple[GroupMember, ...] = (
+            GroupMember(attention.query[0], attention.query[1], "out", wide),
+            GroupMember(attention.key[0], attention.key[1], "out", width),
+            GroupMember(attention.value[0], attention.value[1], "out", width),
+            GroupMember(attention.output[0], attention.output[1], "in", wide),
         )
         if attention.is_fused:
-            members = (Member(attention.query[0], attention.query[1], "out", width, copies=3), members[3])
-        units.append(Unit(attention.output[0], num, members))
+            members = (
+                GroupMember(attention.query[0], attention.query[1], "out", width, copies=3),
+                members[3],
+            )
+        units.append(PruningGroup(attention.output[0], num, members))
     return _joined(model, units)
 
 
-def query_heads(model: Any) -> list[Unit]:
+def query_heads(model: Any) -> list[PruningGroup]:
     """Each attention layer by query heads; where every head has keys of its own, these go too."""
     width = head_dim(model.config)
     units = []
@@ -263,27 +266,27 @@ def query_heads(model: Any) -> list[Unit]:
         if num_heads == num:
             return key_value_groups(model)
         members = (
-            Member(attention.query[0], attention.query[1], "out", width),
-            Member(attention.output[0], attention.output[1], "in", width),
+            GroupMember(attention.query[0], attention.query[1], "out", width),
+            GroupMember(attention.output[0], attention.output[1], "in", width),
         )
-        units.append(Unit(attention.output[0], num_heads, members, runs=num))
+        units.append(PruningGroup(attention.output[0], num_heads, members, runs=num))
     return units
 
 
-def _joined(model: Any, units: list[Unit]) -> list[Unit]:
+def _joined(model: Any, units: list[PruningGroup]) -> list[PruningGroup]:
     """Layers that add one position bias lose the same heads."""
     if model.config.model_type not in POSITION_BIASED:
         return units
-    stacks: dict[str, list[Unit]] = {}
+    stacks: dict[str, list[PruningGroup]] = {}
     for unit in units:
         is_biased = ".SelfAttention." in unit.name
         stacks.setdefault(unit.name.split(".block.")[0] if is_biased else unit.name, []).append(unit)
     biases = [(n, m) for n, m in model.named_modules() if n.endswith("relative_attention_bias")]
     joined = []
     for stack, together in stacks.items():
-        own = [Member(n, m, "out") for n, m in biases if n.startswith(f"{stack}.block.")]
+        own = [GroupMember(n, m, "out") for n, m in biases if n.startswith(f"{stack}.block.")]
         members = (*(member for unit in together for member in unit.members), *own)
-        joined.append(Unit(stack, together[0].num, members))
+        joined.append(PruningGroup(stack, together[0].num, members))
     return joined
 
 
@@ -299,7 +302,7 @@ def _joined(model: Any, units: list[Unit]) -> list[Unit]:
 TRACED_ALONE = {"gpt2": "mlp"}
 
 
-def feed_forwards(model: Any) -> list[Unit]:
+def feed_forwards(model: Any) -> list[PruningGroup]:
     """The feed-forward layers inside the blocks.
 
     A group of linear layers that touches nothing else and ends in one consumer is one: anything
@@ -308,7 +311,7 @@ def feed_forwards(model: Any) -> list[Unit]:
     names = {module: name for name, module in model.named_modules()}
     alone = TRACED_ALONE.get(model.config.model_type)
     graph = None if alone else _graph(model, example_inputs=example(model))
-    units: dict[str, Unit] = {}
+    units: dict[str, PruningGroup] = {}
     for block_name, block in blocks(model).items():
         if alone:
             part = block.get_submodule(alone)
@@ -357,7 +360,7 @@ def _is_attention(name: str) -> bool:
     return "attn" in name.lower() or "attention" in name.lower()
 
 
-def _unit(graph: Any, layer: Linear, names: dict[Module, str]) -> Unit | None:
+def _unit(graph: Any, layer: Linear, names: dict[Module, str]) -> PruningGroup | None:
     whole = list(range(layer.out_features))
     group = graph.get_pruning_group(layer, torch_pruning.prune_linear_out_channels, whole)
     producers: list[Any] = []
@@ -372,9 +375,9 @@ def _unit(graph: Any, layer: Linear, names: dict[Module, str]) -> Unit | None:
         (consumers if is_input else producers).append(module)
     if len(consumers) != 1 or consumers[0] not in names:
         return None
-    members = [Member(names[producer], producer, "out") for producer in producers]
-    consumer = Member(names[consumers[0]], consumers[0], "in")
-    return Unit(consumer.name, consumers[0].in_features, (*members, consumer))
+    members = [GroupMember(names[producer], producer, "out") for producer in producers]
+    consumer = GroupMember(names[consumers[0]], consumers[0], "in")
+    return PruningGroup(consumer.name, consumers[0].in_features, (*members, consumer))
 
 
 # -----------------------------------------------------------------------------
@@ -390,7 +393,7 @@ STREAMS = ("hidden", "encoder", "decoder")  # a shared one, or one each
 NO_WIDTH = ("relative_attention_bias", "q_norm", "k_norm")
 
 
-def streams(model: Any) -> list[Unit]:
+def streams(model: Any) -> list[PruningGroup]:
     """The model's streams, then what the config ties to their width: heads, and a pooler's outputs.
 
     Encoder and decoder share one stream where they share embeddings.
@@ -407,7 +410,7 @@ def streams(model: Any) -> list[Unit]:
     own = {m.name for m in pooler.members if m.axis == "in"} if pooler else set()
     members = [m for m in _members(model, width, inner, pooler) if m.name not in own]
     by_stream = _split(members) if _has_two_streams(model) else {"hidden": members}
-    units = [Unit(name, width, tuple(m)) for name, m in by_stream.items()]
+    units = [PruningGroup(name, width, tuple(m)) for name, m in by_stream.items()]
     if model.config.model_type in HEADS_IN_HIDDEN:
         units += key_value_groups(model)
     return units if pooler is None else [*units, pooler]
@@ -425,7 +428,9 @@ def _inner(model: Any) -> dict[str, Axis]:
     return axes
 
 
-def _members(model: Any, width: int, inner: dict[str, Axis], pooler: Unit | None) -> Iterator[Member]:
+def _members(
+    model: Any, width: int, inner: dict[str, Axis], pooler: PruningGroup | None
+) -> Iterator[GroupMember]:
     within, vocabulary = tuple(f"{b}." for b in blocks(model)), model.get_output_embeddings()
     pooled = {m.name for m in pooler.members} if pooler else set()
     for name, module in model.named_modules():
@@ -433,30 +438,30 @@ def _members(model: Any, width: int, inner: dict[str, Axis], pooler: Unit | None
             continue
         if isinstance(module, torch.nn.Linear) and name.startswith(within):
             assert name in inner, f"{name} is neither feed-forward nor attention"
-            yield Member(name, module, "in" if inner[name] == "out" else "out")
+            yield GroupMember(name, module, "in" if inner[name] == "out" else "out")
         elif isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
             out_width, in_width = module.weight.shape[:2]
             if in_width == width:
-                yield Member(name, module, "in")
+                yield GroupMember(name, module, "in")
             if out_width == width and name not in pooled and module is not vocabulary:
-                yield Member(name, module, "out")
+                yield GroupMember(name, module, "out")
         else:
             yield from _others(name, module, width)
 
 
-def _others(name: str, module: Any, width: int) -> Iterator[Member]:
+def _others(name: str, module: Any, width: int) -> Iterator[GroupMember]:
     """Embeddings, norms, and parameters that hang on the module itself."""
     own = dict(module.named_parameters(recurse=False))
     if isinstance(module, torch.nn.Embedding):
         if module.embedding_dim == width:
-            yield Member(name, module, "out")
+            yield GroupMember(name, module, "out")
     elif set(own) <= {"weight", "bias"} and "weight" in own:
         if tuple(own["weight"].shape) == (width,):
-            yield Member(name, module, "out")
+            yield GroupMember(name, module, "out")
     else:
         for key, parameter in own.items():
             if parameter.shape[-1] == width:
-                yield Member(f"{name}.{key}", module, "out", parameter=key)
+                yield GroupMember(f"{name}.{key}", module, "out", parameter=key)
 
 
 def _has_two_streams(model: Any) -> bool:
@@ -468,9 +473,9 @@ def _has_two_streams(model: Any) -> bool:
     return not any(id(p) in ids for p in decoder.parameters())
 
 
-def _split(members: list[Member]) -> dict[str, list[Member]]:
+def _split(members: list[GroupMember]) -> dict[str, list[GroupMember]]:
     """By stack; the keys and values of cross-attention read the encoder's stream."""
-    by_stack: dict[str, list[Member]] = {"encoder": [], "decoder": []}
+    by_stack: dict[str, list[GroupMember]] = {"encoder": [], "decoder": []}
     for member in members:
         crosses = member.name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
         in_encoder = ".encoder." in f".{member.name}"
@@ -479,7 +484,7 @@ def _split(members: list[Member]) -> dict[str, list[Member]]:
     return by_stack
 
 
-def _pooler(model: Any, width: int) -> Unit | None:
+def _pooler(model: Any, width: int) -> PruningGroup | None:
     """A layer from hidden width to hidden width over the blocks, with the layers that read it.
 
     Its outputs are no stream, but configs have no other word for their number. Where its reader
@@ -493,8 +498,8 @@ def _pooler(model: Any, width: int) -> Unit | None:
     readers = [(n, m) for n, m in outside if m is not square[1]]
     if any(m.weight is embeddings.weight for _, m in readers):
         return None
-    members = (Member(*square, "out"), *(Member(n, m, "in") for n, m in readers))
-    return Unit(square[0], width, members)
+    members = (GroupMember(*square, "out"), *(GroupMember(n, m, "in") for n, m in readers))
+    return PruningGroup(square[0], width, members)
 
 
 def _is_square_reader(model: Any, name: str, module: Module, width: int) -> bool:

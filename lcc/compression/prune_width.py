@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lcc.calibration.block_walker import Batch
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.prune_groups import Unit
+    from lcc.compression.prune_groups import PruningGroup
 
 # -----------------------------------------------------------------------------
 # What depends on the hidden width beside shapes: scales of embeddings, logits and norms.
@@ -179,7 +179,7 @@ STACKS = ("encoder", "decoder")
 class Plan:
     """Which field of the config states the number of each unit's things, and what it will say."""
 
-    def __init__(self, config: Any, units: Sequence[Unit], *, dims: Dims) -> None:
+    def __init__(self, config: Any, units: Sequence[PruningGroup], *, dims: Dims) -> None:
         self.config, self.units, self.dims = config.get_text_config(), units, dims
         config = self.config
         self.shape = Shape(
@@ -203,7 +203,7 @@ class Plan:
             if field not in self.sizes:
                 self.sizes[field] = (unit.num, self._after(unit, field, ratio, round_to))
 
-    def _after(self, unit: Unit, field: str, ratio: float, round_to: RoundTo) -> int:
+    def _after(self, unit: PruningGroup, field: str, ratio: float, round_to: RoundTo) -> int:
         if self.dims == "hidden" and field != "hidden_size":
             return self.sizes["hidden_size"][1] // self.shape.head_dim
         if self.wishes:
@@ -242,7 +242,7 @@ class Plan:
             " width for all, so every layer of a kind lost the same."
         )
 
-    def _field(self, unit: Unit) -> str:
+    def _field(self, unit: PruningGroup) -> str:
         if self.dims == "ffn":
             return ffn_field(self.config, unit)
         if self.dims == "hidden" and unit.num == self.config.hidden_size:
@@ -254,7 +254,7 @@ class Plan:
         return "num_key_value_heads" if num_keys == unit.num else "num_attention_heads"
 
 
-def ffn_field(config: Any, unit: Unit) -> str:
+def ffn_field(config: Any, unit: PruningGroup) -> str:
     """The field of the config that states the width of this feed-forward layer.
 
     Raises GateError for a family whose config does not say it.

@@ -30,7 +30,7 @@ LEAST_SHOWN = 1e-6  # of the largest logit; what shows less cannot be told from 
 
 
 @dataclass(frozen=True)
-class Fold:
+class ScaleFold:
     """Who divides: a norm (whose factor may be 1 + weight), or the rows of a linear layer."""
 
     producer: str  # below the block
@@ -43,7 +43,7 @@ class Folds:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.blocks = blocks(model)
-        self.known: dict[tuple[Any, ...], Fold | None] = {}
+        self.known: dict[tuple[Any, ...], ScaleFold | None] = {}
 
     def of(self, group: InputGroup) -> tuple[Module, Law] | None:
         """The module that can divide the input of these layers, and how; None: there is none."""
@@ -58,7 +58,7 @@ class Folds:
         fold = self.known[type(module), own]
         return None if fold is None else (module.get_submodule(fold.producer), fold.law)
 
-    def _found(self, block: Module, group: InputGroup) -> Fold | None:
+    def _found(self, block: Module, group: InputGroup) -> ScaleFold | None:
         """Multiply the layers by random numbers, and see who can undo it."""
         width = next(iter(group.layers.values())).in_features
         draws = torch.rand(width, generator=torch.Generator().manual_seed(0))
@@ -81,17 +81,17 @@ class Folds:
         return probe_logits(self.model)
 
 
-def _candidates(block: Module, group: InputGroup, width: int) -> Iterator[Fold]:
+def _candidates(block: Module, group: InputGroup, width: int) -> Iterator[ScaleFold]:
     readers = set(group.layers.values())
     for name, module in block.named_modules():
         weight: Any = getattr(module, "weight", None)
         if weight is None or module in readers or next(module.children(), None) is not None:
             continue
         if weight.dim() == 1 and len(weight) == width:
-            yield Fold(name, "norm")
-            yield Fold(name, "norm above one")
+            yield ScaleFold(name, "norm")
+            yield ScaleFold(name, "norm above one")
         elif isinstance(module, torch.nn.Linear) and module.out_features == width:
-            yield Fold(name, "rows")
+            yield ScaleFold(name, "rows")
 
 
 def divide(producer: Any, scale: Tensor, *, law: Law, dtype: str | None = None) -> Tensor:

@@ -98,7 +98,7 @@ TrialState = Literal["running", "finished", "failed", "pruned"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """One point of a search: a value for every range, and what is known of it by now."""
 
     chosen: dict[str, str]  # head of a swept word → value as typed
@@ -114,7 +114,7 @@ class Search:
 
     ranges: tuple[Range, ...]
     objectives: dict[str, Direction]
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[SearchTrial, ...] = ()
 
 
 @runtime_checkable
@@ -131,7 +131,7 @@ class SamplerCard(Protocol):
         """How many trials there will be."""
         ...
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         """The next trial, or None when there are enough."""
         ...
 

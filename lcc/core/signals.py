@@ -19,7 +19,7 @@ ASKING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasatt
 TOLD = b"\nstopping where it can be continued; Ctrl-C again stops at once.\n"
 
 
-class _Request:
+class _StopRequest:
     """What signals have asked of this process since the outermost `watched` began."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Request:
                     os.kill(child.pid, signal.SIGTERM)
 
 
-_request = _Request()
+_request = _StopRequest()
 
 
 def requested() -> bool:

@@ -13,7 +13,7 @@ from lcc.data.cleaning import UNIT
 
 
 @dataclass(frozen=True)
-class Found:
+class Match:
     """A text by its number; `coverage` is the share of the question's words that its head holds.
 
     English stop words say nothing, others weigh by their rarity among all texts; a word that stands
@@ -37,7 +37,7 @@ class Index:
         # An empty text still has its place; no question holds this word.
         self._index.index([words or [""] for words in self._words], show_progress=False)
 
-    def nearest(self, question: str, num: int) -> list[Found]:
+    def nearest(self, question: str, num: int) -> list[Match]:
         """The `num` best texts, best first; of equal ones the earlier."""
         import numpy as np
 
@@ -46,7 +46,7 @@ class Index:
             return []
         scores = self._index.get_scores(words)
         best = np.argsort(-scores, kind="stable")[:num].tolist()
-        return [Found(i, self._coverage(question, i)) for i in best if scores[i] > 0]
+        return [Match(i, self._coverage(question, i)) for i in best if scores[i] > 0]
 
     def _coverage(self, question: str, number: int) -> float:
         asked = set(words_of(question)) - _silent()

@@ -18,7 +18,7 @@ QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A value with the bounds of its 95 % bootstrap interval."""
 
     value: float
@@ -33,19 +33,23 @@ def draws(num_samples: int, num_resamples: int, seed: int) -> Floats:
     return generator.multinomial(num_samples, shares, size=num_resamples).astype(np.float64)
 
 
-def interval(statistics: Floats, score: Callable[[Floats], Floats], weights: Floats) -> Interval:
+def interval(statistics: Floats, score: Callable[[Floats], Floats], weights: Floats) -> ConfidenceInterval:
     """The corpus score and its interval; `statistics` is (samples, columns)."""
     value = float(score(statistics.sum(axis=0)))
     return _bounds(value, score(weights @ statistics))
 
 
-def paired(mine: Floats, other: Floats, score: Callable[[Floats], Floats], weights: Floats) -> Interval:
+def paired(
+    mine: Floats, other: Floats, score: Callable[[Floats], Floats], weights: Floats
+) -> ConfidenceInterval:
     """Mine minus the other's, each resample drawn from both alike."""
     value = float(score(mine.sum(axis=0)) - score(other.sum(axis=0)))
     return _bounds(value, score(weights @ mine) - score(weights @ other))
 
 
-def verdict(delta: Interval, reference: float, *, keep_ratio: float, higher_is_better: bool = True) -> Word:
+def verdict(
+    delta: ConfidenceInterval, reference: float, *, keep_ratio: float, higher_is_better: bool = True
+) -> Word:
     """One word for a difference to a reference score.
 
     gained: the whole interval lies above zero. kept: it lies above the tolerated loss,
@@ -74,6 +78,6 @@ def rule(keep_ratio: float, num_resamples: int) -> str:
     )
 
 
-def _bounds(value: float, resampled: Floats) -> Interval:
+def _bounds(value: float, resampled: Floats) -> ConfidenceInterval:
     low, high = np.quantile(resampled, QUANTILES)
-    return Interval(value, float(low), float(high))
+    return ConfidenceInterval(value, float(low), float(high))

@@ -60,7 +60,7 @@ def answer(
     answers: dict[int, Generated] = {}
     with torch.inference_mode(), _own_settings(module):
         for chosen in _batches(module, [len(prompt) for prompt in prompts], order, batch_size):
-            batch = _Batch(module, tokenizer, decode, [limits[i] for i in chosen])
+            batch = _PromptBatch(module, tokenizer, decode, [limits[i] for i in chosen])
             generated = batch.generate([prompts[i] for i in chosen])
             answers.update(zip(chosen, generated, strict=True))
             advance(len(chosen))
@@ -153,7 +153,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _PromptBatch:
     module: Any
     tokenizer: PreTrainedTokenizerBase
     decode: Decode

@@ -27,7 +27,7 @@ Need = Literal["answers", "likelihood", "guesses"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What a model made of one row.
 
     `nats`, `num_tokens`, `num_bytes` and `num_characters` are of the text that it had to predict;
@@ -63,7 +63,7 @@ class Metric(Protocol):
     label: ClassVar[str]  # as its papers spell it; the word, where a card gives none
     order: ClassVar[int]  # place among the columns of a table; last, where a card gives none
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """(num_answers, num_columns), one row per answer."""
         ...
 
@@ -88,13 +88,13 @@ def chosen_rows(rows: Sequence[Row], num: int, split: str) -> list[Row]:
     return hashed[:num]
 
 
-def read_answers(folder: Path) -> list[Answer]:
+def read_answers(folder: Path) -> list[Prediction]:
     """The answers that an earlier evaluation left in `samples.jsonl`."""
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Answer(**json.loads(line)) for line in lines]
+    return [Prediction(**json.loads(line)) for line in lines]
 
 
-def require_same_samples(mine: list[Answer], other: list[Answer], side: str) -> None:
+def require_same_samples(mine: list[Prediction], other: list[Prediction], side: str) -> None:
     """Raise DataError unless both evaluations saw the same rows with the same fields."""
     seen = [[(a.id, a.source, a.reference) for a in answers] for answers in (mine, other)]
     if seen[0] != seen[1]:
@@ -104,7 +104,7 @@ def require_same_samples(mine: list[Answer], other: list[Answer], side: str) -> 
         )
 
 
-def write_answers(path: Path, answers: Sequence[Answer]) -> Path:
+def write_answers(path: Path, answers: Sequence[Prediction]) -> Path:
     """One JSON line per sample; returns `path`."""
     with path.open("w", encoding="utf-8") as file:
         for one in answers:

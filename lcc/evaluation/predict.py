@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.evaluation.generate import Generated, answer
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 from lcc.evaluation.score import (
     Span,
     choices,
@@ -40,7 +40,7 @@ def _silent(num: float) -> None:
 
 
 @dataclass(frozen=True)
-class Answering:
+class Predictor:
     """One model at one task; `window` and `stride` are for texts longer than a window."""
 
     module: Any
@@ -52,10 +52,11 @@ class Answering:
     stride: int = 512
     advance: Callable[[float], None] = _silent
 
-    def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Answer]:
+    def answers(self, rows: Sequence[Row], needs: set[Need]) -> list[Prediction]:
         """One Answer per row, with what `needs` asks for."""
         answers = [
-            Answer(str(row["id"]), self.task.source(row), self.task.completion(row).strip()) for row in rows
+            Prediction(str(row["id"]), self.task.source(row), self.task.completion(row).strip())
+            for row in rows
         ]
         if "answers" in needs:
             outputs = self.outputs(rows)
@@ -254,8 +255,8 @@ def class_names(module: Any, task: Task) -> list[str]:
     return [named[i] for i in range(len(known))] if has_names else list(known)
 
 
-def majority(task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[Answer]:
+def majority(task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:
     """Every row answered with the training split's most frequent class."""
     counts = Counter(task.completion(row).strip() for row in training)
     name = min(counts, key=lambda label: (-counts[label], label))
-    return [Answer(str(row["id"]), task.source(row), task.completion(row).strip(), name) for row in rows]
+    return [Prediction(str(row["id"]), task.source(row), task.completion(row).strip(), name) for row in rows]

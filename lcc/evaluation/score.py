@@ -14,9 +14,9 @@ from lcc.core.lazy import torch
 from lcc.evaluation.generate import ends_batch, pad_id, padded
 from lcc.models.adapters import is_prompt, num_virtual
 from lcc.tasks.encode import IGNORED
-from lcc.tasks.extractive_qa import Window, passage_windows
+from lcc.tasks.extractive_qa import PassageWindow, passage_windows
 from lcc.training.loss import PairBatch, masked_logits, pair_logits
-from lcc.training.pretraining import Drawing
+from lcc.training.pretraining import DrawnExamples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,7 +228,7 @@ def extracted(
     return [text[best[i][1] : best[i][2]].strip() for i, text in enumerate(texts)]
 
 
-def _spans(module: Any, batch: Sequence[Window], pad: int, most: int) -> list[Best]:
+def _spans(module: Any, batch: Sequence[PassageWindow], pad: int, most: int) -> list[Best]:
     ids, mask = padded([window.ids for window in batch], pad, left=False, device=module.device)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if any(any(window.kinds) for window in batch):
@@ -243,7 +243,7 @@ def _spans(module: Any, batch: Sequence[Window], pad: int, most: int) -> list[Be
     ]
 
 
-def _best(starts: Tensor, ends: Tensor, window: Window, most: int) -> Best:
+def _best(starts: Tensor, ends: Tensor, window: PassageWindow, most: int) -> Best:
     """The span within the passage with the largest sum of both logits."""
     inside = slice(window.first, window.end)
     num = window.end - window.first
@@ -265,7 +265,7 @@ COUNTS = ("masked", "hits", "unigram_hits", "pairs", "pair_hits")
 
 def guesses(
     module: Any,
-    drawing: Drawing,
+    drawing: DrawnExamples,
     *,
     pad: int,
     frequent: int,
@@ -292,7 +292,7 @@ def guesses(
 
 
 def _counted(
-    module: Any, drawing: Drawing, chosen: list[int], pad: int, frequent: int
+    module: Any, drawing: DrawnExamples, chosen: list[int], pad: int, frequent: int
 ) -> list[dict[str, float]]:
     batch = drawing.collate(chosen, pad=pad, device=str(module.device))
     assert batch.positions is not None

@@ -240,7 +240,7 @@ BLOCK_NAME = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 
 @dataclass(frozen=True)
-class Mixture:
+class TypeMixture:
     """A file type for a model of so many blocks; `tied`: the embedding is the head too."""
 
     name: str  # a key of FILE_TYPES
@@ -298,7 +298,7 @@ def _gets_more_bits(number: int, num_blocks: int) -> bool:
 
 
 @dataclass
-class Written:
+class TensorReport:
     """What became of the tensors of a file."""
 
     kinds: Counter[str] = field(default_factory=Counter)  # type → bytes
@@ -332,12 +332,14 @@ def write_gguf(
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     writer = gguf.GGUFWriter(target, family.arch)
     _write_origin(writer, source)
-    mixture = Mixture(
+    mixture = TypeMixture(
         "F16" if kind == "auto" else kind,
         family.config.num_hidden_layers,
         bool(family.config.tie_word_embeddings),
     )
-    pen = _Pen(writer, family, weights, mixture, kind == "auto", importance or {}, Written())
+    pen = _GgufTensorWriter(
+        writer, family, weights, mixture, kind == "auto", importance or {}, TensorReport()
+    )
     num_tokens = 0
     for name, role in names_and_roles(family, weights.names()):
         shape = pen.tensor(name, role)
@@ -357,14 +359,14 @@ def write_gguf(
 
 
 @dataclass(frozen=True)
-class _Pen:
+class _GgufTensorWriter:
     writer: Any
     family: Family
     weights: StoredWeights
-    mixture: Mixture
+    mixture: TypeMixture
     takes_grids: bool
     importance: Mapping[str, LayerStats]
-    written: Written
+    written: TensorReport
 
     def tensor(self, name: str, role: str) -> tuple[int, ...]:
         """Hand one tensor to the writer; returns its shape."""
@@ -427,7 +429,7 @@ class _Pen:
         self.written.kinds[kind] += data.nbytes
 
 
-def _file_type(written: Written) -> str:
+def _file_type(written: TensorReport) -> str:
     """The file type of most bytes in matrices."""
     kinds = {kind: n for kind, n in written.kinds.items() if kind != "F32"}
     return FILE_TYPES[max(kinds, key=lambda kind: kinds[kind])]

@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 # What is traced of a model, part by part, and what each part is called with.
 
 
-class Answering(torch.nn.Module):
+class DecoderStep(torch.nn.Module):
     """The decoder of an encoder–decoder, which goes on from any past of its own.
 
     Keys and values of what the encoder said are made anew at each call: kept ones would need a
@@ -174,7 +174,7 @@ def parts(module: Any, head: str) -> Parts:
 
 
 def _of_two(module: Any, inputs: dict[str, Tensor]) -> Parts:
-    encoder, decoder = module.get_encoder(), Answering(module)
+    encoder, decoder = module.get_encoder(), DecoderStep(module)
     past = DynamicCache(config=module.config.get_text_config(decoder=True))
     asked = {"attention_mask": inputs["attention_mask"], "past_key_values": past}
     ids = inputs["input_ids"]

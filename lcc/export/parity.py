@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lcc.evaluation.generate import eos_ids
-from lcc.inference.session import Answer, greedy
+from lcc.inference.session import GeneratedAnswer, greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -345,7 +345,7 @@ def _answers(source: Session, export: Session, prompts: Rows, tolerance: float, 
     return parity
 
 
-def _first_difference(expected: Answer, got: Answer) -> tuple[int, float | None]:
+def _first_difference(expected: GeneratedAnswer, got: GeneratedAnswer) -> tuple[int, float | None]:
     """Tokens compared, and how much likelier the source's own was where they part."""
     for i, token in enumerate(expected.tokens):
         if i >= len(got.ids) or got.ids[i] != token.id:
@@ -395,6 +395,8 @@ def _shown(source: Session, export: Session, prompts: Rows, new_tokens: int) -> 
     return [_pair(source, *each) for each in zip(prompts, mine, other, strict=True)]
 
 
-def _pair(source: Session, prompt: Sequence[int], mine: Answer, other: Answer) -> dict[str, Any]:
+def _pair(
+    source: Session, prompt: Sequence[int], mine: GeneratedAnswer, other: GeneratedAnswer
+) -> dict[str, Any]:
     text = source.tokenizer.decode(list(prompt))
     return {"prompt": text, "source": mine.text, "export": other.text}

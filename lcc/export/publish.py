@@ -130,7 +130,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ParityTrial:
     """What an export is compared on: `prompts` of the task, or None for the fixed ones."""
 
     prompts: Sequence[Sequence[int]] | None = None
@@ -139,14 +139,14 @@ class Trial:
 
 
 @dataclass
-class _Made:
+class _WrittenExport:
     facts: dict[str, Any]
     parity: Parity
     refusals: list[str] = field(default_factory=list)
 
 
 def publish(
-    source: Path, target: Path, exporter: Any, *, trial: Trial, origin: Provenance | None = None
+    source: Path, target: Path, exporter: Any, *, trial: ParityTrial, origin: Provenance | None = None
 ) -> Exported:
     """Write `source` as `target`, a folder that is not there yet.
 
@@ -164,8 +164,8 @@ def publish(
 
 
 def write_and_compare(
-    source: Path, folder: Path, exporter: Any, *, trial: Trial, origin: Provenance
-) -> _Made:
+    source: Path, folder: Path, exporter: Any, *, trial: ParityTrial, origin: Provenance
+) -> _WrittenExport:
     """The export in `folder`, with its report, card and manifest; marked where the gate closes.
 
     Raises RecipeError for a checkpoint that the format does not take.
@@ -193,7 +193,7 @@ def write_and_compare(
     text = model_card(card, origin, format=name_of(exporter), facts=facts, parity=parity)
     write_model_card(folder, text)
     _seal(folder, {"source": _source_digest(source), "exporter": describe(exporter)})
-    return _Made(facts, parity, refusals)
+    return _WrittenExport(facts, parity, refusals)
 
 
 def closed(exporter: Any, parity: Parity, refusals: Sequence[str], kept: Path) -> str:
@@ -213,7 +213,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _parity(source: Path, folder: Path, exporter: Any, trial: Trial) -> Parity:
+def _parity(source: Path, folder: Path, exporter: Any, trial: ParityTrial) -> Parity:
     if exporter.engine == "":
         return _same_bytes(source, folder)
     opening = Opening(threads=trial.threads, slots=8, context=LONGEST_PROMPT + trial.new_tokens)

@@ -133,12 +133,12 @@ def _write(folder: Path, target: Path, exporter: Any, threads: int) -> dict[str,
     """Write the copy, and compare it with its source on some prompts; raises GateError."""
     from lcc.export.model_card import Provenance
     from lcc.export.parity import texts
-    from lcc.export.publish import LONGEST_PROMPT, Trial, closed, write_and_compare
+    from lcc.export.publish import LONGEST_PROMPT, ParityTrial, closed, write_and_compare
     from lcc.models.bundle import open_bundle
 
     tokenizer = open_bundle(folder).tokenizer
     rows = [list(tokenizer(text)["input_ids"])[:LONGEST_PROMPT] for text in texts()[::EVERY]]
-    trial = Trial(prompts=[row for row in rows if row], threads=threads)
+    trial = ParityTrial(prompts=[row for row in rows if row], threads=threads)
     made = write_and_compare(folder, target, exporter, trial=trial, origin=Provenance())
     if made.refusals:
         raise GateError(closed(exporter, made.parity, made.refusals, target))

@@ -29,7 +29,7 @@ READ_TOGETHER = 256
 Numbered = tuple[int, "Row"]
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Where rows come from; `ended` once none will come."""
 
     ended: bool
@@ -40,7 +40,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Said:
+class RowAnswer:
     """The answer to a row; `seconds` from when its prompt went in until its last token."""
 
     output: str
@@ -76,7 +76,7 @@ class _Running:
 
 
 @dataclass(frozen=True)
-class Asking:
+class BatchInference:
     """A session at a task; `batch_tokens` bound what runs at once, prompts and answers."""
 
     session: Session
@@ -85,7 +85,7 @@ class Asking:
     batch_tokens: int = 16384
     show: Callable[[str], None] | None = None
 
-    def answers(self, source: Source) -> Iterator[tuple[int, Row, Said]]:
+    def answers(self, source: RowSource) -> Iterator[tuple[int, Row, RowAnswer]]:
         """Every row's answer as it finishes, which need not be the order of the rows."""
         self.require()
         return self._written(source) if self._writes else self._read(source)
@@ -109,7 +109,7 @@ class Asking:
         is_batch = self.task.decode.num_beams > 1 and hasattr(self.session, "module")
         return self.task.head in ("causal", "seq2seq") and not self.task.is_ranked and not is_batch
 
-    def _written(self, source: Source) -> Iterator[tuple[int, Row, Said]]:
+    def _written(self, source: RowSource) -> Iterator[tuple[int, Row, RowAnswer]]:
         pool: list[tuple[int, int, Numbered, list[int], int]] = []
         running: dict[int, _Running] = {}
         window = AHEAD * max(1, self.session.free_slots)
@@ -120,7 +120,7 @@ class Asking:
                 for number, row in new:
                     handover = handed_over(self.task, row)
                     if handover is not None:
-                        yield number, row, Said(handover, handed_over=True)
+                        yield number, row, RowAnswer(handover, handed_over=True)
                     else:
                         pool.append(self._prepared((number, row), window))
                 pool.sort(key=lambda entry: entry[:2])  # The next one stands last.
@@ -166,7 +166,7 @@ class Asking:
             stop=how.stop,
         )
 
-    def _read(self, source: Source) -> Iterator[tuple[int, Row, Said]]:
+    def _read(self, source: RowSource) -> Iterator[tuple[int, Row, RowAnswer]]:
         while not source.ended:
             signals.check("infer")
             batch = source.take(READ_TOGETHER, wait=True)
@@ -175,10 +175,10 @@ class Asking:
             each = (time.perf_counter() - started) / max(1, len(batch))
             for (number, row), (text, finished) in zip(batch, outputs, strict=True):
                 finish: Finish = "stop" if finished else "length"
-                yield number, row, Said(text, finish, seconds=each)
+                yield number, row, RowAnswer(text, finish, seconds=each)
 
     def _outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
-        from lcc.evaluation.predict import Answering
+        from lcc.evaluation.predict import Predictor
 
         task, session = self.task, self.session
         if task.head == "classify":
@@ -186,7 +186,7 @@ class Asking:
             chosen = [int(values.argmax()) for values in session.logits(ids)]
             return [(task.label_names[i], True) for i in chosen]
         module: Any = getattr(session, "module")  # noqa: B009
-        return Answering(module, session.tokenizer, task).outputs(rows)
+        return Predictor(module, session.tokenizer, task).outputs(rows)
 
 
 def prompt_of(task: Task, row: Row, session: Session) -> tuple[list[int], int]:
@@ -205,9 +205,9 @@ def row_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7])
 
 
-def _said(one: _Running, finish: Finish) -> Said:
+def _said(one: _Running, finish: Finish) -> RowAnswer:
     seconds = time.perf_counter() - one.started
-    return Said("".join(one.text).strip(), finish, one.num_prompt, one.num_tokens, seconds)
+    return RowAnswer("".join(one.text).strip(), finish, one.num_prompt, one.num_tokens, seconds)
 
 
 # -----------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def _last_line(file: Any) -> dict[str, Any]:
 LOOK_SECONDS = 0.2  # how often a growing file, and a request to stop, is looked at
 
 
-class Feed:
+class RowPrefetcher:
     """Rows that a thread reads ahead, at most `most` of them."""
 
     def __init__(self, rows: Iterable[Numbered], most: int = 1024) -> None:

@@ -33,7 +33,7 @@ NUM_TRIES = 5
 GRACE_SECONDS = 5.0
 
 
-class Worker:
+class MeasuringProcess:
     """The client's end of one measuring process."""
 
     def __init__(self, log: Path) -> None:
@@ -78,12 +78,12 @@ class Worker:
 
 
 @contextmanager
-def workers(folder: Path, names: list[str], *, threads: int) -> Iterator[dict[str, Worker]]:
+def workers(folder: Path, names: list[str], *, threads: int) -> Iterator[dict[str, MeasuringProcess]]:
     """One worker per name, all ended at the end."""
-    started: dict[str, Worker] = {}
+    started: dict[str, MeasuringProcess] = {}
     try:
         for number, name in enumerate(names):
-            started[name] = Worker(folder / f"bench-{number}.log")
+            started[name] = MeasuringProcess(folder / f"bench-{number}.log")
         cpus = quiet_cpus(threads)
         for worker in started.values():
             worker.ask("start", threads=threads, cpus=cpus)
@@ -93,7 +93,7 @@ def workers(folder: Path, names: list[str], *, threads: int) -> Iterator[dict[st
             worker.close()
 
 
-class Measuring:
+class MeasuringWorker:
     """The worker's side: one model in memory and the clock."""
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ def serve(pipe: Connection, log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
-    measuring = Measuring()
+    measuring = MeasuringWorker()
     while True:
         try:
             options = pipe.recv()
@@ -285,7 +285,7 @@ BUSY = 0.25  # foreign load, in cores, above which the figures are not to be tru
 
 
 @dataclass
-class Racer:
+class BenchmarkedModel:
     """One checkpoint in one backend, and everything measured of it."""
 
     name: str
@@ -313,7 +313,7 @@ class Racer:
         if context is not None:
             self.prompts = [ids[-max(1, context - self.new_tokens) :] for ids in self.prompts]
 
-    def turn(self, worker: Worker, size: int, *, warm: bool, requests: int) -> None:
+    def turn(self, worker: MeasuringProcess, size: int, *, warm: bool, requests: int) -> None:
         """One turn at one batch size; a warm-up turn is not kept."""
         tokens = min(2, self.new_tokens) if warm else self.new_tokens
         seconds = worker.ask("measure", prompts=self.prompts[:size], new_tokens=tokens, requests=requests)
@@ -395,7 +395,7 @@ def _busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def verdicts(racers: list[Racer]) -> list[str]:
+def verdicts(racers: list[BenchmarkedModel]) -> list[str]:
     """One sentence per checkpoint: against the first, and in its own format against itself."""
     first, sentences = racers[0], []
     size = first.batch_sizes[0]
@@ -408,7 +408,7 @@ def verdicts(racers: list[Racer]) -> list[str]:
     return sentences
 
 
-def _verdict(racer: Racer, first: Racer, size: int) -> str:
+def _verdict(racer: BenchmarkedModel, first: BenchmarkedModel, size: int) -> str:
     pairs = zip(racer.rates(size), first.rates(size), strict=True)
     ratios = [mine / theirs for mine, theirs in pairs]
     what = "decoding" if racer.new_tokens else "the forward pass"
@@ -422,7 +422,7 @@ def _verdict(racer: Racer, first: Racer, size: int) -> str:
     return f"{racer.name}: no clear difference in the speed of {what} ({spread})."
 
 
-def _native_verdict(racer: Racer, ours: Racer, size: int) -> str:
+def _native_verdict(racer: BenchmarkedModel, ours: BenchmarkedModel, size: int) -> str:
     ratio = median(racer.rates(size)) / median(ours.rates(size))
     return (
         f"{racer.name}: transformers reads it as {racer.backend}, at {ratio:.2f} × the speed "

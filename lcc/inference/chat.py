@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Chat:
+class Conversation:
     """`turns` as the template takes them; `system`, where there is one, is never forgotten."""
 
     session: Session

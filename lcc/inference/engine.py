@@ -16,10 +16,10 @@ from lcc.core.errors import DataError
 from lcc.evaluation.generate import answer, demanded_settings, eos_ids
 from lcc.evaluation.score import context_length
 from lcc.inference import model_runner
-from lcc.inference.kv_cache import Prefixes
+from lcc.inference.kv_cache import PrefixCache
 from lcc.inference.model_runner import passes
-from lcc.inference.sampler import Choosing, TextStream, choosing, chosen
-from lcc.inference.session import Ability, Opening, Request, Step, Token
+from lcc.inference.sampler import Sampler, TextStream, choosing, chosen
+from lcc.inference.session import Ability, AnswerStep, Opening, Request, Token
 from lcc.models.adapters import is_prompt
 from lcc.tasks.task import Decode
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from lcc.inference.sidecar import Companions
+    from lcc.inference.sidecar import Sidecar
     from lcc.models.bundle import Bundle
 
 # -----------------------------------------------------------------------------
@@ -77,30 +77,30 @@ def _told(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) 
 
 
 @dataclass
-class Ongoing:
+class RunningSequence:
     """A request that was admitted; `last` is its newest token, which no forward has read yet."""
 
     handle: int
     request: Request
     limit: int
-    choosing: Choosing
+    choosing: Sampler
     text: TextStream
     last: int = -1
     num: int = 0
 
-    def take(self, token: Token, ends: Collection[int]) -> Step:
+    def take(self, token: Token, ends: Collection[int]) -> AnswerStep:
         """One more token; `ends` are the tokens that end an answer and do not stand in it."""
         if token.id in ends and not self.request.ignore_ends:
-            return Step(self.handle, self.text.finish(), finish="stop")
+            return AnswerStep(self.handle, self.text.finish(), finish="stop")
         self.last, self.num = token.id, self.num + 1
         self.choosing.seen.append(token.id)
         text = self.text.push(token.id)
         if self.text.stopped:
-            return Step(self.handle, text, (token,), "stop")
+            return AnswerStep(self.handle, text, (token,), "stop")
         if self.num < self.limit:
-            return Step(self.handle, text, (token,))
+            return AnswerStep(self.handle, text, (token,))
         text += self.text.finish()
-        return Step(self.handle, text, (token,), "stop" if self.text.stopped else "length")
+        return AnswerStep(self.handle, text, (token,), "stop" if self.text.stopped else "length")
 
 
 TURN_TOKENS = 2048  # of prompts taken in by one forward, padding included
@@ -120,8 +120,8 @@ CONTINUOUS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous"
 class _Queue:
     """Admitted, not begun."""
 
-    waiting: list[Ongoing] = field(default_factory=list)
-    whole: list[Ongoing] = field(default_factory=list)
+    waiting: list[RunningSequence] = field(default_factory=list)
+    whole: list[RunningSequence] = field(default_factory=list)
 
 
 class InProcessSession:
@@ -134,7 +134,7 @@ class InProcessSession:
         self.told = ""  # how the module was opened, where that was chosen here
         self.module, self._slots = module.eval(), opening.slots
         self._handles, self._queue = count(), _Queue()
-        self._running: list[Ongoing] = []  # by row
+        self._running: list[RunningSequence] = []  # by row
         self._passes: Any = None
         self.abilities = READS.get(self.card.head, WHOLE)
         if self.card.head in ("causal", "seq2seq"):
@@ -157,7 +157,7 @@ class InProcessSession:
         room = self.context - (0 if self.card.head == "seq2seq" else len(request.ids))
         limit = min(request.max_new_tokens, room)
         before = [self._passes.start] if hasattr(self._passes, "start") else list(request.ids)
-        one = Ongoing(
+        one = RunningSequence(
             next(self._handles),
             request,
             limit,
@@ -192,7 +192,7 @@ class InProcessSession:
             why = "beams" if request.num_beams > 1 else "this model"
             raise DataError(f"{why} cannot be combined with {' and '.join(asked)}.")
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """One token more of every answer; who waits is taken in first, beams run whole."""
         with torch.inference_mode():
             steps = [self._whole(one) for one in self._queue.whole]
@@ -222,12 +222,12 @@ class InProcessSession:
         self.module = self._passes = None
         self._running, self._queue = [], _Queue()
 
-    def _advance(self) -> list[Step]:
+    def _advance(self) -> list[AnswerStep]:
         logits = self._passes.advance([one.last for one in self._running])
         return self._told(logits, list(range(len(self._running))))
 
-    def _take_in(self) -> list[Step]:
-        steps: list[Step] = []
+    def _take_in(self) -> list[AnswerStep]:
+        steps: list[AnswerStep] = []
         waiting, self._queue.waiting = self._queue.waiting, []
         lengths = [self._passes.num_new(one.request.ids) for one in waiting] if waiting else []
         for batch in model_runner.by_length(lengths, TURN_TOKENS):
@@ -238,7 +238,7 @@ class InProcessSession:
             steps += self._told(logits, list(rows))
         return steps
 
-    def _told(self, logits: Tensor, rows: list[int]) -> list[Step]:
+    def _told(self, logits: Tensor, rows: list[int]) -> list[AnswerStep]:
         """Choose a token for each of `rows`; those that end leave."""
         answers = [self._running[row] for row in rows]
         tokens = chosen(logits, [one.choosing for one in answers])
@@ -254,20 +254,20 @@ class InProcessSession:
         if row < len(self._running):
             self._running[row] = last
 
-    def _whole(self, one: Ongoing) -> Step:
+    def _whole(self, one: RunningSequence) -> AnswerStep:
         request = one.request
         settings = decode(
             Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams, "stop": list(request.stop)}
         )
         generated = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
         tokens = tuple(Token(token) for token in generated.ids)
-        return Step(one.handle, generated.text, tokens, "stop" if generated.finished else "length")
+        return AnswerStep(one.handle, generated.text, tokens, "stop" if generated.finished else "length")
 
 
-def _prefixes(module: Any, opening: Opening) -> Prefixes | None:
+def _prefixes(module: Any, opening: Opening) -> PrefixCache | None:
     """Where texts that were read are kept, if asked for and if the model goes on from them."""
-    asked = Prefixes(opening.prefix_mb * 1_000_000)
-    if not asked.budget or not goes_on(partial(passes, module, prefixes=Prefixes(0, least=1))):
+    asked = PrefixCache(opening.prefix_mb * 1_000_000)
+    if not asked.budget or not goes_on(partial(passes, module, prefixes=PrefixCache(0, least=1))):
         return None
     return asked
 
@@ -280,7 +280,7 @@ TURNS: frozenset[Ability] = frozenset({"sampling", "logprobs", "repetition_penal
 JOINS: frozenset[Ability] = frozenset({"continuous"})
 
 
-class Passes(Protocol):
+class ModelRunner(Protocol):
     """What an engine does in a turn; its rows are those that were taken in, in order.
 
     Where `joins` is false, rows are taken in only while there are none. For a row of which `plain`
@@ -311,15 +311,15 @@ class Passes(Protocol):
         ...
 
 
-class TurningSession:
+class ScheduledSession:
     """See `inference.sessions.Session` for the contract."""
 
-    def __init__(self, passes: Passes, beside: Companions, opening: Opening, *, context: int) -> None:
+    def __init__(self, passes: ModelRunner, beside: Sidecar, opening: Opening, *, context: int) -> None:
         self.card, self.tokenizer, self.context = beside.card, beside.tokenizer, context
         self._passes, self._slots = passes, opening.slots
         self._ends, self._settings, self._start = beside.ends, beside.settings, beside.start
-        self._handles, self._waiting = count(), list[Ongoing]()
-        self._running: list[Ongoing] = []  # by row
+        self._handles, self._waiting = count(), list[RunningSequence]()
+        self._running: list[RunningSequence] = []  # by row
         self.abilities = TURNS | JOINS if passes.joins else TURNS
 
     @property
@@ -335,7 +335,7 @@ class TurningSession:
         before = list(request.ids) if self._start is None else [self._start]
         choice = choosing(request, before, limit, self._settings)
         text = TextStream(self.tokenizer, request.stop)
-        one = Ongoing(next(self._handles), request, limit, choice, text)
+        one = RunningSequence(next(self._handles), request, limit, choice, text)
         self._waiting.append(one)
         return one.handle
 
@@ -351,7 +351,7 @@ class TurningSession:
         if request.num_beams > 1:
             raise DataError("this engine has no beams; leave num_beams at 1.")
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """A token more of every answer; who waits is taken in where the engine lets rows join."""
         steps = []
         if self._running:
@@ -386,7 +386,7 @@ class TurningSession:
         self._running, self._waiting = [], []
         self._passes.close()
 
-    def _told(self, logits: list[Tensor | int], answers: list[Ongoing]) -> list[Step]:
+    def _told(self, logits: list[Tensor | int], answers: list[RunningSequence]) -> list[AnswerStep]:
         tokens = chosen(logits, [one.choosing for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
@@ -394,7 +394,7 @@ class TurningSession:
                 self._leave(one)
         return steps
 
-    def _leave(self, one: Ongoing) -> None:
+    def _leave(self, one: RunningSequence) -> None:
         row = self._running.index(one)
         self._passes.remove(row)
         last = self._running.pop()
@@ -402,5 +402,5 @@ class TurningSession:
             self._running[row] = last
 
 
-def _plain(answers: Sequence[Ongoing]) -> list[bool]:
+def _plain(answers: Sequence[RunningSequence]) -> list[bool]:
     return [one.choosing.is_plain for one in answers]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FEW = 128  # columns to begin with
 
 
-class _Window:
+class _BufferWindow:
     """Which part of the buffers the running forward reads, and how many columns it adds."""
 
     def __init__(self, num_rows: int) -> None:
@@ -37,7 +37,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     is_sliding = False
 
-    def __init__(self, window: _Window) -> None:
+    def __init__(self, window: _BufferWindow) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
 
@@ -94,7 +94,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class _CrossLayer(_Layer):  # type: ignore[no-untyped-call]
     """What a layer reads of the encoders' outputs: rows begin together, and are written once."""
 
-    def __init__(self, window: _Window) -> None:
+    def __init__(self, window: _BufferWindow) -> None:
         super().__init__(window)
         self.whole_keys: Tensor | None = None
         self.whole_values: Tensor | None = None
@@ -131,11 +131,11 @@ class _CrossLayer(_Layer):  # type: ignore[no-untyped-call]
             buffer[target].copy_(buffer[source])
 
 
-class Slots:
+class KVCache:
     """The cache of all running answers; `cache` is what a model's forward takes."""
 
     def __init__(self, num_rows: int, num_layers: int, *, crossed: bool) -> None:
-        self._window, self._cross = _Window(num_rows), _Window(num_rows)
+        self._window, self._cross = _BufferWindow(num_rows), _BufferWindow(num_rows)
         self._layers = [_Layer(self._window) for _ in range(num_layers)]
         self._cross_layers = [_CrossLayer(self._cross) for _ in range(num_layers * crossed)]
         self.cache: Any = Cache(layers=list(self._layers))
@@ -239,7 +239,7 @@ MOST_KEPT = 64  # texts
 
 
 @dataclass(eq=False)
-class Kept:
+class CachedPrefix:
     """A text that was read; `layers` are keys and values (heads, tokens, head size) of each."""
 
     ids: list[int]
@@ -251,12 +251,12 @@ class Kept:
         return sum(t.numel() * t.element_size() for pair in self.layers for t in pair)
 
 
-class Prefixes:
+class PrefixCache:
     """Texts of rows that left, the least recently used forgotten beyond `budget` bytes."""
 
     def __init__(self, budget: int, least: int = LEAST) -> None:
         self.budget, self.least = budget, least
-        self._kept: list[Kept] = []  # the most recently used last
+        self._kept: list[CachedPrefix] = []  # the most recently used last
 
     @property
     def bytes(self) -> int:
@@ -265,7 +265,7 @@ class Prefixes:
 
     def keep(self, ids: Sequence[int], layers: Layers) -> None:
         """Keep a text in place of those that it goes on from; one beyond the budget is not kept."""
-        new = Kept(list(ids), layers)
+        new = CachedPrefix(list(ids), layers)
         if new.bytes > self.budget:
             return
         self._kept = [kept for kept in self._kept if new.ids[: len(kept.ids)] != kept.ids]
@@ -273,13 +273,13 @@ class Prefixes:
         while self.bytes > self.budget or len(self._kept) > MOST_KEPT:
             self._kept.pop(0)
 
-    def longest(self, ids: Sequence[int]) -> tuple[Kept | None, int]:
+    def longest(self, ids: Sequence[int]) -> tuple[CachedPrefix | None, int]:
         """The text that begins as `ids` does for the most tokens, and for how many."""
         lengths = [common(kept.ids, ids, self.least) for kept in self._kept]
         best = max(lengths, default=0)
         return (self._kept[lengths.index(best)], best) if best else (None, 0)
 
-    def used(self, kept: Kept) -> None:
+    def used(self, kept: CachedPrefix) -> None:
         """It is the most recently used one now."""
         self._kept.remove(kept)
         self._kept.append(kept)

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lcc.evaluation.generate import pad_id, padded
 from lcc.evaluation.score import MAX_LOGITS
-from lcc.inference.kv_cache import Kept, Prefixes, Slots, common
+from lcc.inference.kv_cache import CachedPrefix, KVCache, PrefixCache, common
 from lcc.training.loss import token_logits
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     Vectors = list[np.ndarray[Any, Any]]
 
 
-class CausalPasses:
+class CausalRunner:
     """A decoder; `take` gives logits (rows, vocabulary) after each prompt.
 
     With `prefixes` a prompt that begins as a running or a kept text did goes on from its keys and
     values.
     """
 
-    def __init__(self, module: Any, num_rows: int, prefixes: Prefixes | None = None) -> None:
+    def __init__(self, module: Any, num_rows: int, prefixes: PrefixCache | None = None) -> None:
         self.module, self.prefixes = module, prefixes
-        self.slots = Slots(num_rows, _num_layers(module), crossed=False)
+        self.slots = KVCache(num_rows, _num_layers(module), crossed=False)
         self._read: list[list[int]] = []  # by row, what its columns hold
         accepted = inspect.signature(module.forward).parameters
         self._has_positions = "position_ids" in accepted
@@ -51,10 +51,10 @@ class CausalPasses:
         for row, (length, (source, _)) in enumerate(zip(lengths, known, strict=True), first_row):
             # Rows are as many columns wide, so one that knows more reads some of it again.
             if length > num_new:
-                layers = source.layers if isinstance(source, Kept) else self.slots.layers_of(source)
+                layers = source.layers if isinstance(source, CachedPrefix) else self.slots.layers_of(source)
                 self.slots.fill(row, layers, length - num_new)
         for source, _ in known:
-            if self.prefixes is not None and isinstance(source, Kept):
+            if self.prefixes is not None and isinstance(source, CachedPrefix):
                 self.prefixes.used(source)
         self._read += [list(prompt) for prompt in prompts]
         rows = [list(prompt)[-num_new:] for prompt in prompts]
@@ -108,7 +108,7 @@ class CausalPasses:
         return logits
 
 
-class Seq2SeqPasses:
+class Seq2SeqRunner:
     """An encoder–decoder; prompts go through the encoder, and answers begin with its start token.
 
     Where positions of the decoder's tokens are embedded, each row is given its own.
@@ -116,7 +116,7 @@ class Seq2SeqPasses:
 
     def __init__(self, module: Any, num_rows: int) -> None:
         self.module = module
-        self.slots = Slots(num_rows, _num_layers(module), crossed=True)
+        self.slots = KVCache(num_rows, _num_layers(module), crossed=True)
         self.start = int(module.generation_config.decoder_start_token_id)
         self._positions: Tensor | None = None
         embedding = getattr(module.get_decoder(), "embed_positions", None)
@@ -178,11 +178,11 @@ class Seq2SeqPasses:
         return forward
 
 
-def passes(module: Any, num_rows: int, prefixes: Prefixes | None = None) -> CausalPasses | Seq2SeqPasses:
+def passes(module: Any, num_rows: int, prefixes: PrefixCache | None = None) -> CausalRunner | Seq2SeqRunner:
     """The passes that fit the model's kind; an encoder–decoder's share nothing."""
     if module.config.is_encoder_decoder:
-        return Seq2SeqPasses(module, num_rows)
-    return CausalPasses(module, num_rows, prefixes)
+        return Seq2SeqRunner(module, num_rows)
+    return CausalRunner(module, num_rows, prefixes)
 
 
 def _num_layers(module: Any) -> int:

@@ -16,7 +16,7 @@ from lcc.core.lazy import compressed_tensors, transformers
 from lcc.core.machine import keep_large_blocks, return_large_blocks
 from lcc.models.formats import FORMAT as FACTORED
 from lcc.models.formats import rounds_inputs, unpacked_tensors
-from lcc.models.offload import Streamed, skeleton
+from lcc.models.offload import OffloadedModule, skeleton
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ PARALLEL = 1 << 22  # weights from which on a product is worth waking other thre
 BITS = 4  # codes of at most so many are stored two in a byte
 
 
-class Weights(ABC):
+class StoredMatrix(ABC):
     """A matrix (N, K): `product` with a few rows, `widened` rows of it as float32."""
 
     shape: tuple[int, int]
@@ -57,7 +57,7 @@ class Weights(ABC):
         ...
 
 
-class HalfWeights(Weights):
+class HalfWeights(StoredMatrix):
     """bfloat16 numbers, multiplied as the float32 numbers that they are."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -90,7 +90,7 @@ class HalfWeights(Weights):
         return self.weight.nbytes
 
 
-class GridWeights(Weights):
+class GridWeights(StoredMatrix):
     """Codes (N, K) less their group's zero, times its scale."""
 
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> None:
@@ -165,7 +165,7 @@ _scratch: dict[str, Tensor] = {}
 class PackedLinear(torch.nn.Module):
     """A linear layer over stored weights; `weight` has their shape, and no numbers."""
 
-    def __init__(self, weights: Weights, bias: Tensor | None) -> None:
+    def __init__(self, weights: StoredMatrix, bias: Tensor | None) -> None:
         super().__init__()
         self.weights, self.bias = weights, bias
         self.out_features, self.in_features = weights.shape
@@ -195,7 +195,7 @@ class PackedLinear(torch.nn.Module):
 class PackedEmbedding(torch.nn.Module):
     """Rows of a stored matrix by number."""
 
-    def __init__(self, weights: Weights, padding: int | None) -> None:
+    def __init__(self, weights: StoredMatrix, padding: int | None) -> None:
         super().__init__()
         self.weights, self.padding_idx = weights, padding
         self.num_embeddings, self.embedding_dim = weights.shape
@@ -258,7 +258,7 @@ def as_stored(bundle: Bundle, *, measure: bool = True) -> tuple[Any, str]:
 
 
 def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, str]:
-    streamed = Streamed(skeleton(bundle.card, folder), unpacked_tensors(folder))
+    streamed = OffloadedModule(skeleton(bundle.card, folder), unpacked_tensors(folder))
     if streamed.missing():
         return None, ""  # Stored under other names, which from_pretrained knows to convert.
     module = streamed.module
@@ -266,7 +266,7 @@ def _read_as_stored(bundle: Bundle, folder: Path, measure: bool) -> tuple[Any, s
     total = sum(layer.weight.numel() for layer in layers.values())
     if measure and total < FEW_WEIGHTS:
         return None, ""
-    by_layer, sample, timing = dict[str, Weights](), list[tuple[Tensor, Weights]](), ""
+    by_layer, sample, timing = dict[str, StoredMatrix](), list[tuple[Tensor, StoredMatrix]](), ""
     for name, weight, weights in _read(streamed, layers):
         if weights is None:
             continue
@@ -300,7 +300,9 @@ def _is_plain(bundle: Bundle) -> bool:
     return card.format == "compressed-tensors" and not rounds_inputs(bundle.path)
 
 
-def _read(streamed: Streamed, layers: dict[str, Any]) -> Iterator[tuple[str, Tensor, Weights | None]]:
+def _read(
+    streamed: OffloadedModule, layers: dict[str, Any]
+) -> Iterator[tuple[str, Tensor, StoredMatrix | None]]:
     """Each layer's weight (N, K), and the smallest form that means just that, if there is one."""
     first = {alias: name for name, names in streamed.sharing.items() for alias in names}
     for name, layer in layers.items():
@@ -313,7 +315,7 @@ def _read(streamed: Streamed, layers: dict[str, Any]) -> Iterator[tuple[str, Ten
         yield name, weight, _weights(source.removesuffix(".weight"), weight, streamed.stored)
 
 
-def _bring(streamed: Streamed) -> None:
+def _bring(streamed: OffloadedModule) -> None:
     """Into memory what still stands as a parameter, in float32."""
     for first, names in streamed.sharing.items():
         source = streamed.source[first]
@@ -330,7 +332,7 @@ def _bring(streamed: Streamed) -> None:
             owner._parameters[leaf] = parameter
 
 
-def _sentence(by_layer: dict[str, Weights], timing: str) -> str:
+def _sentence(by_layer: dict[str, StoredMatrix], timing: str) -> str:
     kinds = {type(weights).__name__ for weights in by_layer.values()}
     words = " and ".join(
         sorted({"GridWeights": "codes of its grid", "HalfWeights": "bfloat16"}[k] for k in kinds)
@@ -340,7 +342,7 @@ def _sentence(by_layer: dict[str, Weights], timing: str) -> str:
     return f"weights: {words}, as stored ({size:,.0f} MB){grid}{timing and '; ' + timing}."
 
 
-def _weights(name: str, weight: Tensor, stored: StoredTensors) -> Weights | None:
+def _weights(name: str, weight: Tensor, stored: StoredTensors) -> StoredMatrix | None:
     """The weight that is stored under `name` in the smallest form that means just it."""
     if f"{name}.weight_packed" in stored.entries:
         return _grid(name, weight.float(), stored)
@@ -361,7 +363,7 @@ def _grid(name: str, weight: Tensor, stored: StoredTensors) -> GridWeights | Non
     return GridWeights(codes, scale, zero, bits) if GridWeights.fits(weight, codes, scale, zero) else None
 
 
-def _put(module: Any, layers: dict[str, Any], by_layer: dict[str, Weights]) -> None:
+def _put(module: Any, layers: dict[str, Any], by_layer: dict[str, StoredMatrix]) -> None:
     """Packed layers in place of dense ones; an embedding tied to one of them shares its memory."""
     embedding = module.get_input_embeddings()
     shared = {id(layers[name].weight): weights for name, weights in by_layer.items()}
@@ -379,7 +381,7 @@ def _put(module: Any, layers: dict[str, Any], by_layer: dict[str, Weights]) -> N
                     setattr(owner, leaf, lookup)
 
 
-def _seconds(sample: list[tuple[Tensor, Weights]]) -> tuple[float, float]:
+def _seconds(sample: list[tuple[Tensor, StoredMatrix]]) -> tuple[float, float]:
     """Of these products, one after another as in the model: dense, and stored."""
     inputs = {size: torch.ones(1, size) for size in {weight.shape[1] for weight, _ in sample}}
 

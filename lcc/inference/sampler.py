@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Choosing:
+class Sampler:
     """How one request's tokens are chosen; `seen` are the ids that its processors look at."""
 
     request: Request
@@ -32,12 +32,12 @@ class Choosing:
         return not self.processors and self.generator is None and self.request.logprobs < 0
 
 
-def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -> Choosing:
+def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -> Sampler:
     """What a request of `limit` new tokens asks for, and what the architecture demands.
 
     The order is that of transformers' `generate`, so that equal settings give equal tokens.
     """
-    sampler = Choosing(request, list(seen))
+    sampler = Sampler(request, list(seen))
     if request.repetition_penalty != 1.0:
         penalty = transformers.RepetitionPenaltyLogitsProcessor(request.repetition_penalty)
         sampler.processors.append(penalty)
@@ -69,7 +69,7 @@ def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
     return processors
 
 
-def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Choosing]) -> list[Token]:
+def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Sampler]) -> list[Token]:
     """One token per row of `logits` (rows, vocabulary); a plain row may be its likeliest token."""
     if isinstance(logits, torch.Tensor):
         best = logits.argmax(-1).tolist()  # At once: on a device every number waits for it.
@@ -78,7 +78,7 @@ def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Choosing]) ->
     return [Token(best[i]) if row.is_plain else _one(logits[i], row) for i, row in enumerate(rows)]
 
 
-def _one(logits: Tensor | int, row: Choosing) -> Token:
+def _one(logits: Tensor | int, row: Sampler) -> Token:
     assert isinstance(logits, torch.Tensor), "a row that is not plain needs its logits"
     scores = logits.float().cpu()
     changed = scores[None]
@@ -95,7 +95,7 @@ def _one(logits: Tensor | int, row: Choosing) -> Token:
     return Token(token, float(logs[token]), top)
 
 
-def _drawn(scores: Tensor, row: Choosing) -> int:
+def _drawn(scores: Tensor, row: Sampler) -> int:
     """A token drawn after temperature, then the `top_k` likeliest, then their `top_p` share."""
     request = row.request
     scores = scores / request.temperature

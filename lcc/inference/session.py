@@ -59,7 +59,7 @@ class Session(Protocol):
         """Admit a request and give its handle; raises DataError for one that cannot be taken."""
         ...
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """Advance every admitted request by at least a token; those that finished are forgotten."""
         ...
 
@@ -121,7 +121,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Step:
+class AnswerStep:
     """What one turn added to one answer.
 
     `text` is what may be shown now: never half a character, nor the beginning of a stop string.
@@ -139,7 +139,7 @@ class Step:
 
 
 @dataclass
-class Answer:
+class GeneratedAnswer:
     """An answer that ended."""
 
     text: str = ""
@@ -154,16 +154,16 @@ class Answer:
 
 def greedy(
     session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, logprobs: int = -1
-) -> list[Answer]:
+) -> list[GeneratedAnswer]:
     """The likeliest answer to each prompt, in order."""
     asked = [Request(tuple(prompt), max_new_tokens, logprobs=logprobs) for prompt in prompts]
     return answers(session, asked)
 
 
-def answers(session: Session, requests: Sequence[Request]) -> list[Answer]:
+def answers(session: Session, requests: Sequence[Request]) -> list[GeneratedAnswer]:
     """The answer to each request, in order; as many at once as the session takes."""
-    answered = [Answer() for _ in requests]
-    running: dict[int, Answer] = {}
+    answered = [GeneratedAnswer() for _ in requests]
+    running: dict[int, GeneratedAnswer] = {}
     waiting = list(zip(requests, answered, strict=True))[::-1]
     while waiting or running:
         while waiting and session.free_slots > 0:

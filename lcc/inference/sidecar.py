@@ -25,7 +25,7 @@ FAILED_FILE = "FAILED.json"  # lies in an export that its parity gate refused
 
 
 @dataclass
-class Companions:
+class Sidecar:
     """Read from an export's folder.
 
     `ends` are the tokens that end an answer, `start` opens an encoder–decoder's; `settings` are
@@ -66,7 +66,7 @@ def write_companions(source: Path, target: Path, *, longest: int | None = None, 
     (target / MODEL_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def read_companions(folder: Path) -> Companions:
+def read_companions(folder: Path) -> Sidecar:
     """Those of an export; raises GateError for one that failed its gate."""
     require_passed(folder)
     if not (folder / MODEL_FILE).is_file():
@@ -82,7 +82,7 @@ def read_companions(folder: Path) -> Companions:
         ends = end_ids if isinstance(end_ids, list) else [end_ids] if end_ids is not None else []
     if card.head == "seq2seq":
         start = settings.decoder_start_token_id
-    return Companions(
+    return Sidecar(
         card,
         _tokenizer(folder),
         settings,

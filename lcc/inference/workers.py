@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors, signals
-from lcc.inference.batch import LOOK_SECONDS, Asking, Feed, Said, Source
+from lcc.inference.batch import LOOK_SECONDS, BatchInference, RowAnswer, RowPrefetcher, RowSource
 from lcc.inference.session import opened
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ CHUNK = 8  # rows handed over together
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What a process needs to answer rows: the folder is in the engine's own format."""
 
     engine: str
@@ -44,25 +44,25 @@ class Job:
         """A session of its own."""
         return opened(self.engine, self.options, self.folder, self.opening)
 
-    def asking(self, session: Session) -> Asking:
+    def asking(self, session: Session) -> BatchInference:
         """The session at the job's task."""
-        return Asking(session, self.task, self.seed, self.batch_tokens)
+        return BatchInference(session, self.task, self.seed, self.batch_tokens)
 
 
 @dataclass
-class _Member:
+class _WorkerProcess:
     process: Any
     pipe: Connection
     rows: dict[int, Row]
 
 
-class Crew:
+class WorkerPool:
     """`num` processes at one job; who dies ends all, and the answers given stay."""
 
-    def __init__(self, job: Job, num: int) -> None:
+    def __init__(self, job: WorkerJob, num: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, "lcc.inference.engine"])
-        self._members: list[_Member] = []
+        self._members: list[_WorkerProcess] = []
         self._most = 4 * max(job.opening.slots, CHUNK)
         with no_main():
             for _ in range(num):
@@ -70,9 +70,9 @@ class Crew:
                 process = context.Process(target=work, args=(theirs, job), daemon=True)
                 process.start()
                 theirs.close()
-                self._members.append(_Member(process, ours, {}))
+                self._members.append(_WorkerProcess(process, ours, {}))
 
-    def answers(self, source: Source) -> Iterator[tuple[int, Row, Said]]:
+    def answers(self, source: RowSource) -> Iterator[tuple[int, Row, RowAnswer]]:
         """Every row's answer as it finishes."""
         while not source.ended or any(member.rows for member in self._members):
             signals.check("infer")
@@ -90,7 +90,7 @@ class Crew:
         for member in self._members:
             member.process.join()
 
-    def _hand_out(self, source: Source) -> None:
+    def _hand_out(self, source: RowSource) -> None:
         """Rows to whoever has the fewest, so that all end at about the same time."""
         while not source.ended:
             member = min(self._members, key=lambda one: len(one.rows))
@@ -105,7 +105,7 @@ class Crew:
             except BrokenPipeError:
                 self._received(member)
 
-    def _received(self, member: _Member) -> list[tuple[int, Said]]:
+    def _received(self, member: _WorkerProcess) -> list[tuple[int, RowAnswer]]:
         try:
             message = member.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -117,16 +117,16 @@ class Crew:
         if isinstance(message, tuple):
             kind, text = message
             raise getattr(errors, kind, errors.LccError)(text)
-        answers: list[tuple[int, Said]] = message
+        answers: list[tuple[int, RowAnswer]] = message
         return answers
 
 
-def work(pipe: Connection, job: Job) -> None:
+def work(pipe: Connection, job: WorkerJob) -> None:
     """One process of a crew: rows come in lists, answers go out as they finish."""
     for number in signals.ASKING:
         # A scheduler asks every process of a job to stop; whoever hands out the rows decides.
         signal.signal(number, signal.SIG_IGN)
-    feed = Feed(_rows(pipe))
+    feed = RowPrefetcher(_rows(pipe))
     try:
         for number, _, said in job.asking(job.opened()).answers(feed):
             pipe.send([(number, said)])
@@ -147,11 +147,11 @@ def _rows(pipe: Connection) -> Iterator[Numbered]:
 
 @contextmanager
 def answering(
-    job: Job, num: int, show: Callable[[str], None] | None, say: Callable[[str], None]
-) -> Iterator[Callable[[Source], Iterator[tuple[int, Row, Said]]]]:
+    job: WorkerJob, num: int, show: Callable[[str], None] | None, say: Callable[[str], None]
+) -> Iterator[Callable[[RowSource], Iterator[tuple[int, Row, RowAnswer]]]]:
     """What answers rows while it is open: a session here, or `num` processes where more than 1."""
     if num > 1:
-        crew = Crew(job, num)
+        crew = WorkerPool(job, num)
         try:
             yield crew.answers
         finally:

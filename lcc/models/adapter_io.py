@@ -80,7 +80,7 @@ BaseForm = Literal["dense", "nf4"]
 
 
 @dataclass(frozen=True)
-class Note:
+class AdapterNote:
     """What an adapter was trained on: `nf4` means the base as dequantized from 4 bits."""
 
     base: BaseForm
@@ -88,7 +88,7 @@ class Note:
     labels: tuple[str, ...] = ()
 
 
-def attach(bundle: Bundle, model: Any, note: Note) -> None:
+def attach(bundle: Bundle, model: Any, note: AdapterNote) -> None:
     """Make `bundle` the adapter `model` (a PeftModel), written together with `note`."""
 
     def write(written: Bundle, folder: Path) -> None:
@@ -109,7 +109,7 @@ def attach(bundle: Bundle, model: Any, note: Note) -> None:
     bundle.with_card(form="adapter")
 
 
-def attach_bottlenecks(bundle: Bundle, model: Module, note: Note, shape: Bottlenecks) -> None:
+def attach_bottlenecks(bundle: Bundle, model: Module, note: AdapterNote, shape: Bottlenecks) -> None:
     """Make `bundle` the bottleneck adapters inside `model`, written together with `note`."""
 
     def write(written: Bundle, folder: Path) -> None:
@@ -138,11 +138,11 @@ def refuse_sparse(bundle: Bundle, method: str) -> None:
         )
 
 
-def read_note(folder: Path) -> Note:
+def read_note(folder: Path) -> AdapterNote:
     """The note beside an adapter; raises IntegrityError when it is missing or damaged."""
     try:
         facts = json.loads((folder / NOTE_FILE).read_text(encoding="utf-8"))
-        return Note(**{**facts, "labels": tuple(facts["labels"])})
+        return AdapterNote(**{**facts, "labels": tuple(facts["labels"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise IntegrityError(f"{folder / NOTE_FILE}: not readable ({error}).") from None
 
@@ -181,7 +181,7 @@ def load_nf4(bundle: Bundle, device: str, dtype: str, *, seed: int) -> Module:
     return model
 
 
-def base_for(bundle: Bundle, note: Note, *, seed: int) -> Module:
+def base_for(bundle: Bundle, note: AdapterNote, *, seed: int) -> Module:
     """The float32 weights that an adapter was trained on: the bundle's own, or through NF4."""
     if note.labels:
         bundle.with_head(
@@ -199,7 +199,7 @@ def base_for(bundle: Bundle, note: Note, *, seed: int) -> Module:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedModel:
     """A dense model with its adapter inside, and how far its logits moved by merging."""
 
     model: Module
@@ -207,7 +207,9 @@ class Merged:
     largest_logit: float
 
 
-def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse: bool = False) -> Merged:
+def merge(
+    base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse: bool = False
+) -> MergedModel:
     """Put the adapter of `folder` into `base`, in place, comparing logits on `probes`.
 
     With `sparse` the zeros of `base` stay zero, as they were while the adapter was trained.
@@ -223,7 +225,7 @@ def merge(base: Module, folder: Path, *, probes: Sequence[Sequence[int]], sparse
     after = _logits(model, probes)
     differences = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
     largest = max(float(a.abs().max()) for a in before)
-    return Merged(model, max(differences), largest)
+    return MergedModel(model, max(differences), largest)
 
 
 def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:

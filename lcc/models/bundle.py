@@ -24,7 +24,7 @@ from lcc.models.card import (
     read_json,
 )
 from lcc.models.formats import FORMAT, is_one_scheme, read_factored, unpacked
-from lcc.models.offload import Streamed, stream
+from lcc.models.offload import OffloadedModule, stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ class Bundle:
     module: Any = None
     write: Callable[[Bundle, Path], None] | None = None
     native: bool = dataclasses.field(default=False, init=False)
-    streamed: Streamed | None = dataclasses.field(default=None, init=False, repr=False)
+    streamed: OffloadedModule | None = dataclasses.field(default=None, init=False, repr=False)
     aside: Any = dataclasses.field(default=None, init=False, repr=False)
     emptied: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
     _tokenizer: Any = dataclasses.field(default=None, repr=False)

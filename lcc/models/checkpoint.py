@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcc.models.bundle import Bundle
-    from lcc.models.safetensors_io import Entry
+    from lcc.models.safetensors_io import TensorEntry
 
 SHARD_BYTES = "4GB"
 
@@ -81,7 +81,7 @@ def write_streamed(
     bundle: Bundle,
     folder: Path,
     *,
-    replaced: Mapping[str, Mapping[str, Entry]] | None = None,
+    replaced: Mapping[str, Mapping[str, TensorEntry]] | None = None,
     **config: Any,
 ) -> None:
     """A streamed bundle's weights from their files, and the config that it came with, patched."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import safetensors_torch, tokenizers, torch, transformers
 from lcc.models.card import hush, read_json, weight_files
-from lcc.models.safetensors_io import Entry, StoredTensors
+from lcc.models.safetensors_io import StoredTensors, TensorEntry
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -176,7 +176,7 @@ def unpacked_tensors(folder: Path) -> StoredTensors:
             if "weight_shape" in parts
             else parts["weight"].shape
         )
-        stored.entries[f"{layer}.weight"] = Entry(
+        stored.entries[f"{layer}.weight"] = TensorEntry(
             f"{layer}.weight",
             parts["weight_scale"].dtype,
             tuple(shape),
@@ -185,12 +185,12 @@ def unpacked_tensors(folder: Path) -> StoredTensors:
     return stored
 
 
-def _of_layer(stored: StoredTensors, layer: str) -> list[Entry]:
+def _of_layer(stored: StoredTensors, layer: str) -> list[TensorEntry]:
     names = (f"{layer}.{leaf}" for leaf in ("weight", "weight_packed", *STORED))
     return [stored.entries[name] for name in names if name in stored.entries]
 
 
-def _unpacked(parts: dict[str, Entry], config: dict[str, Any], layer: str) -> Any:
+def _unpacked(parts: dict[str, TensorEntry], config: dict[str, Any], layer: str) -> Any:
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 

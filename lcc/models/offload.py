@@ -11,7 +11,7 @@ from lcc.core.lazy import torch, transformers
 from lcc.core.machine import return_freed, return_large_blocks
 from lcc.models.card import Card, auto_class, hush
 from lcc.models.formats import unpacked_tensors
-from lcc.models.safetensors_io import Entry, StoredTensors, write_model
+from lcc.models.safetensors_io import StoredTensors, TensorEntry, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ LARGE_BYTES = 1 << 24  # smaller parameters outside the blocks stay in memory
 
 
 @dataclass
-class _Away:
+class _Placeholder:
     """Where a parameter that was brought in has its place, and what stood there before."""
 
     module: Module
@@ -29,7 +29,7 @@ class _Away:
     empty: Any
 
 
-class Streamed:
+class OffloadedModule:
     """A module on the meta device whose parameters are brought in and dropped by name.
 
     A parameter with several names (a tied head) is one tensor here too.
@@ -44,8 +44,8 @@ class Streamed:
         self.sharing = _sharing(module)
         self.source = {n: self._source(names) for n, names in self.sharing.items()}
         self.transposed = _transposed(module)
-        self._here: dict[str, list[_Away]] = {}  # first name of a parameter → its places
-        self.changed: Callable[[], Mapping[str, Entry]] = dict  # name → what became of it
+        self._here: dict[str, list[_Placeholder]] = {}  # first name of a parameter → its places
+        self.changed: Callable[[], Mapping[str, TensorEntry]] = dict  # name → what became of it
         self._load_buffers()
         self._compute_unsaved()
 
@@ -89,13 +89,13 @@ class Streamed:
         folder: Path,
         *,
         dtype: str,
-        replaced: Mapping[str, Mapping[str, Entry]],
+        replaced: Mapping[str, Mapping[str, TensorEntry]],
     ) -> None:
         """The weights as `from_pretrained` reads them, tensor by tensor, floats in `dtype`.
 
         `replaced` holds what is stored in place of a layer's weight.
         """
-        changed, entries = self.changed(), list[Entry]()
+        changed, entries = self.changed(), list[TensorEntry]()
         for name, source in self.source.items():
             if source is None:
                 continue
@@ -118,7 +118,7 @@ class Streamed:
             if any(name == prefix or name.startswith(f"{prefix}.") for name in names)
         ]
 
-    def _place(self, name: str, values: Tensor) -> list[_Away]:
+    def _place(self, name: str, values: Tensor) -> list[_Placeholder]:
         parameter, places = torch.nn.Parameter(values, requires_grad=False), []
         for alias in self.sharing[name]:
             owner, _, leaf = alias.rpartition(".")
@@ -127,7 +127,7 @@ class Streamed:
             assert empty is not None
             if name in self.transposed and isinstance(module, torch.nn.Linear):
                 parameter.data = parameter.data.T.contiguous()  # it stands for a Conv1D meanwhile
-            places.append(_Away(module, leaf, empty))
+            places.append(_Placeholder(module, leaf, empty))
             module._parameters[leaf] = parameter
         return places
 
@@ -162,9 +162,9 @@ class Streamed:
             self._parameter(name).data = self._parameter(name).data.to(self.device)
 
 
-def stream(card: Card, path: Path, *, device: str, dtype: str) -> Streamed | None:
+def stream(card: Card, path: Path, *, device: str, dtype: str) -> OffloadedModule | None:
     """The model in `path` without its weights, or None where it must be read whole."""
-    streamed = Streamed(skeleton(card, path, dtype), StoredTensors(path), device=device, dtype=dtype)
+    streamed = OffloadedModule(skeleton(card, path, dtype), StoredTensors(path), device=device, dtype=dtype)
     if streamed.missing():
         return None  # Stored under other names, which from_pretrained knows to convert.
     return_large_blocks()
@@ -177,19 +177,19 @@ def offloaded(card: Card, path: Path) -> Any:
         attach_align_device_hook,
     )
 
-    streamed = Streamed(skeleton(card, path), unpacked_tensors(path))
+    streamed = OffloadedModule(skeleton(card, path), unpacked_tensors(path))
     assert not streamed.missing(), streamed.missing()
-    weights = _Weights(streamed)
+    weights = _LazyWeights(streamed)
     attach_align_device_hook(
         streamed.module, execution_device=torch.device("cpu"), offload=True, weights_map=weights
     )
     return streamed.module
 
 
-class _Weights(Mapping[str, "Tensor"]):
+class _LazyWeights(Mapping[str, "Tensor"]):
     """The parameters of a streamed model by each of their names, read when asked for."""
 
-    def __init__(self, streamed: Streamed) -> None:
+    def __init__(self, streamed: OffloadedModule) -> None:
         self.streamed = streamed
         self.first = {name: n for n, names in streamed.sharing.items() for name in names}
         computed = [name for name, source in streamed.source.items() if source is None]

@@ -30,7 +30,7 @@ SEAL, BLANK = "sha256", "0" * 64  # a sealed file's digest, and what stands for 
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor to be written: what it is called and looks like, and how to get it."""
 
     name: str
@@ -42,15 +42,15 @@ class Entry:
     def bytes(self) -> int:
         return math.prod(self.shape) * int(getattr(torch, self.dtype).itemsize)
 
-    def renamed(self, name: str) -> Entry:
+    def renamed(self, name: str) -> TensorEntry:
         return dataclasses.replace(self, name=name)
 
-    def turned(self) -> Entry:
+    def turned(self) -> TensorEntry:
         """The matrix transposed."""
         read, shape = self.read, (self.shape[1], self.shape[0])
         return dataclasses.replace(self, shape=shape, read=lambda: read().T)
 
-    def cast(self, dtype: str) -> Entry:
+    def cast(self, dtype: str) -> TensorEntry:
         """In `dtype`, where it holds floats."""
         if not self.dtype.startswith(("float", "bfloat")) or self.dtype == dtype:
             return self
@@ -58,10 +58,10 @@ class Entry:
         return dataclasses.replace(self, dtype=dtype, read=lambda: read().to(wanted))
 
 
-def entry(name: str, tensor: Tensor) -> Entry:
+def entry(name: str, tensor: Tensor) -> TensorEntry:
     """A tensor that is in memory."""
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return Entry(name, dtype, tuple(tensor.shape), lambda: tensor)
+    return TensorEntry(name, dtype, tuple(tensor.shape), lambda: tensor)
 
 
 class StoredTensors:
@@ -87,14 +87,14 @@ def read_metadata(file: Path) -> dict[str, str]:
     return metadata
 
 
-def _entries(file: Path) -> Iterator[Entry]:
+def _entries(file: Path) -> Iterator[TensorEntry]:
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
     for name, facts in read_header(file).items():
         if facts["dtype"] in DTYPES:
             dtype, shape = DTYPES[facts["dtype"]], tuple(facts["shape"])
             first = start + facts["data_offsets"][0]
-            yield Entry(name, dtype, shape, _reader(file, first, dtype, shape))
+            yield TensorEntry(name, dtype, shape, _reader(file, first, dtype, shape))
 
 
 def _reader(file: Path, first: int, dtype: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
@@ -146,7 +146,7 @@ def require_sealed(file: Path) -> None:
 
 
 def write_file(
-    entries: Sequence[Entry],
+    entries: Sequence[TensorEntry],
     file: Path,
     *,
     metadata: dict[str, str] | None = None,
@@ -190,9 +190,9 @@ def _pour(view: memoryview, stream: Any) -> None:
         done += stream.write(view[done : done + CHUNK_BYTES])
 
 
-def write_model(entries: Sequence[Entry], folder: Path, *, max_bytes: int = SHARD_BYTES) -> None:
+def write_model(entries: Sequence[TensorEntry], folder: Path, *, max_bytes: int = SHARD_BYTES) -> None:
     """`model.safetensors`, or numbered shards with their index."""
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     for one in entries:
         if shards[-1] and sum(e.bytes for e in shards[-1]) + one.bytes > max_bytes:
             shards.append([])
@@ -225,7 +225,7 @@ class TensorFolder(MutableMapping[str, dict[str, "Tensor"]]):
         stored = StoredTensors(self._require(name))
         return {leaf: stored.read(leaf) for leaf in stored.entries}
 
-    def entries(self, name: str) -> dict[str, Entry]:
+    def entries(self, name: str) -> dict[str, TensorEntry]:
         """What `name` holds, unread."""
         return StoredTensors(self._require(name)).entries
 

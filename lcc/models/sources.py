@@ -26,7 +26,7 @@ from lcc.data.packages import Requirement
 from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.card import Card, examine
 from lcc.models.formats import read_gguf
-from lcc.tokenization.train import Dress, Kind, train_tokenizer
+from lcc.tokenization.train import Kind, SpecialTokens, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @card
 class TokenizerRecipe:
-    """A tokenizer trained on the card's own sentences; its other fields are those of `Dress`."""
+    """A tokenizer trained on the card's own sentences; its other fields are those of `SpecialTokens`."""
 
     texts: tuple[str, ...]
     kind: Kind = "bpe"
@@ -64,7 +64,7 @@ class Scratch:
 
 def make_tokenizer(recipe: TokenizerRecipe) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a recipe."""
-    dress = Dress(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
+    dress = SpecialTokens(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
     made = train_tokenizer(recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress)
     if recipe.chat_template:
         made.chat_template = recipe.chat_template
@@ -212,7 +212,7 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 @card
-class Source:
+class ModelSource:
     """One of `path`, `hub` (with `revision`), `package` (with `files`, `sha256`), `scratch`.
 
     `files` are members of the package's wheel, or `OTHER==1.0:member` of another's; those of a
@@ -258,7 +258,7 @@ class ModelSpec:
     """
 
     name: str
-    source: Source
+    source: ModelSource
     head: Head | None = None
     licence: str = ""
     bytes: Annotated[int, Field(ge=0)] = 0
@@ -410,7 +410,7 @@ def _described(bundle: Bundle, spec: ModelSpec) -> Bundle:
     return bundle
 
 
-def _members(source: Source) -> list[tuple[str, str]]:
+def _members(source: ModelSource) -> list[tuple[str, str]]:
     """(requirement, member) of every file, in the order of the list."""
     pairs = [one.rpartition(":") for one in source.files]
     return [(package or str(source.package), member) for package, _, member in pairs]

@@ -31,7 +31,7 @@ FACTS_BYTES = 1 << 20  # more than run.json, links and leases take
 
 
 @dataclass
-class Run:
+class RunRecord:
     """One walk over a pipeline: its folder below runs/ and what happened to each step."""
 
     folder: Path
@@ -47,7 +47,9 @@ class Run:
         write_json(self.folder / "run.json", self.facts)
 
 
-def run_pipeline(pipeline: Pipeline, *, words: list[str], verb: str = "run", quiet: bool = False) -> Run:
+def run_pipeline(
+    pipeline: Pipeline, *, words: list[str], verb: str = "run", quiet: bool = False
+) -> RunRecord:
     """Run every step of `pipeline` that is not in the store yet; raises the first step's error.
 
     What finished before an error stays finished; the same command continues there.
@@ -76,7 +78,7 @@ def run_pipeline(pipeline: Pipeline, *, words: list[str], verb: str = "run", qui
     return run
 
 
-def _write_last(run: Run, progress: Progress) -> None:
+def _write_last(run: RunRecord, progress: Progress) -> None:
     """A full disk must not hide why the run ended."""
     try:
         run.write()
@@ -84,7 +86,7 @@ def _write_last(run: Run, progress: Progress) -> None:
         progress.warn(f"run.json is not up to date: {error}.")
 
 
-def _walk_all(store: Store, run: Run, pipeline: Pipeline, progress: Progress) -> None:
+def _walk_all(store: Store, run: RunRecord, pipeline: Pipeline, progress: Progress) -> None:
     for index, step in enumerate(pipeline.steps):
         signals.check(step.name)
         _walk(store, run, step, index=index, recipe=pipeline.recipe, progress=progress)
@@ -110,7 +112,7 @@ def run_name(pipeline: Pipeline) -> str:
     return f"{pipeline.recipe.name}-{digest([step.key for step in pipeline.steps])[:8]}"
 
 
-def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
+def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> RunRecord:
     recipe = pipeline.recipe
     folder = ROOT / run_name(pipeline)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,13 +146,15 @@ def _open_run(pipeline: Pipeline, words: list[str], verb: str) -> Run:
         "seconds": 0,
         "steps": steps,
     }
-    run = Run(folder, facts)
+    run = RunRecord(folder, facts)
     run.write()
     write_text(ROOT / "last", folder.name + "\n")
     return run
 
 
-def _walk(store: Store, run: Run, step: Step, *, index: int, recipe: Recipe, progress: Progress) -> None:
+def _walk(
+    store: Store, run: RunRecord, step: Step, *, index: int, recipe: Recipe, progress: Progress
+) -> None:
     facts = run.facts["steps"][index]
     label = f"[{index + 1}/{len(run.facts['steps'])}] {step.name}"
     started = time.monotonic()
@@ -181,7 +185,7 @@ def _point_to(link: Path, target: Path) -> None:
 
 
 def _claim_and_run(
-    store: Store, run: Run, step: Step, label: str, recipe: Recipe, progress: Progress
+    store: Store, run: RunRecord, step: Step, label: str, recipe: Recipe, progress: Progress
 ) -> tuple[Artifact, str]:
     with store.claim(step.key, label=step.name) as claimed:
         if isinstance(claimed, Artifact):
@@ -236,7 +240,7 @@ def group_of(step: Step) -> Distributed:
     return group
 
 
-def _execute(work: Work, run: Run, step: Step, recipe: Recipe, *, space: int) -> dict[str, Any]:
+def _execute(work: Work, run: RunRecord, step: Step, recipe: Recipe, *, space: int) -> dict[str, Any]:
     started = time.monotonic()
     outcome = work_in(work.path, step, run.artifacts, recipe, run.name, space=space)
     seconds = round(time.monotonic() - started, 2)
@@ -262,7 +266,7 @@ def _execute(work: Work, run: Run, step: Step, recipe: Recipe, *, space: int) ->
     }
 
 
-def _placed(error: LccError, step: Step, run: Run) -> LccError:
+def _placed(error: LccError, step: Step, run: RunRecord) -> LccError:
     done = [name for name in run.artifacts]
     kept = f" {done[-1]!r} is kept;" if done else ""
     if isinstance(error, PreemptedError):
@@ -307,7 +311,7 @@ def find_model(name: str | None, facts: dict[str, Any]) -> Path:
     return artifact.path / "model"
 
 
-def run_words(words: list[str], *, verb: str, quiet: bool = False) -> Run:
+def run_words(words: list[str], *, verb: str, quiet: bool = False) -> RunRecord:
     """Compose, plan and run one recipe."""
     refuse_sweep(words)
     return run_pipeline(pipeline_of(words, verb), words=words, verb=verb, quiet=quiet)

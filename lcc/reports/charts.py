@@ -10,8 +10,8 @@ from typing import Any
 
 from lcc.reports import format, results
 from lcc.reports.document import Cell, Column, Figure, Table
-from lcc.reports.results import Row, results_table
-from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, Box, Drawing, Scale, padded
+from lcc.reports.results import CheckpointRow, results_table
+from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, AxisScale, Box, Drawing, padded
 
 WIDTH, HEIGHT = 480.0, 320.0
 MAX_POINTS = 240  # a curve is drawn with at most so many points, each the mean of its bucket
@@ -19,7 +19,7 @@ UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 STRIP = 46.0  # height of the clipped share below the gradient norm
 
 
-def tradeoff(rows: Sequence[Row], metric: str) -> Figure | None:
+def tradeoff(rows: Sequence[CheckpointRow], metric: str) -> Figure | None:
     """Quality over bytes on disk, one dot per checkpoint, larger dots decode faster."""
     shown = [row for row in rows if metric in row.scores and row.bytes]
     if len(shown) < 2:
@@ -38,8 +38,8 @@ def tradeoff(rows: Sequence[Row], metric: str) -> Figure | None:
     low, high = padded(bounds, floor=0.0 if min(bounds) >= 0 else None)
     largest = max(r.bytes or 0 for r in shown)
     one, unit = next(((size, u) for size, u in UNITS if largest > 2 * size), (1.0, "B"))
-    x = Scale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
-    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    x = AxisScale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
+    y = AxisScale(low, high, HEIGHT - BOTTOM, TOP)
     drawing.upward(y, name)
     drawing.across(x, f"{unit} on disk")
     at = [(x((r.bytes or 0) / one), y(r.scores[metric].value)) for r in shown]
@@ -60,11 +60,11 @@ def tradeoff(rows: Sequence[Row], metric: str) -> Figure | None:
 
 def dots(
     drawing: Drawing,
-    shown: Sequence[Row],
+    shown: Sequence[CheckpointRow],
     at: Sequence[tuple[float, float]],
     metric: str,
     *,
-    bars: Scale | None = None,
+    bars: AxisScale | None = None,
     hollow: Collection[str] = (),
 ) -> None:
     """A dot with its name for every row, as large as it is fast; `bars` places its interval."""
@@ -120,8 +120,8 @@ def loss_curve(curve: Sequence[dict[str, Any]], step: str) -> Figure | None:
     held_out = _points(curve, "validation_loss")
     drawing = Drawing(WIDTH, HEIGHT - 60, f"Loss of {step}", _ends("loss", losses))
     low, high = padded([v for _, v in [*losses, *held_out]])
-    x = Scale(losses[0][0], losses[-1][0], LEFT, WIDTH - RIGHT)
-    y = Scale(low, high, drawing.height - BOTTOM, TOP)
+    x = AxisScale(losses[0][0], losses[-1][0], LEFT, WIDTH - RIGHT)
+    y = AxisScale(low, high, drawing.height - BOTTOM, TOP)
     drawing.upward(y, "loss")
     drawing.across(x, "optimizer step", whole=True)
     drawing.line([(x(s), y(v)) for s, v in _bucketed(losses)], "curve")
@@ -146,13 +146,13 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "ste
     bounds = _points(curve, "clip_threshold")
     description = f"{_clipping(clipped, counts)}{_threshold(bounds, counts)}"
     drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", description)
-    x = Scale(norms[0][0], norms[-1][0], LEFT, WIDTH - RIGHT)
+    x = AxisScale(norms[0][0], norms[-1][0], LEFT, WIDTH - RIGHT)
     bottom = drawing.height - BOTTOM
     lines = {"curve": _bucketed(norms)}
     if bounds and counts == "steps":
         lines["threshold"] = _bucketed(bounds)
     values = [v for line in lines.values() for _, v in line]
-    y = Scale(*padded(values, floor=0.0), bottom - STRIP - 18, TOP)
+    y = AxisScale(*padded(values, floor=0.0), bottom - STRIP - 18, TOP)
     drawing.upward(y, "gradient norm", num=4)
     for style, line in lines.items():
         drawing.line([(x(s), y(v)) for s, v in line], style)
@@ -188,7 +188,7 @@ def _threshold(bounds: Sequence[tuple[float, float]], counts: str) -> str:
 def _strip(
     drawing: Drawing,
     clipped: Sequence[tuple[float, float]],
-    x: Scale,
+    x: AxisScale,
     bottom: float,
     *,
     counts: str,
@@ -241,7 +241,7 @@ COLUMNS, LINES = 64, 14  # of the chart on a terminal
 class Standing:
     """One point and the points that are at least as good in everything, and better in something."""
 
-    row: Row
+    row: CheckpointRow
     beaten_by: tuple[str, ...]
 
     @property
@@ -249,7 +249,7 @@ class Standing:
         return f"dominated by {self.beaten_by[0]}" if self.beaten_by else "on the front"
 
 
-def standings(rows: Sequence[Row], metric: str) -> list[Standing]:
+def standings(rows: Sequence[CheckpointRow], metric: str) -> list[Standing]:
     """Every point that was judged and weighed, with what dominates it."""
     shown = [row for row in rows if metric in row.scores and row.bytes]
     return [
@@ -260,7 +260,7 @@ def standings(rows: Sequence[Row], metric: str) -> list[Standing]:
     ]
 
 
-def _beats(one: Row, other: Row, metric: str) -> bool:
+def _beats(one: CheckpointRow, other: CheckpointRow, metric: str) -> bool:
     sign = -1 if results.lower_is_better(metric, [one]) else 1
     quality = sign * (one.scores[metric].value - other.scores[metric].value)
     fewer = (other.bytes or 0) - (one.bytes or 0)
@@ -268,7 +268,7 @@ def _beats(one: Row, other: Row, metric: str) -> bool:
     return quality >= 0 and fewer >= 0 and speed >= 0 and (quality > 0 or fewer > 0 or speed > 0)
 
 
-def _speed_gain(one: Row, other: Row) -> float:
+def _speed_gain(one: CheckpointRow, other: CheckpointRow) -> float:
     """How much faster, as a ratio less one; zero within the noise or where nobody measured."""
     ours, theirs = one.speed.rate, other.speed.rate
     if not ours or not theirs:
@@ -277,7 +277,7 @@ def _speed_gain(one: Row, other: Row) -> float:
     return 0.0 if abs(gain) < NOISE else gain
 
 
-def sweep_table(rows: Sequence[Row], metric: str) -> Table:
+def sweep_table(rows: Sequence[CheckpointRow], metric: str) -> Table:
     """The results of all points, each with its standing."""
     inner = results_table(rows, max_metrics=4)
     by_checkpoint = {s.row.checkpoint: s for s in standings(rows, metric)}
@@ -295,7 +295,7 @@ def _standing(standing: Standing | None) -> Cell:
     return Cell(format.clean(standing.word), tone="" if standing.beaten_by else "good")
 
 
-def chart(rows: Sequence[Row], metric: str) -> list[str]:
+def chart(rows: Sequence[CheckpointRow], metric: str) -> list[str]:
     """Quality over bytes in letters, capital ones on the front; then who is who."""
     shown = standings(rows, metric)
     if len(shown) < 2:
@@ -346,7 +346,7 @@ def _legend(standing: Standing, mark: str, metric: str) -> str:
     )
 
 
-def figure(checkpoints: Sequence[Row], metric: str) -> Figure | None:
+def figure(checkpoints: Sequence[CheckpointRow], metric: str) -> Figure | None:
     """The same as a drawing; the line joins the front, hollow dots are dominated."""
     shown = standings(checkpoints, metric)
     if len(shown) < 2:
@@ -362,8 +362,8 @@ def figure(checkpoints: Sequence[Row], metric: str) -> Figure | None:
         4 * min(values) if results.lower_is_better(metric, checkpoints) and min(values) > 0 else max(values)
     )
     low, high = padded([min(v, edge) for v in values], floor=0.0 if min(values) >= 0 else None)
-    x = Scale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
-    y = Scale(low, high, HEIGHT - BOTTOM, TOP)
+    x = AxisScale(0, 1.1 * largest / one, LEFT, WIDTH - RIGHT)
+    y = AxisScale(low, high, HEIGHT - BOTTOM, TOP)
     drawing.upward(y, name)
     drawing.across(x, f"{unit} on disk")
     at = [(x((r.bytes or 0) / one), y(min(v, edge))) for r, v in zip(rows, values, strict=True)]

@@ -80,7 +80,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Collapsible:
     """Details that open on demand."""
 
     title: str
@@ -95,7 +95,7 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-Block = Table | Prose | Bullets | Code | Figures | Chain | Fold
+Block = Table | Prose | Bullets | Code | Figures | Chain | Collapsible
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lcc.reports.document import (
     Section,
     Table,
 )
-from lcc.reports.svg import BOTTOM, LEFT, RIGHT, TOP, Drawing, Scale
+from lcc.reports.svg import BOTTOM, LEFT, RIGHT, TOP, AxisScale, Drawing
 
 WIDTH, HEIGHT = 640, 260
 SHOWN = 12  # texts of a list
@@ -169,8 +169,8 @@ def _trend(predictions: Sequence[LabelledText], watched: str, window: int) -> It
         f"{format.share(points[-1][1])}."
     )
     drawing = Drawing(WIDTH, HEIGHT, f"Share of {watched}", caption)
-    x = Scale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
-    y = Scale(0, 1, HEIGHT - BOTTOM, TOP)
+    x = AxisScale(points[0][0], points[-1][0], LEFT, WIDTH - RIGHT)
+    y = AxisScale(0, 1, HEIGHT - BOTTOM, TOP)
     drawing.upward(y, "share")
     drawing.across(x, "text", whole=True)
     drawing.line([(x(at), y(share)) for at, share in points], "curve")

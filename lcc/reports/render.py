@@ -12,10 +12,10 @@ from lcc.reports.document import (
     Cell,
     Chain,
     Code,
+    Collapsible,
     Column,
     Document,
     Figures,
-    Fold,
     Prose,
     Section,
     Table,
@@ -102,7 +102,7 @@ def _(block: Figures) -> str:
 
 
 @_html_block.register
-def _(block: Fold) -> str:
+def _(block: Collapsible) -> str:
     inner = "".join(map(_html_block, block.blocks))
     return f"<details><summary>{escape(block.title)}</summary>{inner}</details>\n"
 
@@ -186,7 +186,7 @@ def _(block: Figures) -> str:
 
 
 @_markdown_block.register
-def _(block: Fold) -> str:
+def _(block: Collapsible) -> str:
     return "\n".join([f"### {_escaped(block.title)}\n", *map(_markdown_block, block.blocks)])
 
 

@@ -11,7 +11,7 @@ from lcc.config.cards import find_card
 from lcc.config.cards import names as card_names
 from lcc.reports import format
 from lcc.reports.document import Cell, Column, Table, Tone
-from lcc.store.runs import MetricFacts, Run, RunStep, StepReport
+from lcc.store.runs import MetricFacts, RunFacts, RunStep, StepReport
 
 TRAINING = ("finetune", "distill", "pretrain")  # kinds of steps
 GOOD_VERDICTS, BAD_VERDICTS = ("kept", "gained", "better"), ("lost", "worse")
@@ -62,7 +62,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckpointRow:
     """The facts of one checkpoint of a run."""
 
     checkpoint: str
@@ -94,7 +94,7 @@ class Row:
         return self.speeds[0] if self.speeds else Speed()
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: RunFacts) -> list[CheckpointRow]:
     """Every finished checkpoint of `run`, in the order it was made."""
     speeds = _speeds(run)
     checkpoints = [_row(run, name, step, speeds.get(name, [])) for name, step in run.checkpoints.items()]
@@ -102,21 +102,21 @@ def rows(run: Run) -> list[Row]:
     return [_replace(row, row.bytes / whole if whole and row.bytes else None) for row in checkpoints]
 
 
-def metrics(table: Iterable[Row]) -> list[str]:
+def metrics(table: Iterable[CheckpointRow]) -> list[str]:
     """Every metric that any row has, in reading order."""
     rows = list(table)
     seen = dict.fromkeys(name for row in rows for name in row.scores)
     return sorted(seen, key=lambda name: metric_facts(name, rows).order)
 
 
-def primary(table: Iterable[Row]) -> str | None:
+def primary(table: Iterable[CheckpointRow]) -> str | None:
     """The metric that the verdicts are about, or else the first one."""
     listed = list(table)
     judged = [d.metric for row in listed for d in (row.to_reference, row.to_base) if d]
     return next(iter([*judged, *metrics(listed)]), None)
 
 
-def metric_facts(metric: str, table: Iterable[Row] = ()) -> MetricFacts:
+def metric_facts(metric: str, table: Iterable[CheckpointRow] = ()) -> MetricFacts:
     """What the evaluation wrote down of the metric; of older runs, what the installed card says.
 
     A metric of which neither is known keeps its own name and is taken to be better when higher.
@@ -125,14 +125,14 @@ def metric_facts(metric: str, table: Iterable[Row] = ()) -> MetricFacts:
     return next((facts for facts in scored if facts), None) or _of_card(metric.rpartition(".")[2])
 
 
-def label(metric: str, table: Iterable[Row] = ()) -> str:
+def label(metric: str, table: Iterable[CheckpointRow] = ()) -> str:
     """The metric as its papers spell it, after the name of a second evaluation."""
     stage = metric.rpartition(".")[0]
     spelled = metric_facts(metric, table).label
     return f"{stage} {spelled}" if stage else spelled
 
 
-def lower_is_better(metric: str, table: Iterable[Row] = ()) -> bool:
+def lower_is_better(metric: str, table: Iterable[CheckpointRow] = ()) -> bool:
     return not metric_facts(metric, table).higher_is_better
 
 
@@ -143,7 +143,7 @@ def _of_card(word: str) -> MetricFacts:
     return MetricFacts.of(find_card("metrics", word), word)
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: RunFacts) -> dict[str, Any]:
     """Everything `lcc report --json` prints: the run, its results and its steps."""
     listed = [
         {
@@ -170,11 +170,11 @@ def facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
+def _row(run: RunFacts, name: str, step: RunStep, speeds: list[Speed]) -> CheckpointRow:
     assert step.report is not None, step.name
     evaluations = [e for e in run.of_kind("eval") if checkpoint_of(run, e) == name]
     first = evaluations[0].report if evaluations else None
-    return Row(
+    return CheckpointRow(
         checkpoint=name,
         step=step.name,
         kind=step.kind,
@@ -189,7 +189,7 @@ def _row(run: Run, name: str, step: RunStep, speeds: list[Speed]) -> Row:
     )
 
 
-def _was_trained(run: Run, step: RunStep) -> bool:
+def _was_trained(run: RunFacts, step: RunStep) -> bool:
     if step.kind in TRAINING:
         return True
     inputs = step.report.inputs if step.report else {}
@@ -197,14 +197,14 @@ def _was_trained(run: Run, step: RunStep) -> bool:
     return any(_was_trained(run, parent) for parent in parents if parent is not None)
 
 
-def checkpoint_of(run: Run, evaluation: RunStep) -> str:
+def checkpoint_of(run: RunFacts, evaluation: RunStep) -> str:
     """The name of the checkpoint that an eval step judged."""
     judged = run.with_key(evaluation.report.inputs.get("model", "")) if evaluation.report else None
     spelled = evaluation.name.partition(".")[2]
     return judged.checkpoint if judged and judged.checkpoint else spelled
 
 
-def _all_scores(run: Run, evaluations: list[RunStep]) -> dict[str, Score]:
+def _all_scores(run: RunFacts, evaluations: list[RunStep]) -> dict[str, Score]:
     """Scores by metric; those of a second eval stage carry its name before theirs."""
     stages = list(dict.fromkeys(e.name.partition(".")[0] for e in run.of_kind("eval")))
     by_name: dict[str, Score] = {}
@@ -241,7 +241,7 @@ def _score(report: StepReport, name: str) -> Iterator[Score]:
         yield Score(value, unit, low, high, report.metrics.get(name))
 
 
-def _deltas(run: Run, report: StepReport | None, side: str) -> dict[str, Delta]:
+def _deltas(run: RunFacts, report: StepReport | None, side: str) -> dict[str, Delta]:
     """Every metric's difference to the evaluation that stood at `side`, in the task's order."""
     if report is None:
         return {}
@@ -262,7 +262,7 @@ def _verdict(report: StepReport, metric: str, side: str, metrics: list[str]) -> 
     return own or (overall if metric == metrics[0] else "")
 
 
-def _speeds(run: Run) -> dict[str, list[Speed]]:
+def _speeds(run: RunFacts) -> dict[str, list[Speed]]:
     by_checkpoint: dict[str, list[Speed]] = {}
     for bench in run.of_kind("bench"):
         assert bench.report is not None, bench.name
@@ -284,18 +284,18 @@ def _speed(line: dict[str, Any]) -> Speed:
     )
 
 
-def _replace(row: Row, size_ratio: float | None) -> Row:
-    return Row(**{**row.__dict__, "size_ratio": size_ratio})
+def _replace(row: CheckpointRow, size_ratio: float | None) -> CheckpointRow:
+    return CheckpointRow(**{**row.__dict__, "size_ratio": size_ratio})
 
 
 # -----------------------------------------------------------------------------
 # The results as tables: every checkpoint with its quality, size and speed, in words of people.
 
 
-Draw = Callable[[Row], Cell]
+Draw = Callable[[CheckpointRow], Cell]
 
 
-def results_table(checkpoints: Sequence[Row], *, max_metrics: int | None = None) -> Table:
+def results_table(checkpoints: Sequence[CheckpointRow], *, max_metrics: int | None = None) -> Table:
     """One row per checkpoint; a column that no row fills is left out."""
     columns = _columns(checkpoints, max_metrics)
     rows = [[Cell(format.clean(row.checkpoint)), *(draw(row) for _, draw in columns)] for row in checkpoints]
@@ -303,7 +303,7 @@ def results_table(checkpoints: Sequence[Row], *, max_metrics: int | None = None)
     return Table("Every checkpoint on the same samples; ranges are 95 % intervals.", titles, rows)
 
 
-def speed_table(checkpoints: Sequence[Row]) -> Table:
+def speed_table(checkpoints: Sequence[CheckpointRow]) -> Table:
     """Every line of the bench; columns that no line fills are left out."""
     lines = [(row, speed) for row in checkpoints for speed in row.speeds]
     candidates: list[tuple[str, list[str]]] = [
@@ -337,7 +337,7 @@ def tone(verdict: str) -> Tone:
     return "bad" if first in BAD_VERDICTS else "unclear" if first else ""
 
 
-def _columns(checkpoints: Sequence[Row], max_metrics: int | None) -> list[tuple[str, Draw]]:
+def _columns(checkpoints: Sequence[CheckpointRow], max_metrics: int | None) -> list[tuple[str, Draw]]:
     chosen = metrics(checkpoints)[:max_metrics]
     metric = primary(checkpoints)
     change = f"change of {label(metric, checkpoints)}" if metric else "change"
@@ -362,12 +362,12 @@ def _columns(checkpoints: Sequence[Row], max_metrics: int | None) -> list[tuple[
     return [(title, draw) for title, draw, filled in candidates if filled]
 
 
-def _size(row: Row) -> Cell:
+def _size(row: CheckpointRow) -> Cell:
     return Cell(format.size(row.bytes), format.share(row.size_ratio) if row.size_ratio else "")
 
 
 def _metric(name: str) -> Draw:
-    def draw(row: Row) -> Cell:
+    def draw(row: CheckpointRow) -> Cell:
         score = row.scores.get(name)
         return Cell(format.MISSING) if score is None else _score_cell(score)
 
@@ -378,7 +378,7 @@ def _score_cell(score: Score) -> Cell:
     return Cell(format.score(score.value, score.unit), format.interval(score.low, score.high, score.unit))
 
 
-def _change(row: Row) -> Cell:
+def _change(row: CheckpointRow) -> Cell:
     """Against the fine-tuned model where the row has one, else against the base."""
     delta = row.to_reference or row.to_base
     return Cell(format.MISSING) if delta is None else change(delta)
@@ -394,7 +394,7 @@ def change(delta: Delta) -> Cell:
     return Cell(text, f"{between} vs {format.clean(delta.against)}".strip(), tone(delta.verdict))
 
 
-def _latency(row: Row) -> Cell:
+def _latency(row: CheckpointRow) -> Cell:
     speed = row.speed
     if speed.p50_seconds is None:
         return Cell(format.MISSING)

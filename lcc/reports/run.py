@@ -19,7 +19,7 @@ from lcc.reports.document import (
     Section,
     Table,
 )
-from lcc.reports.results import Delta, Row, Score, change, results_table, speed_table
+from lcc.reports.results import CheckpointRow, Delta, Score, change, results_table, speed_table
 from lcc.reports.run_details import (
     lineage,
     machines,
@@ -29,13 +29,13 @@ from lcc.reports.run_details import (
     steps,
     training_table,
 )
-from lcc.store.runs import Run, RunStep
+from lcc.store.runs import RunFacts, RunStep
 
 # -----------------------------------------------------------------------------
 # What a run gained and lost, in one or two sentences that claim no more than was measured.
 
 
-def headline(run: Run) -> str:
+def headline(run: RunFacts) -> str:
     """The run in a sentence: quality before and after, then the price of the smallest model."""
     checkpoints = results.rows(run)
     if run.status == "failed":
@@ -50,7 +50,7 @@ def headline(run: Run) -> str:
     return format.clean(" ".join(s for s in sentences if s))
 
 
-def _unjudged(checkpoints: Sequence[Row]) -> str:
+def _unjudged(checkpoints: Sequence[CheckpointRow]) -> str:
     if not checkpoints:
         return "No checkpoint has been made yet."
     last = checkpoints[-1]
@@ -59,7 +59,7 @@ def _unjudged(checkpoints: Sequence[Row]) -> str:
     return f"{what} made and none was evaluated{weight}."
 
 
-def _first(judged: Sequence[Row], metric: str) -> str:
+def _first(judged: Sequence[CheckpointRow], metric: str) -> str:
     """What training did, or where the run starts from when nothing was trained."""
     tuned, name = _tuned(judged), results.label(metric, judged)
     if tuned is None or tuned.to_base is None:
@@ -71,14 +71,14 @@ def _first(judged: Sequence[Row], metric: str) -> str:
     return f"{tuned.checkpoint} takes {at} ({_change(delta)})."
 
 
-def _tuned(judged: Sequence[Row]) -> Row | None:
+def _tuned(judged: Sequence[CheckpointRow]) -> CheckpointRow | None:
     """The fine-tuned model: what the last one is judged against, or else the first trained one."""
     trained = [row for row in judged if row.trained]
     against = judged[-1].to_reference.against if judged[-1].to_reference else None
     return next((r for r in trained if r.checkpoint == against), trained[0] if trained else None)
 
 
-def _last(judged: Sequence[Row], metric: str) -> str:
+def _last(judged: Sequence[CheckpointRow], metric: str) -> str:
     """What compression kept, and for how many bytes."""
     tuned, last = _tuned(judged), judged[-1]
     if last is tuned or last is judged[0]:
@@ -97,7 +97,7 @@ def _last(judged: Sequence[Row], metric: str) -> str:
     )
 
 
-def _kept(last: Row, before: Row, metric: str) -> str:
+def _kept(last: CheckpointRow, before: CheckpointRow, metric: str) -> str:
     """The share kept, for figures whose zero means nothing is left and that did not grow."""
     now, then = last.scores[metric].value, before.scores[metric].value
     if results.lower_is_better(metric, [last, before]) or not 0 <= now <= then:
@@ -105,7 +105,7 @@ def _kept(last: Row, before: Row, metric: str) -> str:
     return f"{format.share(now / then)} kept; " if then else ""
 
 
-def _speed(first: Row, last: Row) -> str:
+def _speed(first: CheckpointRow, last: CheckpointRow) -> str:
     """Speeds side by side; weights run in another form than stored are named as such."""
     before, after = first.speed.rate, last.speed.rate
     if not before or not after:
@@ -139,7 +139,7 @@ def _value(score: Score) -> str:
 # What answers without any model, and whether each checkpoint beats it, on the same samples.
 
 
-def baseline_table(run: Run) -> Table | None:
+def baseline_table(run: RunFacts) -> Table | None:
     """The baseline's own scores, then every checkpoint's difference to it; None without one."""
     tables = [(step, step.report.tables.get("baseline", [])) for step in run.of_kind("eval") if step.report]
     judged = [(step, lines) for step, lines in tables if lines]
@@ -159,7 +159,7 @@ def baseline_table(run: Run) -> Table | None:
     )
 
 
-def _name(run: Run, step: RunStep) -> Cell:
+def _name(run: RunFacts, step: RunStep) -> Cell:
     return Cell(format.clean(results.checkpoint_of(run, step)))
 
 
@@ -207,7 +207,7 @@ def _nats(kl: float) -> str:
 NUM_SAMPLES = 8
 
 
-def story(run: Run) -> Document:
+def story(run: RunFacts) -> Document:
     """The whole report of `run`."""
     parts = [
         ("Results", _results(run)),
@@ -231,7 +231,7 @@ def story(run: Run) -> Document:
     return Document(recipe, format.clean(subtitle), headline(run), sections)
 
 
-def _results(run: Run) -> Iterator[Block]:
+def _results(run: RunFacts) -> Iterator[Block]:
     checkpoints = results.rows(run)
     metric = results.primary(checkpoints)
     is_sweep = run.facts.get("verb") == "sweep" and metric is not None
@@ -250,7 +250,7 @@ def _results(run: Run) -> Iterator[Block]:
         yield from _machine_speed(run)
 
 
-def _verdicts(checkpoints: list[results.Row]) -> Iterator[Block]:
+def _verdicts(checkpoints: list[results.CheckpointRow]) -> Iterator[Block]:
     """Every metric's differences, since the main table has room for one."""
     to_base = {row.checkpoint: row.against_base for row in checkpoints if row.against_base}
     to_reference = {row.checkpoint: row.against_reference for row in checkpoints if row.against_reference}
@@ -264,7 +264,9 @@ def _against(table: dict[str, dict[str, Delta]]) -> Iterator[str]:
     return (delta.against for deltas in table.values() for delta in deltas.values())
 
 
-def _differences(what: str, table: dict[str, dict[str, Delta]], scored: Sequence[results.Row]) -> Table:
+def _differences(
+    what: str, table: dict[str, dict[str, Delta]], scored: Sequence[results.CheckpointRow]
+) -> Table:
     names = list(dict.fromkeys(name for deltas in table.values() for name in deltas))
     rows = [
         [
@@ -281,7 +283,7 @@ def _differences(what: str, table: dict[str, dict[str, Delta]], scored: Sequence
     )
 
 
-def _protocol(run: Run) -> Iterator[Block]:
+def _protocol(run: RunFacts) -> Iterator[Block]:
     """How quality was measured: whatever the evaluations say beside their figures."""
     by_name: dict[str, dict[str, list[str]]] = {}
     for step in run.of_kind("eval"):
@@ -306,7 +308,7 @@ def _measure_line(name: str, by_value: dict[str, list[str]]) -> str:
     return format.clean(f"{label}: {', '.join(parts)}")
 
 
-def _machine_speed(run: Run) -> Iterator[Block]:
+def _machine_speed(run: RunFacts) -> Iterator[Block]:
     for bench in run.of_kind("bench"):
         assert bench.report is not None, bench.name
         facts = [
@@ -318,13 +320,13 @@ def _machine_speed(run: Run) -> Iterator[Block]:
             yield Prose(format.clean(f"The machine itself: {', '.join(facts)}."))
 
 
-def _sensitivity(run: Run) -> Iterator[Block]:
+def _sensitivity(run: RunFacts) -> Iterator[Block]:
     for step in run.of_kind("sensitivity"):
         assert step.report is not None, step.name
         yield sensitivity_table(step.report.tables.get("sensitivity", []))
 
 
-def _training(run: Run) -> Iterator[Block]:
+def _training(run: RunFacts) -> Iterator[Block]:
     table = training_table(run)
     yield from [table] if table else []
     for step in run.steps:
@@ -336,7 +338,7 @@ def _training(run: Run) -> Iterator[Block]:
             yield Figures(figures)
 
 
-def _samples(run: Run) -> Iterator[Block]:
+def _samples(run: RunFacts) -> Iterator[Block]:
     """The first samples with the outputs of the first, the reference and the last model."""
     chosen = _shown_samples(run)
     if not chosen:
@@ -360,7 +362,7 @@ def _samples(run: Run) -> Iterator[Block]:
         )
 
 
-def _shown_samples(run: Run) -> dict[str, list[dict[str, object]]]:
+def _shown_samples(run: RunFacts) -> dict[str, list[dict[str, object]]]:
     """Samples of the checkpoints worth reading side by side: base, fine-tuned, compressed."""
     judged = {results.checkpoint_of(run, e): e for e in run.of_kind("eval")}
     names = list(judged)

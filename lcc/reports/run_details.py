@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lcc.reports import format
-from lcc.reports.document import Block, Bullets, Cell, Chain, Code, Column, Fold, Prose, Table
-from lcc.store.runs import Run, RunStep, StepReport
+from lcc.reports.document import Block, Bullets, Cell, Chain, Code, Collapsible, Column, Prose, Table
+from lcc.store.runs import RunFacts, RunStep, StepReport
 
 SHORT = 12  # letters of a key that a reader compares
 
 
-def lineage(run: Run) -> Iterator[Block]:
+def lineage(run: RunFacts) -> Iterator[Block]:
     """Which step's model came from which, with keys."""
     yield Chain([format.clean(name) for name in run.checkpoints])
     rows = [
@@ -25,12 +25,12 @@ def lineage(run: Run) -> Iterator[Block]:
         Column("made from", "prose"),
         Column("key", "code"),
     ]
-    yield Fold(
+    yield Collapsible(
         "Inputs and keys of every step", [Table("A key says everything that made the result.", columns, rows)]
     )
 
 
-def _parents(run: Run, step: RunStep) -> str:
+def _parents(run: RunFacts, step: RunStep) -> str:
     inputs = step.report.inputs if step.report else {}
     named = {name: run.with_key(key) for name, key in inputs.items()}
     texts = [
@@ -40,7 +40,7 @@ def _parents(run: Run, step: RunStep) -> str:
     return format.clean(", ".join(texts)) or format.MISSING
 
 
-def steps(run: Run) -> Iterator[Block]:
+def steps(run: RunFacts) -> Iterator[Block]:
     """Time, memory and size of every step."""
     rows = [
         [
@@ -62,7 +62,7 @@ def steps(run: Run) -> Iterator[Block]:
     yield Table("Time is what the step took when it was computed.", columns, rows)
 
 
-def remarks(run: Run) -> Iterator[Block]:
+def remarks(run: RunFacts) -> Iterator[Block]:
     """Everything that a step said a reader must know: warnings first, each sentence once."""
     reports = [(step.name, step.report) for step in run.steps if step.report]
     warnings = _once([(name, text) for name, report in reports for text in report.warnings])
@@ -91,7 +91,7 @@ def _fact(step: RunStep, name: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def settings(run: Run) -> Iterator[Block]:
+def settings(run: RunFacts) -> Iterator[Block]:
     """Every option and every measure of every step; folded, as few readers want them all."""
     for step in run.steps:
         if step.report is None:
@@ -107,7 +107,7 @@ def settings(run: Run) -> Iterator[Block]:
             blocks.append(Table("What the step measured.", columns, rows))
         blocks += [_plain_table(name, lines) for name, lines in step.report.tables.items() if lines]
         if blocks:
-            yield Fold(format.clean(step.name), blocks)
+            yield Collapsible(format.clean(step.name), blocks)
 
 
 def _plain_table(name: str, lines: list[dict[str, Any]]) -> Table:
@@ -137,7 +137,7 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, "–" if node is None else str(node)
 
 
-def reproduction(run: Run) -> Iterator[Block]:
+def reproduction(run: RunFacts) -> Iterator[Block]:
     """The commands that make this run again, and what they install under which licence."""
     recipe = run.recipe
     fetched = [
@@ -156,7 +156,7 @@ def reproduction(run: Run) -> Iterator[Block]:
         yield Bullets(licences)
 
 
-def _licences(run: Run) -> Iterator[str]:
+def _licences(run: RunFacts) -> Iterator[str]:
     for step in run.steps:
         spec = step.report.node.get("spec") if step.report else None
         if isinstance(spec, dict) and (spec.get("licence") or spec.get("origin")):
@@ -164,7 +164,7 @@ def _licences(run: Run) -> Iterator[str]:
             yield format.clean(f"{spec.get('name') or step.name}: {'; '.join(facts)}")
 
 
-def machines(run: Run) -> Iterator[Block]:
+def machines(run: RunFacts) -> Iterator[Block]:
     """Every machine and set of versions that made a step; usually one."""
     seen: dict[str, tuple[list[str], RunStep]] = {}
     for step in run.steps:
@@ -201,7 +201,7 @@ def _fact_text(step: RunStep, key: str) -> Any:
 Draw = Callable[[StepReport], Cell]
 
 
-def training_table(run: Run) -> Table | None:
+def training_table(run: RunFacts) -> Table | None:
     """One row for each step that took optimizer steps; a column that no row fills is left out."""
     trained = [
         (s.name, s.report)

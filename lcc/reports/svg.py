@@ -14,7 +14,7 @@ LETTER = 7.4  # mean width of a letter at the charts' font size
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """Maps numbers of [low, high] onto [start, end] of the drawing."""
 
     low: float
@@ -101,7 +101,7 @@ class Drawing:
             f'text-anchor="{anchor}">{_text(words)}{rest}</text>'
         )
 
-    def across(self, scale: Scale, words: str, *, whole: bool = False) -> None:
+    def across(self, scale: AxisScale, words: str, *, whole: bool = False) -> None:
         """The horizontal axis: ticks, their numbers (`whole` ones only), and what they count."""
         bottom = self.height - BOTTOM
         self.line([(scale.start, bottom), (scale.end, bottom)], "axis")
@@ -113,7 +113,7 @@ class Drawing:
         middle = (scale.start + scale.end) / 2
         self.label(middle, bottom + 33, words, anchor="middle", style="name")
 
-    def upward(self, scale: Scale, words: str, *, num: int = 5) -> None:
+    def upward(self, scale: AxisScale, words: str, *, num: int = 5) -> None:
         """The vertical axis: grid lines, their numbers, and what they count."""
         for tick in ticks(scale.low, scale.high, num):
             self.line([(LEFT, scale(tick)), (self.width - RIGHT, scale(tick))], "grid")

@@ -23,8 +23,8 @@ from lcc.reports.document import (
     Table,
     Tone,
 )
-from lcc.reports.results import Row, results_table
-from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, Drawing, Scale, padded
+from lcc.reports.results import CheckpointRow, results_table
+from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, AxisScale, Drawing, padded
 from lcc.store.runs import read_run
 from lcc.store.sweeps import DRIVER, Point, Result, Status, Sweep
 
@@ -39,7 +39,7 @@ class PointRow:
     point: Point
     status: Status
     result: Result | None
-    row: Row | None = None
+    row: CheckpointRow | None = None
     values: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -81,7 +81,7 @@ def _point_row(sweep: Sweep, point: Point) -> PointRow:
     return PointRow(point, status, result, next(iter(last), None), dict(point.values))
 
 
-def _usual(row: Row | None, metric: str | None) -> dict[str, float]:
+def _usual(row: CheckpointRow | None, metric: str | None) -> dict[str, float]:
     if row is None:
         return {}
     score = row.scores.get(metric) if metric else None
@@ -278,8 +278,8 @@ def front_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figu
     one, unit = _unit(across, [row.values[across] for row in whole])
     xs = [row.values[across] / one for row in whole]
     ys = [row.values[up] for row in whole]
-    x = Scale(*padded(xs, floor=0.0 if min(xs) >= 0 else None), LEFT, WIDTH - RIGHT)
-    y = Scale(*padded(ys, floor=0.0 if min(ys) >= 0 else None), HEIGHT - BOTTOM, TOP)
+    x = AxisScale(*padded(xs, floor=0.0 if min(xs) >= 0 else None), LEFT, WIDTH - RIGHT)
+    y = AxisScale(*padded(ys, floor=0.0 if min(ys) >= 0 else None), HEIGHT - BOTTOM, TOP)
     drawing.upward(y, _label(up, whole))
     drawing.across(x, f"{_label(across, whole)}{unit}")
     at = {row.point.index: (x(row.values[across] / one), y(row.values[up])) for row in whole}
@@ -321,9 +321,9 @@ def history_figure(rows: Sequence[PointRow], better: dict[str, Direction]) -> Fi
         WIDTH, HEIGHT - 60, f"{label} of point after point", f"the best of {len(values)} so far"
     )
     one, unit = _unit(name, values)
-    x = Scale(1, max(whole[-1].point.index + 1, 2), LEFT, WIDTH - RIGHT)
+    x = AxisScale(1, max(whole[-1].point.index + 1, 2), LEFT, WIDTH - RIGHT)
     scaled = [value / one for value in values]
-    y = Scale(*padded(scaled), drawing.height - BOTTOM, TOP)
+    y = AxisScale(*padded(scaled), drawing.height - BOTTOM, TOP)
     drawing.upward(y, f"{label}{unit}", num=4)
     drawing.across(x, "point", whole=True)
     drawing.line(

@@ -18,7 +18,7 @@ from lcc.reports.results import results_table
 from lcc.reports.run import baseline_table, headline, sensitivity_table
 from lcc.reports.sweep import directions, point_rows, points_table
 from lcc.reports.sweep import headline as headline_of
-from lcc.store.runs import Run, read_run
+from lcc.store.runs import RunFacts, read_run
 from lcc.store.sweeps import read_sweep
 
 MAX_METRICS = 4  # the report files show all
@@ -95,7 +95,7 @@ def print_points(folder: Path, console: Console | None = None) -> None:
     console.print(Text(str(folder / "report.html")), soft_wrap=True)
 
 
-def table(run: Run, *, width: int = COLUMNS) -> Grid:
+def table(run: RunFacts, *, width: int = COLUMNS) -> Grid:
     """One row per checkpoint; columns that no row fills are left out."""
     return _grid(_narrowed(results_table(results.rows(run), max_metrics=MAX_METRICS), width))
 

@@ -17,15 +17,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lcc.core.errors import LccError
-from lcc.serving.endpoints import Chat, Classify, Completions, Embeddings, Translate
-from lcc.serving.engine_thread import Turner
+from lcc.serving.endpoints import ChatEndpoint, Classify, Completions, Embeddings, Translate
+from lcc.serving.engine_thread import EngineThread
 from lcc.serving.http import Guard
 from lcc.serving.model import Served
 from lcc.serving.openapi import WRITES, openapi
-from lcc.serving.protocol import Gone, Refusal, on_fault, on_gone, on_http, on_refusal
+from lcc.serving.protocol import ClientGone, Refusal, on_fault, on_gone, on_http, on_refusal
 
 ENDPOINTS: dict[str, Callable[[Served], Any]] = {
-    "chat": Chat,
+    "chat": ChatEndpoint,
     "completions": Completions,
     "embeddings": Embeddings,
     "classify": Classify,
@@ -53,7 +53,7 @@ def application(served: Served, key: str | None, *, failed: Callable[[BaseExcept
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         options = served.options
-        turner = Turner(
+        turner = EngineThread(
             served.session, asyncio.get_running_loop(), options.queue, options.queue_seconds, failed=fail
         )
         await served.open(turner)
@@ -65,7 +65,7 @@ def application(served: Served, key: str | None, *, failed: Callable[[BaseExcept
         lifespan=lifespan,
         exception_handlers={
             Refusal: on_refusal,
-            Gone: on_gone,
+            ClientGone: on_gone,
             HTTPException: on_http,
             LccError: on_fault,
             Exception: on_fault,

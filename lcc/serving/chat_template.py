@@ -24,7 +24,7 @@ LINE_BYTES = 64 * 2**20
 SHORT = 2000  # characters that the event loop tokenizes by itself
 
 
-class Prompter:
+class ChatTemplateProcess:
     """Keeps one `prompter` process; another is started where it was killed."""
 
     def __init__(self, folder: Path, *, seconds: float = TEMPLATE_SECONDS) -> None:

@@ -15,10 +15,10 @@ from lcc.inference.session import Request
 from lcc.serving.chat_template import elsewhere, text_ids
 from lcc.serving.engine_thread import computed
 from lcc.serving.generate import (
-    Handed,
-    Spelling,
-    Told,
-    Writing,
+    AnswerText,
+    Generation,
+    HandoverAnswers,
+    TokenText,
     begin,
     chunk,
     grounded,
@@ -63,7 +63,7 @@ CHAT_CHUNK = "chat.completion.chunk"
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatEndpoint:
     """The endpoint over what is served."""
 
     served: Served
@@ -78,7 +78,9 @@ class Chat:
         messages, handover = await grounded(self.served, messages)
         if handover is not None:
             num = body.n or 1
-            return await self._told(Writing(self.served, http, 0, Handed(handover, num), num), body)
+            return await self._told(
+                Generation(self.served, http, 0, HandoverAnswers(handover, num), num), body
+            )
         ids = await self.served.prompter.ids(messages)
         self.served.check_prompt(len(ids), "messages")
         limit = body.max_completion_tokens or body.max_tokens or self.served.options.max_tokens
@@ -89,7 +91,7 @@ class Chat:
         ]
         return await self._told(begin(self.served, http, requests, len(ids)), body)
 
-    async def _told(self, writing: Writing, body: ChatBody) -> Response:
+    async def _told(self, writing: Generation, body: ChatBody) -> Response:
         return await respond(
             writing,
             body,
@@ -97,7 +99,7 @@ class Chat:
             reply=lambda told: self._reply(writing, told, body),
         )
 
-    def _reply(self, writing: Writing, answers: list[Told], body: ChatBody) -> ChatReply:
+    def _reply(self, writing: Generation, answers: list[AnswerText], body: ChatBody) -> ChatReply:
         choices: list[ChatChoice] = [
             {
                 "index": i,
@@ -116,7 +118,7 @@ class Chat:
             "usage": writing.usage,
         }
 
-    async def _events(self, writing: Writing, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
+    async def _events(self, writing: Generation, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
         head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
@@ -135,7 +137,7 @@ class Chat:
     def _logprobs(self, tokens: Any, body: ChatBody) -> ChatLogprobs | None:
         if not body.logprobs:
             return None
-        spelling = Spelling(self.served.session.tokenizer)
+        spelling = TokenText(self.served.session.tokenizer)
         return {"content": [spelling.chosen(token) for token in tokens]}
 
 
@@ -188,7 +190,7 @@ class Completions:
             reply=lambda told: self._reply(writing, told, body),
         )
 
-    def _reply(self, writing: Writing, answers: list[Told], body: CompletionBody) -> TextReply:
+    def _reply(self, writing: Generation, answers: list[AnswerText], body: CompletionBody) -> TextReply:
         choices: list[TextChoice] = [
             {
                 "index": i,
@@ -207,7 +209,7 @@ class Completions:
             "usage": writing.usage,
         }
 
-    async def _events(self, writing: Writing, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
+    async def _events(self, writing: Generation, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
         head = {"id": new_id("cmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
@@ -229,7 +231,7 @@ class Completions:
     def _logprobs(self, tokens: Any, offset: int, body: CompletionBody) -> TextLogprobs | None:
         if body.logprobs is None:
             return None
-        spelling = Spelling(self.served.session.tokenizer)
+        spelling = TokenText(self.served.session.tokenizer)
         return spelling.completion(tokens, offset, body.logprobs)
 
 
@@ -397,7 +399,7 @@ class Translate:
             reply=lambda told: self._reply(writing, told),
         )
 
-    def _reply(self, writing: Writing, answers: Sequence[Told]) -> TranslateReply:
+    def _reply(self, writing: Generation, answers: Sequence[AnswerText]) -> TranslateReply:
         data: list[Translation] = [
             {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
             for i, one in enumerate(answers)
@@ -423,7 +425,7 @@ class Translate:
             repetition_penalty=draw.repetition_penalty,
         )
 
-    async def _events(self, writing: Writing, steps: Any) -> AsyncIterator[Any]:
+    async def _events(self, writing: Generation, steps: Any) -> AsyncIterator[Any]:
         async for index, step in steps:
             if step.text or step.finish:
                 yield {"index": index, "text": step.text, "finish_reason": step.finish}

@@ -17,7 +17,7 @@ from lcc.serving.protocol import busy
 if TYPE_CHECKING:
     import numpy as np
 
-    from lcc.inference.session import Request, Session, Step
+    from lcc.inference.session import AnswerStep, Request, Session
 
 MAX_FAILURES = 3
 GATHER_SECONDS = 0.003  # how long a turn that nobody can join later waits for company
@@ -28,14 +28,14 @@ class Ticket:
     """One answer that somebody waits for; `tell` is called in the event loop."""
 
     request: Request
-    tell: Callable[[Step | Exception], None]
+    tell: Callable[[AnswerStep | Exception], None]
     deadline: float  # by which it must have a slot
     handle: int | None = None
     left: bool = False
 
 
 @dataclass(eq=False)
-class Job:
+class ReadJob:
     """Rows whose vectors or logits somebody waits for; jobs of one kind are computed together."""
 
     kind: Literal["embed", "logits"]
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass
-class Turner:
+class EngineThread:
     """Turns a session in a thread of its own; everything public may be called from any thread.
 
     At most `queue` answers wait for a slot, each `queue_seconds` at most; `failed` is called, in
@@ -62,7 +62,7 @@ class Turner:
     active: dict[int, Ticket] = field(default_factory=dict)
     num_turns: int = 0
     _num_failures: int = 0  # one after another
-    _jobs: deque[Job] = field(default_factory=deque)
+    _jobs: deque[ReadJob] = field(default_factory=deque)
     _left: list[Ticket] = field(default_factory=list)
     _told: list[tuple[Callable[[Any], None], Any]] = field(default_factory=list)
     _wake: threading.Condition = field(default_factory=threading.Condition)
@@ -92,7 +92,7 @@ class Turner:
             self.waiting.extend(tickets)
             self._wake.notify()
 
-    def compute(self, job: Job) -> None:
+    def compute(self, job: ReadJob) -> None:
         """Let a job wait for its turn; raises Refusal where too many rows wait already."""
         with self._wake:
             self._check_open()
@@ -154,7 +154,7 @@ class Turner:
                     del self.active[step.handle]
                 self._told.append((ticket.tell, step))
 
-    def _stepped(self) -> list[Step]:
+    def _stepped(self) -> list[AnswerStep]:
         """The session's turn; what it raises ends the answers under way, and thrice itself."""
         try:
             steps = self.session.step()
@@ -210,7 +210,7 @@ class Turner:
     def _compute(self) -> None:
         """One batch of the jobs that wait longest, all of one kind."""
         with self._wake:
-            jobs: list[Job] = []
+            jobs: list[ReadJob] = []
             num_rows = 0
             while self._jobs and (not jobs or self._jobs[0].kind == jobs[0].kind):
                 num_rows += len(self._jobs[0].rows)
@@ -262,22 +262,22 @@ def _tell(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
 # The event loop's side of the engine's thread: waiting for answers, vectors and logits.
 
 
-class Answers:
+class StepQueue:
     """The answers to one HTTP request, step by step as they come; `leave` once done with them."""
 
-    def __init__(self, turner: Turner, requests: Sequence[Request]) -> None:
+    def __init__(self, turner: EngineThread, requests: Sequence[Request]) -> None:
         self._turner = turner
-        self._events: asyncio.Queue[tuple[int, Step | Exception]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, AnswerStep | Exception]] = asyncio.Queue()
         deadline = time.monotonic() + turner.queue_seconds
         self._tickets = [
             Ticket(request, self._teller(index), deadline) for index, request in enumerate(requests)
         ]
         turner.submit(self._tickets)
 
-    def _teller(self, index: int) -> Callable[[Step | Exception], None]:
+    def _teller(self, index: int) -> Callable[[AnswerStep | Exception], None]:
         return lambda what: self._events.put_nowait((index, what))
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+    async def steps(self) -> AsyncIterator[tuple[int, AnswerStep]]:
         """(number of the request, its step) until all are finished; raises what the engine did."""
         num_open = len(self._tickets)
         while num_open:
@@ -293,7 +293,7 @@ class Answers:
 
 
 async def computed(
-    turner: Turner, kind: Literal["embed", "logits"], rows: Sequence[Sequence[int]]
+    turner: EngineThread, kind: Literal["embed", "logits"], rows: Sequence[Sequence[int]]
 ) -> list[np.ndarray[Any, Any]]:
     """What the session makes of `rows`, computed together with others' rows."""
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -306,7 +306,7 @@ async def computed(
         else:
             done.set_result(what)
 
-    job = Job(kind, rows, tell)
+    job = ReadJob(kind, rows, tell)
     turner.compute(job)
     try:
         return list(await done)

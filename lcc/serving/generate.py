@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lcc.inference.session import Request, Step, Token
-from lcc.serving.engine_thread import Answers
+from lcc.inference.session import AnswerStep, Request, Token
+from lcc.serving.engine_thread import StepQueue
 from lcc.serving.http import EventStream
 from lcc.serving.model import Served
 from lcc.serving.protocol import (
     SEEDS,
-    Chosen,
     Finish,
     Generating,
-    Likely,
+    LikelyToken,
     TextLogprobs,
+    TokenLogprobs,
+    TokenUsage,
     TranslateBody,
-    Usage,
 )
 
 if TYPE_CHECKING:
@@ -65,32 +65,32 @@ def room(served: Served, num_prompt: int, limit: int) -> int:
 
 
 @dataclass
-class Told:
+class AnswerText:
     """One answer, put together from its steps."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     finish: Finish | None = None
 
-    def add(self, step: Step) -> None:
+    def add(self, step: AnswerStep) -> None:
         self.text += step.text
         self.tokens += step.tokens
         self.finish = step.finish or self.finish
 
 
 @dataclass
-class Writing:
+class Generation:
     """The answers to one HTTP request: gathered, or told step by step; counts what it took."""
 
     served: Served
     http: HttpRequest
     num_prompt: int
-    answers: Answers | Handed
+    answers: StepQueue | HandoverAnswers
     num_answers: int
     num_new: int = 0
     begun: float = field(default_factory=time.perf_counter)
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+    async def steps(self) -> AsyncIterator[tuple[int, AnswerStep]]:
         """As Answers, counting."""
         meters = self.served.meters
         meters.prompt_tokens.inc(self.num_prompt)
@@ -104,27 +104,27 @@ class Writing:
             meters.new_tokens.inc(self.num_new)
             self.http.scope["usage"].update(self.usage)
 
-    async def first(self) -> AsyncIterator[tuple[int, Step]]:
+    async def first(self) -> AsyncIterator[tuple[int, AnswerStep]]:
         """`steps` once the first is there: until then a refusal can still be a status."""
         steps = self.steps()
         head = await anext(steps)
 
-        async def chained() -> AsyncIterator[tuple[int, Step]]:
+        async def chained() -> AsyncIterator[tuple[int, AnswerStep]]:
             yield head
             async for item in steps:
                 yield item
 
         return chained()
 
-    async def all(self) -> list[Told]:
+    async def all(self) -> list[AnswerText]:
         """Every answer, whole."""
-        answers = [Told() for _ in range(self.num_answers)]
+        answers = [AnswerText() for _ in range(self.num_answers)]
         async for index, step in self.steps():
             answers[index].add(step)
         return answers
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """What was read and written so far."""
         return {
             "prompt_tokens": self.num_prompt,
@@ -133,18 +133,18 @@ class Writing:
         }
 
 
-def begin(served: Served, http: HttpRequest, requests: Sequence[Request], num_prompt: int) -> Writing:
+def begin(served: Served, http: HttpRequest, requests: Sequence[Request], num_prompt: int) -> Generation:
     """Let the engine write; raises Refusal where too many wait already."""
-    answers = Answers(served.turner, requests)
-    return Writing(served, http, num_prompt, answers, len(requests))
+    answers = StepQueue(served.turner, requests)
+    return Generation(served, http, num_prompt, answers, len(requests))
 
 
 async def respond(
-    writing: Writing,
+    writing: Generation,
     body: Generating | TranslateBody,
     *,
-    events: Callable[[AsyncIterator[tuple[int, Step]]], AsyncIterator[Any]],
-    reply: Callable[[list[Told]], Any],
+    events: Callable[[AsyncIterator[tuple[int, AnswerStep]]], AsyncIterator[Any]],
+    reply: Callable[[list[AnswerText]], Any],
 ) -> Response:
     """A stream of events where the body asks for one, else one reply; slots are left either way."""
     if body.stream:
@@ -167,7 +167,7 @@ def new_id(prefix: str) -> str:
 
 
 @dataclass(frozen=True)
-class Spelling:
+class TokenText:
     """Tokens as text, for log-probabilities."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -179,13 +179,13 @@ class Spelling:
             return piece.replace("▁", " ")
         return str(self.tokenizer.decode([number]))
 
-    def likely(self, number: int, logprob: float | None) -> Likely:
+    def likely(self, number: int, logprob: float | None) -> LikelyToken:
         """A token as the chat endpoint tells it."""
         text = self.token(number)
         spelled = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": finite(logprob), "bytes": spelled}
 
-    def chosen(self, token: Token) -> Chosen:
+    def chosen(self, token: Token) -> TokenLogprobs:
         """A token of an answer with its alternatives."""
         top = [self.likely(number, logprob) for number, logprob in token.top]
         return {**self.likely(token.id, token.logprob), "top_logprobs": top}
@@ -223,16 +223,16 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Handed:
+class HandoverAnswers:
     """Answers that no engine writes: the words by which a person takes over, `num` times."""
 
     text: str
     num: int
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step]]:
+    async def steps(self) -> AsyncIterator[tuple[int, AnswerStep]]:
         """Each answer in one step."""
         for index in range(self.num):
-            yield index, Step(index, self.text, (), "stop")
+            yield index, AnswerStep(index, self.text, (), "stop")
 
     def leave(self) -> None:
         """No slot was taken."""

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lcc.serving.model import Served, ServeOptions
-from lcc.serving.protocol import GONE, Gone, Refusal, refusal_of
+from lcc.serving.protocol import GONE, ClientGone, Refusal, refusal_of
 
 OPEN_ROUTES = ("/healthz",)
 MAX_HEADERS = 100
@@ -177,7 +177,7 @@ async def _first(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     try:
         await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.done():
-            raise Gone
+            raise ClientGone
         return worker.result()
     finally:
         for task in (worker, watcher):
@@ -208,7 +208,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await _first(self._send_all(send), receive)
-        except Gone:
+        except ClientGone:
             scope["usage"]["gone"] = True
         finally:
             self._leave()

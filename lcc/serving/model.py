@@ -21,8 +21,8 @@ from lcc.core.machine import free_cores
 from lcc.export.select_engine import select
 from lcc.inference.session import Opening
 from lcc.models.card import examine, read_card, read_json
-from lcc.serving.chat_template import Prompter
-from lcc.serving.engine_thread import Turner
+from lcc.serving.chat_template import ChatTemplateProcess
+from lcc.serving.engine_thread import EngineThread
 from lcc.serving.protocol import Refusal
 from lcc.store.store import ROOT, Store
 from lcc.tasks.template import places
@@ -30,7 +30,7 @@ from lcc.tasks.template import places
 if TYPE_CHECKING:
     from lcc.inference.session import Session
     from lcc.pipeline.recipe import Recipe
-    from lcc.serving.engine_thread import Turner
+    from lcc.serving.engine_thread import EngineThread
     from lcc.tasks.task import Task
 
 # -----------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class ServeOptions:
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Meters:
+class ServerMetrics:
     """What /metrics tells; no label holds anything that a client chose."""
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Meters:
         self.prompt_tokens = Counter("lcc_prompt_tokens", "Tokens read.", registry=registry)
         self.new_tokens = Counter("lcc_completion_tokens", "Tokens written.", registry=registry)
 
-    def watch(self, turner: Turner) -> None:
+    def watch(self, turner: EngineThread) -> None:
         """Ask `turner` how it is doing whenever somebody asks for the metrics."""
         gauges = {
             "lcc_answers_running": ("Answers in a slot.", lambda: len(turner.active)),
@@ -183,11 +183,11 @@ class Served:
     options: ServeOptions
     task: Task | None = None
     engine: str = ""
-    meters: Meters = field(default_factory=Meters)
+    meters: ServerMetrics = field(default_factory=ServerMetrics)
     created: int = field(default_factory=lambda: int(time.time()))
     is_well: bool = True
-    _turner: Turner | None = None
-    _prompter: Prompter | None = None
+    _turner: EngineThread | None = None
+    _prompter: ChatTemplateProcess | None = None
 
     @property
     def name(self) -> str:
@@ -244,21 +244,21 @@ class Served:
         return max(1, min(room, self.options.max_prompt_tokens or room))
 
     @property
-    def turner(self) -> Turner:
+    def turner(self) -> EngineThread:
         """The thread that turns the session."""
         assert self._turner is not None, "the server has not begun"
         return self._turner
 
     @property
-    def prompter(self) -> Prompter:
+    def prompter(self) -> ChatTemplateProcess:
         """The process that renders chat templates."""
         assert self._prompter is not None, "the server has not begun"
         return self._prompter
 
-    async def open(self, turner: Turner) -> None:
+    async def open(self, turner: EngineThread) -> None:
         """Begin: the engine's thread and, for a model that chats, the template's process."""
         self._turner = turner
-        self._prompter = Prompter(self.folder)
+        self._prompter = ChatTemplateProcess(self.folder)
         if "chat" in self.offers:
             await self._prompter.open()
         turner.open()

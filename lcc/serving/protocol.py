@@ -22,7 +22,7 @@ from lcc.core.errors import DataError, LccError
 Finish = Literal["stop", "length"]
 
 
-class Usage(TypedDict):
+class TokenUsage(TypedDict):
     """How many tokens were read and written."""
 
     prompt_tokens: int
@@ -30,7 +30,7 @@ class Usage(TypedDict):
     total_tokens: int
 
 
-class Likely(TypedDict):
+class LikelyToken(TypedDict):
     """A token, its natural log-probability and its bytes (null inside a character)."""
 
     token: str
@@ -38,19 +38,19 @@ class Likely(TypedDict):
     bytes: list[int] | None
 
 
-class Chosen(Likely):
+class TokenLogprobs(LikelyToken):
     """A token of an answer, with the likeliest ones in its place."""
 
-    top_logprobs: list[Likely]
+    top_logprobs: list[LikelyToken]
 
 
 class ChatLogprobs(TypedDict):
     """Every token of an answer."""
 
-    content: list[Chosen]
+    content: list[TokenLogprobs]
 
 
-class Said(TypedDict):
+class AssistantMessage(TypedDict):
     """An answer in a conversation."""
 
     role: Literal["assistant"]
@@ -61,7 +61,7 @@ class ChatChoice(TypedDict):
     """One of `n` answers."""
 
     index: int
-    message: Said
+    message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: Finish | None
 
@@ -74,7 +74,7 @@ class ChatReply(TypedDict):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class TextLogprobs(TypedDict):
@@ -103,7 +103,7 @@ class TextReply(TypedDict):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class ReadUsage(TypedDict):
@@ -161,10 +161,10 @@ class TranslateReply(TypedDict):
     object: Literal["list"]
     data: list[Translation]
     model: str
-    usage: Usage
+    usage: TokenUsage
 
 
-class Model(TypedDict):
+class ServedModel(TypedDict):
     """A model that is served."""
 
     id: str
@@ -177,10 +177,10 @@ class ModelsReply(TypedDict):
     """All models that are served: one."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ServedModel]
 
 
-class Fault(TypedDict):
+class ErrorDetail(TypedDict):
     """What went wrong, in a sentence."""
 
     message: str
@@ -192,7 +192,7 @@ class Fault(TypedDict):
 class ErrorReply(TypedDict):
     """An error in OpenAI's form."""
 
-    error: Fault
+    error: ErrorDetail
 
 
 class Health(TypedDict):
@@ -243,7 +243,7 @@ class Refusal(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client closed its connection; nobody waits for the answer."""
 
 
@@ -493,7 +493,7 @@ async def _bytes(request: Request, max_bytes: int) -> bytes:
             if len(got) > max_bytes:
                 raise _too_large(max_bytes)
     except ClientDisconnect:
-        raise Gone from None
+        raise ClientGone from None
     return bytes(got)
 
 

@@ -17,7 +17,7 @@ from lcc.core.lazy import transformers
 from lcc.models.sources import special_ids
 from lcc.tokenization.prune_vocabulary import with_new_vocabulary
 from lcc.tokenization.special_tokens import frame_of
-from lcc.tokenization.train import Dress, Kind, train_tokenizer
+from lcc.tokenization.train import Kind, SpecialTokens, train_tokenizer
 from lcc.training.pretraining import Corpus, Document, Encoding, Material, TextRows, tokenised
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def corpus_of(split: str, documents: Documents, tokenizer: PreTrainedTokenizerBa
     )
 
 
-def renew_vocabulary(bundle: Bundle, asked: NewTokenizer, documents: Documents, *, dress: Dress) -> None:
+def renew_vocabulary(
+    bundle: Bundle, asked: NewTokenizer, documents: Documents, *, dress: SpecialTokens
+) -> None:
     """Train the tokenizer and give the model rows for it, in place."""
     context = documents.context
     made = trained_tokenizer(asked, context, documents.texts, dress)
@@ -138,7 +140,7 @@ def renew_vocabulary(bundle: Bundle, asked: NewTokenizer, documents: Documents, 
 
 
 def trained_tokenizer(
-    asked: NewTokenizer, context: Context, texts: Callable[[], Iterator[str]], dress: Dress
+    asked: NewTokenizer, context: Context, texts: Callable[[], Iterator[str]], dress: SpecialTokens
 ) -> PreTrainedTokenizerBase:
     """The tokenizer trained by rank 0 and kept below the step's state; resumed, it is read back."""
     folder = context.state / "tokenizer"
@@ -153,7 +155,7 @@ def _train(
     asked: NewTokenizer,
     progress: Progress,
     texts: Callable[[], Iterator[str]],
-    dress: Dress,
+    dress: SpecialTokens,
     folder: Path,
 ) -> None:
     track = progress.track("train tokenizer", unit="text", polls=False)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from lcc.calibration.block_walker import Aside, Memory
 from lcc.calibration.calibrate import (
     Calibration,
+    CalibrationContext,
     InputGroup,
-    Surroundings,
     calibrated,
     encoded_batches,
     stored_groups,
 )
-from lcc.calibration.resume import Facts, Kept
+from lcc.calibration.resume import Facts, FinishedBlocks
 from lcc.calibration.statistics import StoredStats
 from lcc.core.errors import RecipeError
 from lcc.distributed.dist import SINGLE, Dist, Distributed
@@ -90,10 +90,10 @@ def input_groups(
         return _stored(stats, layers, context, dist=SINGLE if everybody else context.dist)
     model = bundle.load(device=None, dtype=None)
     warn = context.progress.warn
-    kept = Kept(context.state / "blocks", dtype=bundle.card.dtype, warn=warn)
+    kept = FinishedBlocks(context.state / "blocks", dtype=bundle.card.dtype, warn=warn)
     context.dist.barrier()  # All know the same blocks to be finished.
     batches = text_batches(context, bundle, model, calibration)
-    around = Surroundings(
+    around = CalibrationContext(
         context.progress,
         context.dist,
         kept=kept,

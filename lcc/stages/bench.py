@@ -15,7 +15,7 @@ from lcc.core.lazy import torch
 from lcc.core.machine import available_bytes
 from lcc.core.progress import Measure
 from lcc.evaluation.metrics import chosen_rows
-from lcc.inference.bench import Load, Racer, Worker, disk_bytes, verdicts, workers
+from lcc.inference.bench import BenchmarkedModel, Load, MeasuringProcess, disk_bytes, verdicts, workers
 from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 
@@ -85,16 +85,16 @@ class Bench:
         outcome.warnings += load.warnings(ours)
         return outcome
 
-    def _racers(self, folders: dict[str, Path], context: Context) -> Iterator[Racer]:
+    def _racers(self, folders: dict[str, Path], context: Context) -> Iterator[BenchmarkedModel]:
         for name, folder in folders.items():
             bundle = open_bundle(folder)
             prompts = self._prompts(bundle, context)
             new_tokens = self.new_tokens if bundle.card.head in ("causal", "seq2seq") else 0
-            yield Racer(name, folder, prompts, new_tokens, self.batch_sizes)
+            yield BenchmarkedModel(name, folder, prompts, new_tokens, self.batch_sizes)
             if bundle.card.form == "packed":
                 # Enough to see whether a fast kernel stands behind the format, and no more.
                 few = min(new_tokens, NATIVE_TOKENS)
-                yield Racer(name, folder, prompts, few, self.batch_sizes[:1], native=True)
+                yield BenchmarkedModel(name, folder, prompts, few, self.batch_sizes[:1], native=True)
 
     def _prompts(self, bundle: Bundle, context: Context) -> list[list[int]]:
         """As many prompts as the largest batch, real ones where the task has them."""
@@ -111,7 +111,9 @@ class Bench:
             prompts = [[(7 * i + 3) % size for i in range(self.prompt_tokens)]]
         return [prompts[i % len(prompts)] for i in range(num)]
 
-    def _race(self, racers: list[Racer], running: dict[str, Worker], context: Context) -> None:
+    def _race(
+        self, racers: list[BenchmarkedModel], running: dict[str, MeasuringProcess], context: Context
+    ) -> None:
         total = self.rounds * sum(len(racer.batch_sizes) for racer in racers)
         with context.progress.track("measure", total=total, unit="turn") as bar:
             for number in range(-1, self.rounds):
@@ -136,7 +138,7 @@ def _machine_measures(
     }
 
 
-def _require_memory(racers: list[Racer]) -> None:
+def _require_memory(racers: list[BenchmarkedModel]) -> None:
     """All models stay loaded while they take turns; four bytes a parameter, two on disk."""
     free = available_bytes()
     needed = sum(4 * disk_bytes(racer.folder) for racer in racers)

@@ -17,7 +17,7 @@ from lcc.models.sources import special_ids
 from lcc.pipeline.stage import Noun, Outcome
 from lcc.stages._corpus import NewTokenizer, trained_tokenizer
 from lcc.tokenization.prune_vocabulary import transferred
-from lcc.tokenization.train import Dress
+from lcc.tokenization.train import SpecialTokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lcc.pipeline.stage import Context
 
 # BERT's own tokens; the start of a text is also where the decoder starts, as in BERT2BERT.
-DRESS = Dress(
+DRESS = SpecialTokens(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
      "mask_token": "[MASK]", "bos_token": "[CLS]", "eos_token": "[SEP]"},
     "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from lcc.calibration.calibrate import Calibration
 from lcc.compression.prune_depth import (
+    LayerAblation,
     Part,
     PartKind,
-    Skipping,
     layer_stops,
     removable,
     remove_blocks,
@@ -88,7 +88,7 @@ class Depth:
         parts = removable(model, self.part)
         num_removed = self._num_removed(len(layer_stops(model)), len(parts))
         batches = text_batches(context, bundle, model, self.calibration)
-        search = Skipping(model, layer_stops(model))
+        search = LayerAblation(model, layer_stops(model))
         rows = self._search(search, parts, batches, context, num_removed=num_removed)
         counts = self._take_out(bundle, model, search.left_out)
         before, after = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -116,7 +116,7 @@ class Depth:
 
     def _search(
         self,
-        search: Skipping,
+        search: LayerAblation,
         parts: list[Part],
         batches: list[Batch],
         context: Context,
@@ -168,7 +168,7 @@ class Depth:
         ]
 
 
-def _candidates(search: Skipping, parts: list[Part]) -> list[Part]:
+def _candidates(search: LayerAblation, parts: list[Part]) -> list[Part]:
     """What may still go: a stack keeps one block at least."""
     gone = {part.block for part in search.left_out if not part.output}
     left: dict[str, int] = {}

@@ -17,14 +17,14 @@ from lcc.core.progress import Measure
 from lcc.evaluation.bootstrap import draws, interval, paired, rule, verdict
 from lcc.evaluation.generate import pad_id
 from lcc.evaluation.metrics import (
-    Answer,
     Metric,
+    Prediction,
     chosen_rows,
     read_answers,
     require_same_samples,
     write_answers,
 )
-from lcc.evaluation.predict import Answering, majority
+from lcc.evaluation.predict import Predictor, majority
 from lcc.evaluation.score import context_length, guesses, most_frequent
 from lcc.methods.objectives.masked import Masked
 from lcc.methods.objectives.next_sentence import NextSentence
@@ -32,13 +32,13 @@ from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 from lcc.stages._corpus import material_of, sentences
 from lcc.store.runs import MetricFacts
-from lcc.training.pretraining import Document, Drawing, Encoding, Objective, TextRows
+from lcc.training.pretraining import Document, DrawnExamples, Encoding, Objective, TextRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lcc.core.types import Form
-    from lcc.evaluation.bootstrap import Floats, Interval
+    from lcc.evaluation.bootstrap import ConfidenceInterval, Floats
     from lcc.evaluation.metrics import Metric
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
@@ -93,7 +93,7 @@ class Eval:
         if earlier:
             outcome.notes.append(rule(self.keep_ratio, self.bootstrap))
         if task.baseline is not None:
-            beside = Beside(task, context.data.rows("train"), comparison.weights)
+            beside = BaselineComparison(task, context.data.rows("train"), comparison.weights)
             beside.tell(rows, answers, outcome)
         outcome.files["samples.jsonl"] = write_answers(
             context.folder / "samples.jsonl", _with_scores(answers, tables, task)
@@ -111,7 +111,7 @@ class Eval:
 
     def _answers(
         self, bundle: Bundle, context: Context, task: Task, rows: list[Row], outcome: Outcome
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         if bundle.lacks_head(task.head):
             if task.baseline is not None:
                 return baseline_answers(bundle, task, context.data.rows("train"), rows, outcome)
@@ -120,7 +120,7 @@ class Eval:
         demos = task.draw(context.data.rows("train"), context.seed, num_shots)
         needs = {metric.needs for metric in task.metrics}
         with context.progress.track("evaluate", total=len(rows), unit="sample") as bar:
-            model = Answering(
+            model = Predictor(
                 bundle.load(device=context.device, dtype=context.dtype),
                 bundle.tokenizer,
                 task,
@@ -132,7 +132,7 @@ class Eval:
             )
             answers = model.answers(rows, needs)
             if "guesses" in needs:
-                asked = Guessing(
+                asked = MaskedGuessing(
                     task,
                     context.data.rows("train"),
                     context.seed,
@@ -196,7 +196,7 @@ class Comparison:
             signature = metric.signature(self.task.language)
             outcome.measures[f"{name_of(metric)}_signature"] = Measure(signature)
 
-    def against(self, side: str, folder: Path, answers: list[Answer], outcome: Outcome) -> None:
+    def against(self, side: str, folder: Path, answers: list[Prediction], outcome: Outcome) -> None:
         """Differences to an earlier evaluation on the same samples; a verdict on the first."""
         other = read_answers(folder)
         require_same_samples(answers, other, side)
@@ -220,7 +220,7 @@ class Comparison:
             name = "verdict" if side == "reference" else f"verdict_{side}"
             outcome.measures[name] = Measure(verdict)
 
-    def _word(self, metric: Metric, delta: Interval, theirs: Floats) -> str:
+    def _word(self, metric: Metric, delta: ConfidenceInterval, theirs: Floats) -> str:
         return verdict(
             delta,
             float(metric.score(theirs.sum(axis=0))),
@@ -229,7 +229,7 @@ class Comparison:
         )
 
 
-def _measures(name: str, bounds: Interval, unit: str) -> dict[str, Measure]:
+def _measures(name: str, bounds: ConfidenceInterval, unit: str) -> dict[str, Measure]:
     return {
         name: Measure(bounds.value, unit),
         f"{name}_low": Measure(bounds.low, unit),
@@ -237,7 +237,7 @@ def _measures(name: str, bounds: Interval, unit: str) -> dict[str, Measure]:
     }
 
 
-def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
+def _record(outcome: Outcome, task: Task, answers: list[Prediction]) -> None:
     """Counts that a reader must see beside any score."""
     outcome.measures["num_samples"] = Measure(len(answers), "count")
     if task.head in ("causal", "seq2seq") and any(a.output is not None for a in answers):
@@ -253,7 +253,7 @@ def _record(outcome: Outcome, task: Task, answers: list[Answer]) -> None:
 
 def _without_head(
     bundle: Bundle, task: Task, training: Sequence[Row], rows: list[Row], outcome: Outcome
-) -> list[Answer]:
+) -> list[Prediction]:
     if task.head != "classify" and not task.is_cloze:
         raise DataError(
             f"model {bundle.card.name!r} has no trained {task.head} head for task "
@@ -273,7 +273,7 @@ def _same_vocabulary(folder: Path, outcome: Outcome) -> bool:
     return bool(theirs == outcome.measures["vocabulary_size"].value)
 
 
-def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: Outcome) -> None:
+def _compare_native(bundle: Bundle, dense: Predictor, rows: list[Row], outcome: Outcome) -> None:
     """One short sample through the packed weights themselves: do they say the same?"""
     assert bundle.path is not None
     native = open_bundle(bundle.path).load(native=True)
@@ -293,7 +293,7 @@ def _compare_native(bundle: Bundle, dense: Answering, rows: list[Row], outcome: 
     )
 
 
-def _with_scores(answers: list[Answer], statistics: dict[str, Floats], task: Task) -> list[Answer]:
+def _with_scores(answers: list[Prediction], statistics: dict[str, Floats], task: Task) -> list[Prediction]:
     """Each sample with its own score under every metric."""
     each = {name_of(m): m.score(statistics[name_of(m)]).tolist() for m in task.metrics}
     return [
@@ -310,7 +310,7 @@ FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
 
 
 @dataclasses.dataclass(frozen=True)
-class Guessing:
+class MaskedGuessing:
     """What is asked: `training` rows tell the most frequent token, `seed` what is hidden."""
 
     task: Task
@@ -322,11 +322,11 @@ class Guessing:
 
     def counted(
         self,
-        answers: list[Answer],
+        answers: list[Prediction],
         rows: Sequence[Row],
         module: Any,
         tokenizer: PreTrainedTokenizerBase,
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         """The answers with what was hidden in each and how much of it was guessed."""
         encode = Encoding(tokenizer, ends=False)
         seen = encode([[self.task.text(row)] for row in self.training[:FREQUENT_ROWS]])
@@ -340,7 +340,7 @@ class Guessing:
             ]
             corpus = TextRows.of(encode(documents))
             length = min(self.window, context_length(module))
-            drawing = Drawing(
+            drawing = DrawnExamples(
                 objective, material_of(corpus, tokenizer, length=length), seed=self.seed, split="eval"
             )
             more = guesses(
@@ -379,14 +379,14 @@ class Guessing:
 
 
 @dataclass(frozen=True)
-class Beside:
+class BaselineComparison:
     """`training` rows are all that a baseline learns from; `weights` draw the resamples."""
 
     task: Task
     training: Sequence[Row]
     weights: Floats
 
-    def tell(self, rows: Sequence[Row], answers: Sequence[Answer], outcome: Outcome) -> None:
+    def tell(self, rows: Sequence[Row], answers: Sequence[Prediction], outcome: Outcome) -> None:
         """Add the table `baseline` and what it is; metrics that score no answer stay out."""
         baseline = self.task.baseline
         said = baseline.outputs(self.task, self.training, rows)
@@ -398,7 +398,9 @@ class Beside:
         outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
         outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
 
-    def _row(self, metric: Metric, mine: Sequence[Answer], theirs: Sequence[Answer]) -> dict[str, Any]:
+    def _row(
+        self, metric: Metric, mine: Sequence[Prediction], theirs: Sequence[Prediction]
+    ) -> dict[str, Any]:
         language = self.task.language
         own = metric.statistics(mine, language=language)
         other = metric.statistics(theirs, language=language)
@@ -418,7 +420,7 @@ class Beside:
         }
 
 
-def _word(delta: Interval, higher_is_better: bool) -> str:
+def _word(delta: ConfidenceInterval, higher_is_better: bool) -> str:
     """better or worse where the whole interval says so."""
     low, high = (delta.low, delta.high) if higher_is_better else (-delta.high, -delta.low)
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
@@ -426,7 +428,7 @@ def _word(delta: Interval, higher_is_better: bool) -> str:
 
 def baseline_answers(
     bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
-) -> list[Answer]:
+) -> list[Prediction]:
     """What the baseline says, in place of a model that has no head for the task yet."""
     said = task.baseline.outputs(task, training, rows)
     outcome.notes.append(
@@ -434,6 +436,6 @@ def baseline_answers(
         f"its place ({task.baseline.said})."
     )
     return [
-        Answer(str(row["id"]), task.source(row), task.completion(row).strip(), text)
+        Prediction(str(row["id"]), task.source(row), task.completion(row).strip(), text)
         for row, text in zip(rows, said, strict=True)
     ]

@@ -14,7 +14,7 @@ from lcc.core.lazy import torch
 from lcc.core.progress import Measure
 from lcc.export.model_card import Provenance
 from lcc.export.parity import task_prompts
-from lcc.export.publish import Trial, closed, folder_bytes, write_and_compare
+from lcc.export.publish import ParityTrial, closed, folder_bytes, write_and_compare
 from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Export:
         if self.prompts == "task":
             prompts = task_prompts(bundle.path, context.required_task, context.data)
         origin = Provenance.of_inputs(context.inputs)
-        trial = Trial(prompts=prompts, threads=torch.get_num_threads())
+        trial = ParityTrial(prompts=prompts, threads=torch.get_num_threads())
         made = write_and_compare(bundle.path, folder, exporter, trial=trial, origin=origin)
         if made.refusals:
             raise GateError(closed(exporter, made.parity, made.refusals, folder))

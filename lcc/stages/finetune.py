@@ -27,12 +27,12 @@ from lcc.models.formats import rounds_inputs
 from lcc.models.safetensors_io import StoredTensors, entry, require_sealed, write_file
 from lcc.pipeline.stage import Noun, Outcome
 from lcc.stages._training import load_device, sharded_for, training_measures
-from lcc.training.batches import Examples, LogitsOf, collate, micro_batches, require_loss
+from lcc.training.batches import EncodedExamples, LogitsOf, collate, micro_batches, require_loss
 from lcc.training.distillation import (
     Distillation,
     HiddenMatch,
     SampledLogits,
-    Sampling,
+    TeacherSampling,
     fit_maps,
     mapped_logits,
     mapped_states,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context
     from lcc.tasks.task import Task
-    from lcc.training.batches import Examples
+    from lcc.training.batches import EncodedExamples
     from lcc.training.step import Stepper
 
 CLASSES = ("classify", "extract")  # heads whose logits are of no vocabulary
@@ -89,13 +89,13 @@ class Lesson:
     name: str
     options: Teaching
     stepper: Stepper
-    train: Examples
+    train: EncodedExamples
 
     def distillation(self, bundle: Bundle, context: Context) -> Distillation:
         """What the training is to compare with; samples the teacher first where it is `cached`."""
         how, samples = self.options, None
         if how.mode == "cached":
-            sampling = Sampling(how.num_samples, how.temperature, how.proposal, context.seed)
+            sampling = TeacherSampling(how.num_samples, how.temperature, how.proposal, context.seed)
             samples = SampledLogits(context.state / "teacher", self.train, sampling)
             self._sample(samples, bundle, context)
             return Distillation(None, how.weight, how.temperature, samples=samples)
@@ -272,7 +272,7 @@ class Finetune(TrainingOptions):
 
     def _examples(
         self, split: str, bundle: Bundle, task: Task, context: Context, *, limit: int | None
-    ) -> Examples:
+    ) -> EncodedExamples:
         rows = context.data.rows(split)
         if limit is not None and limit < len(rows):
             rows = random.Random(f"{split} {context.seed}").sample(rows, limit)
@@ -281,7 +281,7 @@ class Finetune(TrainingOptions):
             for row in rows:
                 encoded.append(task.encode(row, tokenizer, max_length=self.max_length))
                 bar.advance()
-        examples = Examples(encoded, task.head)
+        examples = EncodedExamples(encoded, task.head)
         if split == "train" and not len(examples):
             raise DataError(
                 f"finetune: none of {len(rows)} training rows has a target within "
@@ -295,8 +295,8 @@ class Finetune(TrainingOptions):
         bundle: Bundle,
         context: Context,
         *,
-        train: Examples,
-        validation: Examples,
+        train: EncodedExamples,
+        validation: EncodedExamples,
     ) -> Training:
         if self.dropout is not None:
             set_dropout(model, self.dropout)
@@ -366,7 +366,7 @@ class Finetune(TrainingOptions):
         lr: float = self.lr or self.optimizer.default_lr or self.method.default_lr
         return lr
 
-    def _notes(self, train: Examples) -> list[str]:
+    def _notes(self, train: EncodedExamples) -> list[str]:
         notes = []
         if self.ema is not None:
             notes.append(

@@ -28,7 +28,7 @@ from lcc.training.loss import projection_of
 from lcc.training.optim import set_dropout
 from lcc.training.options import TrainingOptions
 from lcc.training.packing import isolates
-from lcc.training.pretraining import Drawing
+from lcc.training.pretraining import DrawnExamples
 from lcc.training.step import Stepper
 from lcc.training.trainer import Training
 
@@ -101,7 +101,7 @@ class Pretrain(TrainingOptions):
             measures={**training_measures(training), **_corpus_measures(train, bundle)},
         )
 
-    def _feeds(self, model: Module, bundle: Bundle, documents: Documents) -> dict[str, Drawing]:
+    def _feeds(self, model: Module, bundle: Bundle, documents: Documents) -> dict[str, DrawnExamples]:
         """Training and validation examples; the latter keep one drawing throughout."""
         ends = self.objective.marks_ends
         is_isolated = self.objective.head == "causal" and isolates(model)
@@ -110,7 +110,7 @@ class Pretrain(TrainingOptions):
             corpus = corpus_of(split, documents, bundle.tokenizer, ends=ends)
             material = material_of(corpus, bundle.tokenizer, length=self.max_length, isolated=is_isolated)
             seed = documents.context.seed
-            feeds[split] = Drawing(self.objective, material, seed=seed, split=split)
+            feeds[split] = DrawnExamples(self.objective, material, seed=seed, split=split)
         if not len(feeds["train"]):
             raise DataError(
                 "pretrain: no document of the training split is long enough to learn "
@@ -119,7 +119,7 @@ class Pretrain(TrainingOptions):
         return feeds
 
     def _training(
-        self, model: Module, bundle: Bundle, context: Context, feeds: dict[str, Drawing]
+        self, model: Module, bundle: Bundle, context: Context, feeds: dict[str, DrawnExamples]
     ) -> Training:
         if self.dropout is not None:
             set_dropout(model, self.dropout)
@@ -166,7 +166,7 @@ class Pretrain(TrainingOptions):
             masks=masks,
         )
 
-    def _notes(self, train: Drawing) -> list[str]:
+    def _notes(self, train: DrawnExamples) -> list[str]:
         if name_of(self.objective) != "causal":
             return []
         if train.material.isolated:
@@ -179,7 +179,7 @@ class Pretrain(TrainingOptions):
         ]
 
 
-def _corpus_measures(train: Drawing, bundle: Bundle) -> dict[str, Measure]:
+def _corpus_measures(train: DrawnExamples, bundle: Bundle) -> dict[str, Measure]:
     corpus = train.material.corpus
     return {
         "corpus_tokens": Measure(corpus.num_tokens, "count"),

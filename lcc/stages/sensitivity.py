@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lcc.calibration.calibrate import Calibration, encoded_batches
 from lcc.calibration.statistics import StoredStats
-from lcc.compression.prune_depth import Probing
+from lcc.compression.prune_depth import LayerProbe
 from lcc.compression.prune_groups import feed_forwards
 from lcc.compression.prune_width import ridge_repair
 from lcc.compression.quantization_grid import IntGrid
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from lcc.calibration.block_walker import Batch
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.prune_groups import Unit
+    from lcc.compression.prune_groups import PruningGroup
     from lcc.core.types import Form
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
@@ -51,7 +51,7 @@ DAMPING = 0.01
 
 
 @dataclass(frozen=True)
-class Change:
+class TrialWeights:
     """Other weights for some layers, and by how many bytes what is stored would grow."""
 
     weights: dict[Linear, Tensor]
@@ -65,9 +65,9 @@ class Actions:
         self.stats, self.dtype = stats, dtype
         self.width = torch.finfo(getattr(torch, dtype)).bits // 8
         self.model = model
-        self._units: dict[str, Unit] | None = None
+        self._units: dict[str, PruningGroup] | None = None
 
-    def change(self, action: str, layers: Mapping[str, Linear]) -> Change | None:
+    def change(self, action: str, layers: Mapping[str, Linear]) -> TrialWeights | None:
         """What the action makes of these layers; None where it does not apply to any."""
         if action in BITS:
             return self._rounded(action, layers)
@@ -75,7 +75,7 @@ class Actions:
             return self._pruned(PATTERNS[action], layers)
         return self._narrowed(layers)
 
-    def _rounded(self, action: str, layers: Mapping[str, Linear]) -> Change:
+    def _rounded(self, action: str, layers: Mapping[str, Linear]) -> TrialWeights:
         common = math.gcd(*(layer.in_features for layer in layers.values()))
         group = next((size for size in GROUPS if common % size == 0), None)
         grid = IntGrid(BITS[action], group, self.dtype)
@@ -85,9 +85,9 @@ class Actions:
             quantized = quantizer.quantize(layer.weight.detach(), self._look(name, action), grid)
             weights[layer] = quantized.dense()
             stored += sum(tensor.nbytes for tensor in quantized.tensors().values())
-        return Change(weights, stored - self.width * _size(layers.values()))
+        return TrialWeights(weights, stored - self.width * _size(layers.values()))
 
-    def _pruned(self, word: str, layers: Mapping[str, Linear]) -> Change | None:
+    def _pruned(self, word: str, layers: Mapping[str, Linear]) -> TrialWeights | None:
         """Zeros are stored like any weight: no byte is saved."""
         pattern, wanda = Pattern(word, 0.5), Wanda()
         weights = {}
@@ -96,9 +96,9 @@ class Actions:
                 return None
             weight = layer.weight.detach()
             weights[layer] = weight * pattern.mask(wanda.score(weight, self._look(name, "sparse")))
-        return Change(weights, 0)
+        return TrialWeights(weights, 0)
 
-    def _narrowed(self, layers: Mapping[str, Linear]) -> Change | None:
+    def _narrowed(self, layers: Mapping[str, Linear]) -> TrialWeights | None:
         """A quarter of the channels fewer; what reads the rest is repaired, as `width` does."""
         weights, entries = {}, 0
         for unit in self.units.values():
@@ -108,7 +108,7 @@ class Actions:
                 weights[layer], lost = self._without_channels(name, layer)
                 one = sum(p.numel() // p.shape[dim] for m in unit.members for p, dim in m.parameters())
                 entries += lost * one
-        return Change(weights, -self.width * entries) if weights else None
+        return TrialWeights(weights, -self.width * entries) if weights else None
 
     def _without_channels(self, name: str, layer: Linear) -> tuple[Tensor, int]:
         stats = self._look(name, "width25")
@@ -122,7 +122,7 @@ class Actions:
         return new, len(importance) - num_kept
 
     @property
-    def units(self) -> dict[str, Unit]:
+    def units(self) -> dict[str, PruningGroup]:
         if self._units is None:
             self._units = {unit.name: unit for unit in feed_forwards(self.model)}
         return self._units
@@ -181,7 +181,7 @@ class Sensitivity:
         with as_linear(model):
             parts = self._parts(model)
             actions = Actions(model, stats, dtype=bundle.card.dtype)
-            probing = Probing(model, blocks(model), batches)
+            probing = LayerProbe(model, blocks(model), batches)
             rows = self._try(probing, actions, parts, context)
         measured = [row for row in rows if row["kl"] is not None]
         return Outcome(
@@ -231,7 +231,7 @@ class Sensitivity:
 
     def _try(
         self,
-        probing: Probing,
+        probing: LayerProbe,
         actions: Actions,
         parts: dict[str, tuple[str, dict[str, Linear]]],
         context: Context,

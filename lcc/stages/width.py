@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from lcc.calibration.block_walker import Batch
     from lcc.calibration.resume import Facts
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.prune_groups import Unit
+    from lcc.compression.prune_groups import PruningGroup
     from lcc.core.types import Form
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
@@ -73,12 +73,12 @@ Kept = Mapping[str, list[int]]
 
 
 @dataclass
-class Narrowing:
+class WidthPruning:
     """One model on its way to its new widths, and what was found on the way."""
 
     bundle: Bundle
     context: Context
-    units: Sequence[Unit]
+    units: Sequence[PruningGroup]
     criterion: Any
     repair: str
     damping: float
@@ -189,7 +189,9 @@ class Narrowing:
         )
         return sensitivities(model, self.units, losses, criterion.score_by_gradient)
 
-    def _repaired(self, unit: Unit, name: str, stats: LayerStats | None, kept: list[int]) -> Change:
+    def _repaired(
+        self, unit: PruningGroup, name: str, stats: LayerStats | None, kept: list[int]
+    ) -> ColumnUpdate:
         """What the consumer's weight and bias shall be before it is cut."""
         layer = self.layers[name]
         weight = layer.weight.detach()
@@ -209,7 +211,7 @@ class Narrowing:
             relative_error(weight, columns, chosen, gram) if gram is not None else float("nan")
             for columns in (weight[:, chosen], new)
         ]
-        return Change(layer, chosen, new, shift, errors)
+        return ColumnUpdate(layer, chosen, new, shift, errors)
 
 
 class Refit:
@@ -220,7 +222,7 @@ class Refit:
         wanted = batches and last_norm(model) is not None
         self.before = final_energy(model, self.few) if wanted else None
 
-    def fit(self, model: Any, job: Narrowing, kept: Kept) -> None:
+    def fit(self, model: Any, job: WidthPruning, kept: Kept) -> None:
         """Weigh what reads the narrower streams block by block, then the last norm, in place."""
         layers: dict[str, Linear] = {
             name: model.get_submodule(name) for name, (unit, _) in job.readers.items() if unit.name in STREAMS
@@ -236,7 +238,7 @@ class Refit:
 
 
 @dataclass(frozen=True)
-class Change:
+class ColumnUpdate:
     """New columns, and what to add to the bias, of a layer that is still whole."""
 
     layer: Linear
@@ -363,7 +365,7 @@ class Width:
             units = self._units(model)
             self._refuse(units, model)
             plan = Plan(model.config, units, dims=self.dims)
-            job = Narrowing(
+            job = WidthPruning(
                 bundle,
                 context,
                 units,
@@ -383,7 +385,7 @@ class Width:
                 refit.fit(bundle.module, job, kept)
         return self._outcome(job, plan)
 
-    def _cut(self, job: Narrowing, plan: Plan, family: str) -> dict[str, list[int]]:
+    def _cut(self, job: WidthPruning, plan: Plan, family: str) -> dict[str, list[int]]:
         """Cut in place; what was kept of every unit, where that was known beforehand."""
         if not self._looks_at_all(family):
             plan.decide(self.ratio, self.round_to)
@@ -400,14 +402,14 @@ class Width:
         job.at_once(kept)
         return kept
 
-    def _units(self, model: Any) -> list[Unit]:
+    def _units(self, model: Any) -> list[PruningGroup]:
         if self.dims == "hidden":
             return streams(model)
         if self.dims == "ffn":
             return feed_forwards(model)
         return query_heads(model) if self.dims == "heads" else key_value_groups(model)
 
-    def _refuse(self, units: list[Unit], model: Any) -> None:
+    def _refuse(self, units: list[PruningGroup], model: Any) -> None:
         kind = type(model).__name__
         if not units:
             raise RecipeError(f"width: found no {self.dims} to narrow in {kind}; leave it out.")
@@ -416,7 +418,7 @@ class Width:
         if self.repair == "bias" and any(inside[name].bias is None for name in consumers):
             raise RecipeError(f"width.repair: {kind} has no biases to repair; use ridge or none.")
 
-    def _outcome(self, job: Narrowing, plan: Plan) -> Outcome:
+    def _outcome(self, job: WidthPruning, plan: Plan) -> Outcome:
         table = [
             {
                 "dimension": " and ".join(fields),
@@ -447,7 +449,7 @@ class Width:
             warnings=[*job.warnings, *_overshot(table), *_unsparse(bundle, self.repair)],
         )
 
-    def _measures(self, job: Narrowing, table: list[dict[str, Any]]) -> dict[str, Measure]:
+    def _measures(self, job: WidthPruning, table: list[dict[str, Any]]) -> dict[str, Measure]:
         achieved = min(row["achieved_ratio"] for row in table)
         measures = {"achieved_ratio": Measure(achieved, "share")}
         if self.repair == "ridge":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Usage:
+class DiskUsage:
     """One artifact in the books: `bytes` as listed, `own_bytes` what only it occupies."""
 
     key: str
@@ -64,7 +64,7 @@ def references(root: Path) -> dict[str, list[str]]:
     return dict(users)
 
 
-def usage(store: Store) -> list[Usage]:
+def usage(store: Store) -> list[DiskUsage]:
     """Every artifact, oldest first; a file shared by hard links is nobody's own."""
     refs, pins, entries = references(store.root), set(store.pins()), []
     for artifact in store.artifacts():
@@ -75,7 +75,7 @@ def usage(store: Store) -> list[Usage]:
             report = {}
         stats = list(_stats(artifact.path))
         entries.append(
-            Usage(
+            DiskUsage(
                 key=artifact.key,
                 name=str(report.get("name", "?")),
                 kind=str(report.get("kind", "?")),

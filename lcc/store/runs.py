@@ -128,7 +128,7 @@ class RunStep:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """One walk over a recipe's steps."""
 
     folder: Path
@@ -165,13 +165,13 @@ class Run:
         return [step for step in self.steps if step.kind == kind and step.report]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFacts:
     """The run in `folder`; raises DataError where run.json is missing or not ours to read."""
     facts = _json(folder / "run.json")
     if facts is None:
         raise DataError(f"{folder}: is no run; a run's folder holds a run.json.")
     steps = [_step(folder, entry) for entry in facts.get("steps") or []]
-    return Run(folder=folder, facts=facts, steps=steps)
+    return RunFacts(folder=folder, facts=facts, steps=steps)
 
 
 def find_run(name: str | None, root: Path = Path("runs")) -> Path:

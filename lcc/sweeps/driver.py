@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lcc.config.search_space import Search, Trial, TrialState, chosen_words
+from lcc.config.search_space import Search, SearchTrial, TrialState, chosen_words
 from lcc.core.errors import BusyError, LccError, PreemptedError, ResourceError
 from lcc.core.progress import Bar, CurveFile, Progress
-from lcc.methods.launchers import Crew, Task
+from lcc.methods.launchers import LaunchedTask, TaskGroup
 from lcc.pipeline.planner import point_pipeline
 from lcc.pipeline.runner import run_name
 from lcc.pipeline.steps import Pipeline
 from lcc.store.runs import read_run
 from lcc.store.store import ROOT, Store
 from lcc.store.sweeps import DRIVER, Point, Result, Sweep
-from lcc.sweeps.spec import Asked, asked, check_steps, open_sweep, values_of
+from lcc.sweeps.spec import SweepSpec, asked, check_steps, open_sweep, values_of
 
 # -----------------------------------------------------------------------------
 # A sweep as it goes on: a bar on a terminal, lines elsewhere, one line for every point's end.
@@ -34,7 +34,7 @@ from lcc.sweeps.spec import Asked, asked, check_steps, open_sweep, values_of
 MOST_SHOWN = 3  # points that run, by name
 
 
-class Board:
+class SweepProgress:
     """What the driver shows; `total` is how many points there will be."""
 
     def __init__(self, progress: Progress, sweep: Sweep, total: int) -> None:
@@ -161,9 +161,9 @@ def _told_to_stop() -> Iterator[None]:
 class Driver:
     """One pass over a sweep: every point that is not finished is tried once."""
 
-    wanted: Asked
+    wanted: SweepSpec
     sweep: Sweep
-    crew: Crew
+    crew: TaskGroup
     pipelines: dict[int, Pipeline] = field(default_factory=dict)
     results: dict[int, Result] = field(default_factory=dict)  # of the points settled in this pass
     _open: set[int] = field(default_factory=set)
@@ -190,7 +190,7 @@ class Driver:
     def drive(self, progress: Progress) -> None:
         """Until nothing waits, runs or could be asked for."""
         total = self.wanted.sampler.total(self.wanted.search)
-        board = Board(progress, self.sweep, total)
+        board = SweepProgress(progress, self.sweep, total)
         left = ""
         try:
             with progress.track("sweep", total=total, unit="point") as bar:
@@ -209,7 +209,7 @@ class Driver:
             advice = goes_on or "run the same command again to continue."
             raise PreemptedError(f"interrupted; {advice}")
 
-    def _fill(self, board: Board, bar: Bar) -> None:
+    def _fill(self, board: SweepProgress, bar: Bar) -> None:
         """Settle, find again or submit points as long as there is room."""
         capacity = self.wanted.launcher.capacity(adaptive=self.wanted.sampler.adaptive)
         alive, todo = self.crew.alive(), list[Point]()
@@ -239,7 +239,7 @@ class Driver:
         self.sweep.write()
         return point
 
-    def _settled_already(self, point: Point, board: Board, bar: Bar) -> bool:
+    def _settled_already(self, point: Point, board: SweepProgress, bar: Bar) -> bool:
         """Plan the point; whether it is pruned, faulty or finished, so that nothing has to run."""
         result = Result("pruned", point.run) if point.pruned else None
         try:
@@ -270,9 +270,9 @@ class Driver:
         self.sweep.write()
         self.crew.submit([self._task(point) for point in todo])
 
-    def _task(self, point: Point) -> Task:
+    def _task(self, point: Point) -> LaunchedTask:
         command = (sys.executable, "-m", "lcc.sweeps.point", str(self.sweep.folder), str(point.index))
-        return Task(
+        return LaunchedTask(
             point.index,
             command,
             self.sweep.log(point.index).absolute(),
@@ -280,7 +280,7 @@ class Driver:
             os.environ.get("PYTHONPATH", ""),
         )
 
-    def _look(self, board: Board, bar: Bar) -> None:
+    def _look(self, board: SweepProgress, bar: Bar) -> None:
         """Settle every open point whose process is gone."""
         alive = self.crew.alive()
         for index in sorted(self._open - alive):
@@ -310,7 +310,9 @@ class Driver:
         self.sweep.keep_result(point.index, killed)
         return killed
 
-    def _settle(self, point: Point, result: Result, board: Board, bar: Bar, *, reused: bool = False) -> None:
+    def _settle(
+        self, point: Point, result: Result, board: SweepProgress, bar: Bar, *, reused: bool = False
+    ) -> None:
         if result.status == "finished":
             facts = read_run(ROOT / result.run)
             point.values = values_of(facts, self.wanted.search.objectives)
@@ -341,12 +343,12 @@ class Driver:
     def _search(self) -> Search:
         return replace(self.wanted.search, trials=tuple(map(self._trial, self.sweep.points)))
 
-    def _trial(self, point: Point) -> Trial:
+    def _trial(self, point: Point) -> SearchTrial:
         status = self._status(point)
         states: dict[str, TrialState] = {"finished": "finished", "pruned": "pruned", "": "running"}
         values = tuple(point.values[name] for name in self.wanted.search.objectives if status == "finished")
         curve = {int(step): value for step, value in point.curve.items()}
-        return Trial(point.chosen, states.get(status, "failed"), values, curve, point.memory)
+        return SearchTrial(point.chosen, states.get(status, "failed"), values, curve, point.memory)
 
 
 def _is_whole(pipeline: Pipeline) -> bool:

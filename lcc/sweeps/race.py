@@ -12,7 +12,7 @@ from lcc.core.errors import LccError, PreemptedError
 from lcc.core.progress import Progress
 from lcc.pipeline.planner import one_more_step
 from lcc.pipeline.recipe import Recipe
-from lcc.pipeline.runner import Run, run_pipeline
+from lcc.pipeline.runner import RunRecord, run_pipeline
 from lcc.pipeline.steps import Pipeline, Step, trained_step
 
 # Enough to tell plans apart; a recipe's own bench stage says otherwise.
@@ -32,7 +32,7 @@ class Entrant:
         return re.sub(r"[^\w=.,+-]+", "_", self.label).strip("_.") or "point"
 
 
-def race(entrants: Sequence[Entrant], words: list[str], *, quiet: bool = False) -> Run | None:
+def race(entrants: Sequence[Entrant], words: list[str], *, quiet: bool = False) -> RunRecord | None:
     """One more run over all points that finished: their steps, and one bench of their results."""
     if not entrants:
         return None

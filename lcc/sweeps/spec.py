@@ -16,14 +16,14 @@ from lcc.core.errors import RecipeError, did_you_mean
 from lcc.pipeline.recipe import Recipe, load_composed
 from lcc.pipeline.steps import Pipeline
 from lcc.reports import results
-from lcc.store.runs import Run
+from lcc.store.runs import RunFacts
 from lcc.store.sweeps import Sweep, read_sweep
 
 OWN = ("launcher", "sampler", "objectives")  # groups and keys that speak of the sweep as a whole
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepSpec:
     """The words of a sweep, understood."""
 
     name: str
@@ -33,7 +33,7 @@ class Asked:
     words: list[str] = field(default_factory=list)  # of a point, its ranges still open
 
 
-def asked(words: Sequence[str]) -> Asked:
+def asked(words: Sequence[str]) -> SweepSpec:
     """What `-m WORDS` asks for; raises RecipeError with one sentence a mistake."""
     about = [word for word in words if _head(word) in OWN]
     several = next((word for word in about if ranges([word])), None)
@@ -43,7 +43,7 @@ def asked(words: Sequence[str]) -> Asked:
     recipe = _recipe_of([*_recipes(open_words), *about])
     search = Search(tuple(ranges(open_words)), dict(recipe.objectives))
     recipe.sampler.check(search)
-    return Asked(recipe.name, recipe.launcher, recipe.sampler, search, open_words)
+    return SweepSpec(recipe.name, recipe.launcher, recipe.sampler, search, open_words)
 
 
 def _recipe_of(words: list[str]) -> Recipe:
@@ -64,7 +64,7 @@ def _head(word: str) -> str:
     return word.lstrip("+~").partition("=")[0].partition(".")[0]
 
 
-def open_sweep(wanted: Asked, words: list[str], *, verb: str, root: Path) -> Sweep:
+def open_sweep(wanted: SweepSpec, words: list[str], *, verb: str, root: Path) -> Sweep:
     """The sweep of these words: as an earlier command left it, or new.
 
     Where its points run is no part of what it is: another launcher goes on with the same sweep.
@@ -87,7 +87,7 @@ def open_sweep(wanted: Asked, words: list[str], *, verb: str, root: Path) -> Swe
 # What a run measured, under the names that objectives are written with.
 
 
-def measured(run: Run) -> dict[str, float]:
+def measured(run: RunFacts) -> dict[str, float]:
     """Every number of `run`: `STEP.MEASURE`, and of its last model plain `bytes`, `bleu`, …"""
     figures: dict[str, float] = {}
     for step in run.steps:
@@ -102,7 +102,7 @@ def measured(run: Run) -> dict[str, float]:
     return {**figures, **(_of_last(rows[-1]) if rows else {})}
 
 
-def _of_last(row: results.Row) -> dict[str, float]:
+def _of_last(row: results.CheckpointRow) -> dict[str, float]:
     """What readers ask of the model that a run ends with."""
     known = {
         "bytes": row.bytes,
@@ -114,7 +114,7 @@ def _of_last(row: results.Row) -> dict[str, float]:
     return {**{name: value for name, value in known.items() if value is not None}, **scores}
 
 
-def values_of(run: Run, objectives: Iterable[str]) -> dict[str, float]:
+def values_of(run: RunFacts, objectives: Iterable[str]) -> dict[str, float]:
     """The figure of every objective; raises RecipeError for one that the run did not measure."""
     figures = measured(run)
     missing = next((name for name in objectives if name not in figures), None)

@@ -22,7 +22,7 @@ OVERLAP = 0.25  # of a window's passage, shown again at the beginning of the nex
 
 
 @dataclass(frozen=True)
-class Window:
+class PassageWindow:
     """One piece: its tokens, which text each is of, and where the passage's tokens stand.
 
     Token `first + i` is the characters `places[i]` of the whole passage.
@@ -41,7 +41,7 @@ class Window:
 
 def passage_windows(
     task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Iterator[Window]:
+) -> Iterator[PassageWindow]:
     """Windows of at most `max_length` tokens over a row's passage, in order; one at least."""
     frame = frame_of(tokenizer)
     passage = str(row.get(task.passage, ""))
@@ -83,9 +83,11 @@ def _answer(task: PromptSource, row: Row) -> tuple[int, int]:
     return (begin, begin + len(text)) if text else (-1, -1)
 
 
-def _window(frame: Frame, question: list[int], ids: list[int], places: list[tuple[int, int]]) -> Window:
+def _window(
+    frame: Frame, question: list[int], ids: list[int], places: list[tuple[int, int]]
+) -> PassageWindow:
     whole, kinds = frame.pair(question, ids)
-    return Window(whole, kinds, len(whole) - len(frame.after) - len(ids), places)
+    return PassageWindow(whole, kinds, len(whole) - len(frame.after) - len(ids), places)
 
 
 def _placed(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:

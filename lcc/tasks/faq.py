@@ -17,14 +17,14 @@ from pydantic import Field
 from lcc.config.cards import Choice, card
 from lcc.config.files import packaged_file
 from lcc.core.errors import DataError
-from lcc.data.bm25 import Found, Index
+from lcc.data.bm25 import Index, Match
 
 Message = dict[str, str]
 PLACE = "{entries}"
 
 
 @dataclass(frozen=True)
-class Entry:
+class FaqEntry:
     """One question of the FAQ with its answer."""
 
     question: str
@@ -41,7 +41,7 @@ class Grounded:
     """
 
     messages: list[Message]
-    entries: list[Entry]
+    entries: list[FaqEntry]
     coverage: float
     handover: str | None
 
@@ -96,7 +96,7 @@ class Grounding:
         handover = self.handover if coverage < self.threshold else None
         return Grounded([system, *turns], entries, coverage, handover)
 
-    def found(self, asked: Sequence[str]) -> tuple[list[Entry], float]:
+    def found(self, asked: Sequence[str]) -> tuple[list[FaqEntry], float]:
         """The entries nearest to the last of these questions, and how much of it the best covers.
 
         A question that leans on the one before it ("And for two?") is looked up with that too, and
@@ -104,11 +104,11 @@ class Grounding:
         """
         tries = [asked[-1]] + ([f"{asked[-2]} {asked[-1]}"] if len(asked) > 1 else [])
         each = [self._index.nearest(text, self.entries) for text in tries if text.strip()]
-        best: list[Found] = max(each, key=_coverage, default=[])
+        best: list[Match] = max(each, key=_coverage, default=[])
         return [self.all[one.number] for one in best], _coverage(best)
 
     @cached_property
-    def all(self) -> list[Entry]:
+    def all(self) -> list[FaqEntry]:
         """Every entry of the source, in its order."""
         entries = []
         for number, row in enumerate(self.reader.read(), 1):
@@ -116,7 +116,7 @@ class Grounding:
                 raise DataError(
                     f"task.grounding: entry {number} needs question and answer; it has {', '.join(row)}."
                 )
-            entries.append(Entry(str(row["question"]), str(row["answer"])))
+            entries.append(FaqEntry(str(row["question"]), str(row["answer"])))
         if not entries:
             raise DataError("task.grounding: the FAQ holds no entries.")
         return entries
@@ -128,7 +128,7 @@ class Grounding:
         return Index(texts, questions)
 
 
-def _coverage(entries: Sequence[Found]) -> float:
+def _coverage(entries: Sequence[Match]) -> float:
     return entries[0].coverage if entries else 0.0
 
 

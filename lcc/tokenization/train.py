@@ -25,7 +25,7 @@ DIGITS = 6  # of a Unigram piece's log-probability
 
 
 @dataclass(frozen=True)
-class Dress:
+class SpecialTokens:
     """What stands around a text.
 
     `specials` are roles of transformers (`pad_token`, `bos_token` …) → the token; `single` and
@@ -45,33 +45,33 @@ class Dress:
         return list(dict.fromkeys([*self.specials.values(), *extra]))
 
 
-_GENERATING = Dress(
+_GENERATING = SpecialTokens(
     {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "<s> $A",
     "<s> $A <s>:1 $B:1",
 )
-_ENCODING = Dress(
+_ENCODING = SpecialTokens(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
      "mask_token": "[MASK]"},
     "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1",
 )  # fmt: skip
-_TRANSLATING = Dress(
+_TRANSLATING = SpecialTokens(
     {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
     "$A </s>",
     "$A </s> $B:1 </s>:1",
     sentinels=100,
 )
-DRESSES: dict[Head, Dress] = {"causal": _GENERATING, "seq2seq": _TRANSLATING}
+DRESSES: dict[Head, SpecialTokens] = {"causal": _GENERATING, "seq2seq": _TRANSLATING}
 """What is customary for a head; every other one's model is an encoder of BERT's kind."""
 
 
-def dress_for(head: Head) -> Dress:
+def dress_for(head: Head) -> SpecialTokens:
     """The customary special tokens of a model with this head."""
     return DRESSES.get(head, _ENCODING)
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, kind: Kind, vocab_size: int, dress: Dress, lowercase: bool = False
+    texts: Iterable[str], *, kind: Kind, vocab_size: int, dress: SpecialTokens, lowercase: bool = False
 ) -> PreTrainedTokenizerBase:
     """A fast tokenizer of at most `vocab_size` tokens; ids of specials come first.
 
@@ -98,7 +98,7 @@ def train_tokenizer(
     return made
 
 
-def _bpe(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: bool) -> Any:
+def _bpe(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
     """Every text can be written in bytes, so it needs no unknown token."""
     built = tokenizers.Tokenizer(tokenizers.models.BPE())
     built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -116,7 +116,7 @@ def _bpe(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: bool) -
     return built
 
 
-def _wordpiece(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: bool) -> Any:
+def _wordpiece(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
     """WordPiece as BERT reads it, its pieces found by merging pairs.
 
     The library's own trainer numbers pieces inside words as its hash table hands them out, another
@@ -156,7 +156,7 @@ def _unmarked(token: str) -> str:
     return CONTINUES + "".join(chr(ord(c) - MOVED) for c in token)
 
 
-def _unigram(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: bool) -> Any:
+def _unigram(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
     """Unigram over words that begin with a space's mark.
 
     The library sums likelihoods in another order in every process: what that does to the last
@@ -181,7 +181,7 @@ def _unigram(texts: Iterable[str], vocab_size: int, dress: Dress, lowercase: boo
     return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
-def _unknown(dress: Dress, kind: Kind) -> str:
+def _unknown(dress: SpecialTokens, kind: Kind) -> str:
     token = dress.specials.get("unk_token")
     if token is None:
         raise RecipeError(f"tokenizer: a {kind} tokenizer needs an unk_token among its specials.")

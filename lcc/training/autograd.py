@@ -63,11 +63,11 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     (name,) = layer.active_adapters
     down, up, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
     inputs = (x, base.weight, base.bias, down, up, scale)
-    fused: Tensor = _LowRank.apply(*inputs)  # type: ignore[no-untyped-call]
+    fused: Tensor = _LowRankLinear.apply(*inputs)  # type: ignore[no-untyped-call]
     return fused
 
 
-class _LowRank(torch.autograd.Function):
+class _LowRankLinear(torch.autograd.Function):
     """x (…, in), W (out, in), A (rank, in), B (out, rank); W and its bias are frozen."""
 
     @staticmethod

@@ -30,7 +30,7 @@ Size = Callable[[Sequence[int]], int]
 BUCKET_BATCHES = 32  # as many batches' worth of shuffled examples are sorted by length together
 
 
-class Example(Protocol):
+class EncodedExample(Protocol):
     """What `Task.encode` makes of a row: -100 in `labels` is masked out of the loss."""
 
     @property
@@ -192,7 +192,7 @@ class Batch:
     counts: bool = True  # else it only keeps a rank in step with the others
 
 
-def num_targets(example: Example, head: Head) -> int:
+def num_targets(example: EncodedExample, head: Head) -> int:
     """How many predictions of `example` are scored."""
     if head == "classify":
         return 1
@@ -200,12 +200,12 @@ def num_targets(example: Example, head: Head) -> int:
     return sum(label != IGNORED for label in (labels[1:] if head == "causal" else labels))
 
 
-def num_tokens(example: Example, head: Head) -> int:
+def num_tokens(example: EncodedExample, head: Head) -> int:
     """Tokens that `example` costs: its input, and its target where that is another sequence."""
     return len(example.input_ids) + (len(_sequence(example)) if head == "seq2seq" else 0)
 
 
-def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -> Batch:
+def collate(examples: Sequence[EncodedExample], *, head: Head, pad: int, device: str) -> Batch:
     """Pad on the right to the longest example."""
     ids = _padded([e.input_ids for e in examples], pad)
     mask = _padded([[1] * len(e.input_ids) for e in examples], 0)
@@ -228,7 +228,7 @@ def collate(examples: Sequence[Example], *, head: Head, pad: int, device: str) -
     return Batch(inputs, moved(positions, device), moved(labels[positions], device))
 
 
-def pack(examples: Sequence[Example], *, device: str) -> Batch:
+def pack(examples: Sequence[EncodedExample], *, device: str) -> Batch:
     """One row without padding, in which every example's positions begin at 0; causal heads only."""
     lengths = tuple(len(e.input_ids) for e in examples)
     ids = torch.tensor([[i for e in examples for i in e.input_ids]])  # (1, T)
@@ -240,7 +240,7 @@ def pack(examples: Sequence[Example], *, device: str) -> Batch:
     return Batch(inputs, moved(at, device), moved(labels[at], device), lengths=lengths)
 
 
-def _sequence(example: Example) -> list[int]:
+def _sequence(example: EncodedExample) -> list[int]:
     assert isinstance(example.labels, list), example
     return example.labels
 
@@ -267,7 +267,7 @@ def unsupervised(head: Head) -> DataError:
 # What training draws its batches from: a contract that rows and corpora both keep.
 
 
-class Supply(Protocol):
+class TrainingSet(Protocol):
     """Examples by number, as one epoch sees them.
 
     Batches are planned from `lengths` alone, so these are the same in every epoch; where an example
@@ -286,7 +286,7 @@ class Supply(Protocol):
 
     def __len__(self) -> int: ...
 
-    def at(self, epoch: int) -> Supply:
+    def at(self, epoch: int) -> TrainingSet:
         """The same examples as `epoch` sees them: a function of seed, epoch and number alone."""
         ...
 
@@ -295,10 +295,10 @@ class Supply(Protocol):
         ...
 
 
-class Examples:
+class EncodedExamples:
     """Encoded rows with what batching asks of them."""
 
-    def __init__(self, rows: Sequence[Example], head: Head) -> None:
+    def __init__(self, rows: Sequence[EncodedExample], head: Head) -> None:
         self.head: Head = head
         self.rows = [row for row in rows if num_targets(row, head)]
         self.num_without_target = len(rows) - len(self.rows)
@@ -308,7 +308,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def at(self, epoch: int) -> Examples:
+    def at(self, epoch: int) -> EncodedExamples:
         """Rows are the same in every epoch."""
         return self
 

@@ -30,7 +30,7 @@ Groups = Mapping[str, Mapping[str, "Tensor"]]
 
 
 @dataclass
-class Saved:
+class LoadedState:
     """One generation of training state read back: tensors by group, and everything else."""
 
     facts: dict[str, Any]
@@ -125,20 +125,20 @@ def newest_state(
     return None
 
 
-def load_state(path: Path) -> Saved:
+def load_state(path: Path) -> LoadedState:
     """A generation that was found to be sound; its tensors are read when they are asked for."""
     facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    return Saved(facts, open_tensors(path))
+    return LoadedState(facts, open_tensors(path))
 
 
-def read_state(folder: Path, warn: Callable[[str], None]) -> Saved | None:
+def read_state(folder: Path, warn: Callable[[str], None]) -> LoadedState | None:
     """The newest sound generation, or None."""
     path = newest_state(folder, warn)
     return None if path is None else load_state(path)
 
 
 @dataclass(frozen=True)
-class Generations:
+class CheckpointManager:
     """The saved states of one training, for all of its processes together."""
 
     folder: Path
@@ -146,7 +146,7 @@ class Generations:
     device: str
     warn: Callable[[str], None]
 
-    def newest(self, *, among: Collection[int] | None = None) -> Saved | None:
+    def newest(self, *, among: Collection[int] | None = None) -> LoadedState | None:
         """The newest sound one: one process judges and sets aside, then all read the same."""
         path = newest_state(self.folder, self.warn, among=among) if self.dist.is_main else None
         name = self.dist.gather(path.name if path else None, self.device)[0]

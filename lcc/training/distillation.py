@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lcc.core.types import Head
-    from lcc.training.batches import Examples
+    from lcc.training.batches import EncodedExamples
 
 PART = 256  # examples in one file
 SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TeacherSampling:
     """How a teacher is sampled; `proposal` is t above."""
 
     num_samples: int
@@ -46,7 +46,7 @@ class Sampling:
     seed: int
 
 
-def draw(logits: Tensor, sampling: Sampling, *, generator: Any) -> Samples:
+def draw(logits: Tensor, sampling: TeacherSampling, *, generator: Any) -> Samples:
     """Tokens (targets, num_samples) with their weights, and the teacher's entropy."""
     log_p = (logits.float().cpu() / sampling.temperature).log_softmax(-1)
     log_q = (log_p * sampling.proposal).log_softmax(-1)
@@ -62,7 +62,7 @@ class SampledLogits:
     `folder` belongs to one step, whose key names teacher, data and seed.
     """
 
-    def __init__(self, folder: Path, examples: Examples, sampling: Sampling) -> None:
+    def __init__(self, folder: Path, examples: EncodedExamples, sampling: TeacherSampling) -> None:
         self.folder, self.examples, self.sampling = folder, examples, sampling
         self.num_parts = -(-len(examples) // PART)
         self._open: dict[int, Any] = {}

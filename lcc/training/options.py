@@ -14,7 +14,7 @@ from lcc.config.cards import card
 from lcc.core.errors import DivergedError
 from lcc.core.lazy import torch
 from lcc.distributed.state import placed
-from lcc.training.checkpoint import Counters, Generations, Saved
+from lcc.training.checkpoint import CheckpointManager, Counters, LoadedState
 from lcc.training.optim import ScheduleName
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ class Spike:
         return {anchor for anchor in anchors if anchor >= first}
 
 
-def state_before(spike: Spike, loss: float, counters: Counters, generations: Generations) -> Saved:
+def state_before(
+    spike: Spike, loss: float, counters: Counters, generations: CheckpointManager
+) -> LoadedState:
     """The state to go back to from a spike in the step after `counters`, which note it in place.
 
     The data go on behind the spike. Raises DivergedError when that was done too often.

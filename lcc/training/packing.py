@@ -26,7 +26,7 @@ _lengths: ContextVar[tuple[int, ...] | None] = ContextVar("lengths of packed tex
 
 
 @dataclass(frozen=True)
-class Run:
+class TextRun:
     """Neighbouring texts of one length, which attend in one call as a batch."""
 
     num_texts: int
@@ -35,10 +35,10 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Runs:
+class TextRuns:
     """Stands where layers are handed an attention mask; a row is made of these."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[TextRun, ...]
 
     @property
     def sizes(self) -> list[int]:
@@ -112,9 +112,9 @@ def _mask(*args: Any, mask_function: Any, device: Any = "cpu", **kwargs: Any) ->
         num_texts = len(list(texts))
         seen = _seen(mask_function, torch.arange(start, start + length, device=device))
         is_causal = bool(torch.equal(seen, torch.ones_like(seen).tril()))
-        runs.append(Run(num_texts, length, None if is_causal else seen))
+        runs.append(TextRun(num_texts, length, None if is_causal else seen))
         start += num_texts * length
-    return Runs(tuple(runs))
+    return TextRuns(tuple(runs))
 
 
 def _seen(mask_function: Any, at: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of each text to itself alone; (1, heads, T, size) → (1, T, heads, size)."""
     attend = transformers.integrations.sdpa_attention.sdpa_attention_forward
-    if not isinstance(attention_mask, Runs):
+    if not isinstance(attention_mask, TextRuns):
         whole: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **kwargs)
         return whole
     # Split, not sliced: the gradient of a slice is as long as the whole row.

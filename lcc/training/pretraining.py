@@ -293,7 +293,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnExample:
     """An example as one epoch sees it: ids, and labels (of the same places, or a target text).
 
     `kinds` tell the texts of a pair apart, `positions` start again with every document, and
@@ -327,11 +327,13 @@ class Objective(Protocol):
         """The examples of an epoch, in the corpus' order."""
         ...
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
+    def draw(
+        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
+    ) -> DrawnExample:
         """One example; everything random about it comes from `dice`."""
         ...
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
+    def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         """Examples as a batch."""
         ...
 
@@ -344,7 +346,7 @@ class Objective(Protocol):
         ...
 
 
-class Drawing:
+class DrawnExamples:
     """An objective's examples as one epoch sees them; a Supply."""
 
     def __init__(
@@ -363,16 +365,16 @@ class Drawing:
         self.lengths = [stop - start for start, stop in self.pieces]
         self.example = lru_cache(REMEMBERED)(self._draw)
         self.targets: Sequence[int] = _Targets(self)
-        self._other: Drawing | None = None
+        self._other: DrawnExamples | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def at(self, epoch: int) -> Drawing:
+    def at(self, epoch: int) -> DrawnExamples:
         if epoch == self.epoch:
             return self
         if self._other is None or self._other.epoch != epoch:
-            self._other = Drawing(
+            self._other = DrawnExamples(
                 self.objective,
                 self.material,
                 seed=self.seed,
@@ -386,7 +388,7 @@ class Drawing:
         drawn = [self.example(i) for i in indices]
         return self.objective.collate(drawn, self.material, pad=pad, device=device)
 
-    def _draw(self, index: int) -> Drawn:
+    def _draw(self, index: int) -> DrawnExample:
         dice = random.Random(f"draw {self.split} {self.seed} {self.epoch} {index}")
         return self.objective.draw(self.material, self.pieces, index, dice)
 
@@ -394,7 +396,7 @@ class Drawing:
 class _Targets(Sequence[int]):
     """How many predictions of each example are scored, found when it is asked for."""
 
-    def __init__(self, drawing: Drawing) -> None:
+    def __init__(self, drawing: DrawnExamples) -> None:
         self.drawing = drawing
 
     def __len__(self) -> int:

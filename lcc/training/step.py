@@ -18,11 +18,11 @@ from lcc.distributed.dist import Dist, Distributed
 from lcc.distributed.gradients import Reduction
 from lcc.training.batches import (
     Batch,
-    Examples,
+    EncodedExamples,
     LogitsOf,
     Micro,
     Size,
-    Supply,
+    TrainingSet,
     micro_batches,
     pack,
     packed,
@@ -79,7 +79,7 @@ class Stepper:
     def trainable(self) -> list[Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def accumulate(self, examples: Supply, batch: Sequence[int], *, step: int) -> float:
+    def accumulate(self, examples: TrainingSet, batch: Sequence[int], *, step: int) -> float:
         """Leave the whole batch's gradient in `.grad` on every rank; its mean loss per target.
 
         A target weighs the same wherever it fell: sums over micro-batches and ranks are divided by
@@ -92,7 +92,7 @@ class Stepper:
             self.reduction.sum_(self.trainable, self.device)
         return loss / total
 
-    def validate(self, examples: Supply) -> float:
+    def validate(self, examples: TrainingSet) -> float:
         """Mean cross entropy per target, in eval mode, without smoothing or teacher."""
         everything = range(len(examples))
         self.model.eval()
@@ -103,7 +103,7 @@ class Stepper:
         return loss / sum(examples.targets)
 
     def _with_memory(
-        self, examples: Supply, batch: Sequence[int], work: Callable[[Iterator[Batch]], float]
+        self, examples: TrainingSet, batch: Sequence[int], work: Callable[[Iterator[Batch]], float]
     ) -> float:
         """`work` over this rank's micro-batches, summed over ranks; smaller ones if it fails."""
         while True:
@@ -149,7 +149,7 @@ class Stepper:
         if self.sharded is not None and self.dist.sum([signals.requested()], self.device)[0]:
             raise PreemptedError(STOPPED)
 
-    def _idle(self, pieces: Sequence[Micro], examples: Supply, size: Size) -> list[Micro]:
+    def _idle(self, pieces: Sequence[Micro], examples: TrainingSet, size: Size) -> list[Micro]:
         """What this rank runs without effect: under FSDP every pass is everybody's."""
         if self.sharded is None:
             return []
@@ -160,12 +160,14 @@ class Stepper:
         ]
         return [pieces[-1]] * (max(sizes) - sizes[self.dist.rank])  # the narrowest one
 
-    def _collated(self, examples: Supply, pieces: Sequence[Micro], idle: Sequence[Micro]) -> Iterator[Batch]:
+    def _collated(
+        self, examples: TrainingSet, pieces: Sequence[Micro], idle: Sequence[Micro]
+    ) -> Iterator[Batch]:
         for number, piece in enumerate([*pieces, *idle]):
             if self.sharded is None:
                 signals.check("batch")
             if self.packing:
-                assert isinstance(examples, Examples), "only rows of a task are packed here"
+                assert isinstance(examples, EncodedExamples), "only rows of a task are packed here"
                 batch = pack([examples.rows[i] for i in piece], device=self.device)
             else:
                 batch = examples.collate(piece, pad=self.pad, device=self.device)
@@ -265,7 +267,7 @@ class Stepper:
         enabled = self.dtype == "bfloat16"
         return torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, enabled=enabled)
 
-    def _halve(self, examples: Supply, pieces: Sequence[Micro]) -> None:
+    def _halve(self, examples: TrainingSet, pieces: Sequence[Micro]) -> None:
         for parameter in self.trainable:
             parameter.grad = None
         if self.device.startswith("cuda"):

@@ -17,12 +17,12 @@ from lcc.core.lazy import torch
 from lcc.core.progress import Bar, CurveFile, Progress, Tracker
 from lcc.distributed.state import is_sharded, placed
 from lcc.models.adapter_io import mask_gradients, mask_weights
-from lcc.training.batches import Supply, batches_from, epoch_ends
+from lcc.training.batches import TrainingSet, batches_from, epoch_ends
 from lcc.training.checkpoint import (
+    CheckpointManager,
     Counters,
-    Generations,
     Groups,
-    Saved,
+    LoadedState,
     no_others,
     note_micro_tokens,
     noted_micro_tokens,
@@ -100,7 +100,7 @@ def restore(training: Training) -> None:
     stepper.micro_tokens = min(stepper.micro_tokens, noted)
 
 
-def _continue(training: Training, saved: Saved) -> None:
+def _continue(training: Training, saved: LoadedState) -> None:
     facts = saved.facts
     counters = training.counters = Counters(**facts["counters"])
     training.stepper.micro_tokens = counters.micro_tokens
@@ -117,7 +117,7 @@ def _continue(training: Training, saved: Saved) -> None:
     training.progress.say(f"resumed after step {counters.step}.")
 
 
-def take_up(training: Training, saved: Saved) -> None:
+def take_up(training: Training, saved: LoadedState) -> None:
     """Weights, optimizer, ranks and error feedback as they were, in place."""
     facts, tensors, reduction = saved.facts, saved.tensors, training.stepper.reduction
     training.load(tensors["trainable"])
@@ -143,8 +143,8 @@ class Training:
 
     options: TrainingOptions
     stepper: Stepper
-    train: Supply
-    validation: Supply
+    train: TrainingSet
+    validation: TrainingSet
     clip: Clip
     optimizer_card: OptimizerCard
     lr: float
@@ -178,7 +178,7 @@ class Training:
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
-        self.generations = Generations(self.state, self.dist, self.stepper.device, self.progress.warn)
+        self.generations = CheckpointManager(self.state, self.dist, self.stepper.device, self.progress.warn)
         self.spike = o.spike
         self.goes_back = o.spike is not None and o.spike.rollback is not None
         self.average = Average(o.ema, self.trainable())

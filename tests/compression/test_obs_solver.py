@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcc.compression.obs_solver import Factor, Levels, factorize, layer_error, quotas, solve_columns
+from lcc.compression.obs_solver import GramFactor, Levels, factorize, layer_error, quotas, solve_columns
 from lcc.compression.quantization_grid import IntGrid, output_error, search_scales
 from lcc.compression.sparsity import Pattern
 from lcc.kernels import obs_columns
@@ -109,7 +109,7 @@ def as_many_as_wanda(case: Case, order: Tensor, size: int) -> Any:
     return mask
 
 
-def half(case: Case, factor: Factor, scope: Any, *, block_size: int) -> Any:
+def half(case: Case, factor: GramFactor, scope: Any, *, block_size: int) -> Any:
     """What stays of each block when half of a case's weights go."""
     patterns, sizes = [Pattern("unstructured", 0.5)], [len(case.weight)]
     diagonal = case.gram.diagonal()
@@ -259,7 +259,7 @@ def test_a_gram_that_is_not_finite_is_refused() -> None:
 
 def test_a_weight_of_bfloat16_is_solved_in_float32() -> None:
     small = case(4, 16)
-    factor: Factor = factorize(small.gram)
+    factor: GramFactor = factorize(small.gram)
     found = solve_columns(small.weight.bfloat16(), factor, pattern=(2, 4))
     assert found.dtype == torch.float32
 

@@ -14,7 +14,7 @@ import transformers
 
 from lcc.compression.prune_groups import (
     STREAMS,
-    Unit,
+    PruningGroup,
     example,
     feed_forwards,
     key_value_groups,
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {
     "bert": tiny.bert, "t5": tiny.t5, "marian": tiny.marian, "whisper": tiny.whisper,
     "vit": tiny.vit,
 }  # fmt: skip
-FIND: dict[str, Callable[[Any], list[Unit]]] = {
+FIND: dict[str, Callable[[Any], list[PruningGroup]]] = {
     "ffn": feed_forwards,
     "heads": query_heads,
     "kv_groups": key_value_groups,
@@ -51,7 +51,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-def chosen(units: list[Unit], plan: Plan) -> dict[str, list[int]]:
+def chosen(units: list[PruningGroup], plan: Plan) -> dict[str, list[int]]:
     """Something else in every layer, so that a mixed-up order shows."""
     kept = {}
     for i, unit in enumerate(units):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lcc.cli import main
-from lcc.store.runs import Run, find_run, read_run
+from lcc.store.runs import RunFacts, find_run, read_run
 from lcc.store.sweeps import Point
 
 WORDS = ["-m", "model=tiny_llama", "task=generation", "dataset=tiny_text", "scale=smoke",
@@ -49,7 +49,7 @@ def test_points_over_one_parent_share_their_calibration(swept: list[dict[str, An
 def test_every_point_is_judged_beside_the_parent_and_raced_once(
     swept: list[dict[str, Any]],
 ) -> None:
-    sweep: Run = swept[0]["sweep"]
+    sweep: RunFacts = swept[0]["sweep"]
     names = ["base", "sparse50_sparsegpt", "width25_heal"]
     assert list(sweep.checkpoints) == names
     kinds = [step.kind for step in sweep.steps]

@@ -11,7 +11,7 @@ import pytest
 
 import lcc
 from lcc.cli import main
-from lcc.pipeline.runner import Run
+from lcc.pipeline.runner import RunRecord
 
 RECIPE = """# The whole chain, smaller than tiny: what these tests run many times.
 defaults:
@@ -58,7 +58,7 @@ def _statuses(facts: dict[str, Any]) -> dict[str, str]:
     return {step["name"]: step["status"] for step in facts["steps"]}
 
 
-def _ran(run: Run) -> list[str]:
+def _ran(run: RunRecord) -> list[str]:
     return [name for name, status in _statuses(run.facts).items() if status == "finished"]
 
 

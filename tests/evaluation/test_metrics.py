@@ -13,8 +13,8 @@ import sacrebleu
 from sklearn.metrics import f1_score
 
 from lcc.config.cards import decode, find_card, names
-from lcc.evaluation.bootstrap import Interval, draws, interval, paired, verdict
-from lcc.evaluation.metrics import Answer, Metric
+from lcc.evaluation.bootstrap import ConfidenceInterval, draws, interval, paired, verdict
+from lcc.evaluation.metrics import Metric, Prediction
 
 WORDS = {
     "en": ["the", "file", "could", "not", "be", "opened", "because", "memory", "is", "full"],
@@ -26,7 +26,7 @@ def metric(name: str, **options: Any) -> Any:
     return decode(find_card("metrics", name), options)
 
 
-def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:
+def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Prediction]:
     draw = random.Random(seed)
     between = "" if language == "zh" else " "
     found = []
@@ -35,7 +35,7 @@ def answers(language: str = "zh", num: int = 60, seed: int = 0) -> list[Answer]:
         output = [w if draw.random() < 0.7 else draw.choice(WORDS[language]) for w in reference]
         output = output[: draw.randint(0, 12)]
         found.append(
-            Answer(
+            Prediction(
                 str(i),
                 {},
                 between.join(reference),
@@ -97,7 +97,7 @@ def test_chrf_is_sacrebleus(language: str, word_order: int) -> None:
 
 def test_macro_f1_is_scikit_learns() -> None:
     draw = random.Random(1)
-    found = [Answer(str(i), {}, draw.choice("abc"), draw.choice("abcd")) for i in range(50)]
+    found = [Prediction(str(i), {}, draw.choice("abc"), draw.choice("abcd")) for i in range(50)]
     one = metric("macro_f1")
     expected = f1_score(
         [a.reference for a in found], [a.output for a in found], average="macro", zero_division=0
@@ -106,7 +106,7 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 
 def test_empty_answers_stay_and_score_nothing() -> None:
-    empty = [Answer("1", {}, "打开 文件", ""), Answer("2", {}, "打开 文件 夹 吧", None)]
+    empty = [Prediction("1", {}, "打开 文件", ""), Prediction("2", {}, "打开 文件 夹 吧", None)]
     for name in ("bleu", "chrf", "meteor", "accuracy", "macro_f1"):
         one = metric(name)
         assert one.score(one.statistics(empty, language="zh").sum(0)) == 0.0
@@ -114,10 +114,10 @@ def test_empty_answers_stay_and_score_nothing() -> None:
 
 def test_meteor_matches_chinese_words_exactly_and_english_stems() -> None:
     one = metric("meteor")
-    chinese = [Answer("1", {}, "打开文件", "打开文件")]
+    chinese = [Prediction("1", {}, "打开文件", "打开文件")]
     assert one.score(one.statistics(chinese, language="zh").sum(0)) > 90
     assert "match:exact|tok:jieba" in one.signature("zh")
-    english = [Answer("1", {}, "opening files", "opened file")]
+    english = [Prediction("1", {}, "opening files", "opened file")]
     assert one.score(one.statistics(english, language="en").sum(0)) > 90
     assert "exact,stem" in one.signature("en")
 
@@ -125,8 +125,8 @@ def test_meteor_matches_chinese_words_exactly_and_english_stems() -> None:
 def test_perplexity_and_bits_per_byte_and_character() -> None:
     sizes = {"num_bytes": 4, "num_characters": 2}, {"num_bytes": 2, "num_characters": 1}
     found = [
-        Answer("1", {}, "", nats=2.0, num_tokens=1, **sizes[0]),
-        Answer("2", {}, "", nats=4.0, num_tokens=2, **sizes[1]),
+        Prediction("1", {}, "", nats=2.0, num_tokens=1, **sizes[0]),
+        Prediction("2", {}, "", nats=4.0, num_tokens=2, **sizes[1]),
     ]
     for name, expected in (
         ("perplexity", math.exp(2.0)),
@@ -175,18 +175,18 @@ def test_a_thousand_resamples_of_three_hundred_are_fast() -> None:
     ],
 )
 def test_the_verdict_follows_its_rule(low: float, high: float, word: str) -> None:
-    assert verdict(Interval(0, low, high), 40.0, keep_ratio=0.95) == word
-    turned = Interval(0, -high, -low)
+    assert verdict(ConfidenceInterval(0, low, high), 40.0, keep_ratio=0.95) == word
+    turned = ConfidenceInterval(0, -high, -low)
     assert verdict(turned, 40.0, keep_ratio=0.95, higher_is_better=False) == word
 
 
 def test_nothing_is_kept_of_a_score_of_zero() -> None:
-    assert verdict(Interval(0, 0, 0), 0.0, keep_ratio=0.95) == "unclear"
-    assert verdict(Interval(2, 1, 3), 0.0, keep_ratio=0.95) == "gained"
+    assert verdict(ConfidenceInterval(0, 0, 0), 0.0, keep_ratio=0.95) == "unclear"
+    assert verdict(ConfidenceInterval(2, 1, 3), 0.0, keep_ratio=0.95) == "gained"
 
 
 def test_distinct_counts_different_ngrams_of_all_answers_together() -> None:
-    found = [Answer(str(i), {}, "", text) for i, text in enumerate(["a b a", "b a c", "", "A"])]
+    found = [Prediction(str(i), {}, "", text) for i, text in enumerate(["a b a", "b a c", "", "A"])]
     words, pairs = ["a", "b", "a", "b", "a", "c", "a"], ["ab", "ba", "ba", "ac"]
     for name, said in (("distinct_1", words), ("distinct_2", pairs)):
         one = metric(name)
@@ -204,16 +204,16 @@ def test_the_interval_of_distinct_holds_its_value() -> None:
 
 def test_repetition_is_within_one_answer() -> None:
     texts = ["a b c d a b c d", "a b c d e", "a"]
-    found = [Answer(str(i), {}, "", text) for i, text in enumerate(texts)]
+    found = [Prediction(str(i), {}, "", text) for i, text in enumerate(texts)]
     one = metric("repetition")
     assert one.statistics(found, language="en")[:, 0].tolist() == [1 - 4 / 5, 0.0, 0.0]
 
 
 def test_self_bleu_is_high_where_all_say_the_same() -> None:
     one = metric("self_bleu")
-    same = [Answer(str(i), {}, "", "the file is full again") for i in range(4)]
+    same = [Prediction(str(i), {}, "", "the file is full again") for i in range(4)]
     other = [
-        Answer(str(i), {}, "", text)
+        Prediction(str(i), {}, "", text)
         for i, text in enumerate(["the file is full", "open a window", "nobody came today", "it rains"])
     ]
     alike, different = (float(one.score(one.statistics(a, language="en").sum(axis=0))) for a in (same, other))
@@ -228,7 +228,7 @@ def test_rouge_is_rouge_scores(name: str, kind: str) -> None:
     scorer = RougeScorer([kind], use_stemmer=True)
     expected = [scorer.score(a.reference, a.output or "")[kind].fmeasure for a in found]
     assert metric(name).statistics(found, language="en")[:, 0].tolist() == expected
-    one = Answer("1", {}, "打开文件", "打开文夹")
+    one = Prediction("1", {}, "打开文件", "打开文夹")
     assert metric("rouge_1").statistics([one], language="zh")[0, 0] == pytest.approx(0.75)
 
 
@@ -240,6 +240,6 @@ def test_equal_answers_are_equal_as_in_squad() -> None:
         ("文件夹", "文件", 0.0, 0.8),
     ]
     for output, reference, exact, shared in texts:
-        one = [Answer("1", {}, reference, output)]
+        one = [Prediction("1", {}, reference, output)]
         assert metric("exact_match").statistics(one, language="en")[0, 0] == exact
         assert metric("token_f1").statistics(one, language="en")[0, 0] == pytest.approx(shared)

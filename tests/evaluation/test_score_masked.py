@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from lcc.evaluation.metrics import Answer
+from lcc.evaluation.metrics import Prediction
 from lcc.evaluation.score import guesses, most_frequent
 from lcc.methods.metrics.mlm_accuracy import MaskedAccuracy, UnigramAccuracy
 from lcc.methods.objectives.masked import Masked
@@ -18,7 +18,7 @@ from lcc.tokenization.special_tokens import Frame
 from lcc.training.pretraining import (
     STARTS_SENTENCE,
     STARTS_WORD,
-    Drawing,
+    DrawnExamples,
     Encoded,
     Material,
     TextRows,
@@ -42,7 +42,7 @@ def bert() -> Any:
     ).eval()
 
 
-def drawing(objective: Any) -> Drawing:
+def drawing(objective: Any) -> DrawnExamples:
     documents = []
     for number, length in enumerate(LENGTHS):
         ids = [4 + (number + place * place) % (VOCABULARY - 4) for place in range(length)]
@@ -51,7 +51,7 @@ def drawing(objective: Any) -> Drawing:
     material = Material(
         TextRows.of(documents), 24, Frame([CLS], [SEP], [SEP], [0]), range(4, VOCABULARY), mask=MASK
     )
-    return Drawing(objective, material, seed=0, split="eval")
+    return DrawnExamples(objective, material, seed=0, split="eval")
 
 
 def counted(objective: Any, batch_size: int) -> list[dict[str, float]]:
@@ -88,7 +88,7 @@ def test_counts_are_those_of_a_slow_loop(objective: Any, batch_size: int) -> Non
 
 def test_the_scores_are_shares_of_what_was_hidden() -> None:
     counts = counted(Masked(), 4)
-    answers = [Answer(str(i), {}, "", counts=row) for i, row in enumerate(counts)]
+    answers = [Prediction(str(i), {}, "", counts=row) for i, row in enumerate(counts)]
     for metric, name in ((MaskedAccuracy(), "hits"), (UnigramAccuracy(), "unigram_hits")):
         statistics = metric.statistics(answers, language="")
         share = sum(row[name] for row in counts) / sum(row["masked"] for row in counts)

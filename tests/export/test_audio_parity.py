@@ -17,7 +17,7 @@ from exports import exported, told
 from lcc.config.cards import find_card
 from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.export.audio_parity import features, sound
-from lcc.export.publish import Trial, publish
+from lcc.export.publish import ParityTrial, publish
 from lcc.inference.session import Opening
 from lcc.methods.exporters.ctranslate2 import Ctranslate2
 from lcc.models.bundle import Bundle
@@ -104,7 +104,7 @@ def test_a_damaged_export_closes_the_gate_and_is_not_run(layer: str, said: str, 
     exporter = Damaging(quantization="int8")
     object.__setattr__(exporter, "layer", layer)
     with pytest.raises(GateError, match=said) as closed:
-        publish(source, out, exporter, trial=Trial(new_tokens=4))
+        publish(source, out, exporter, trial=ParityTrial(new_tokens=4))
     assert closed.value.exit_code == 9 and "  source: " in str(closed.value)
     with pytest.raises(GateError, match="failed its parity gate"):
         find_card("engines", "ctranslate2")().listen(tmp_path / "out.failed", Opening(threads=1))

@@ -14,7 +14,7 @@ from exports import exported, prompts, saved, told
 
 from lcc.core.errors import GateError
 from lcc.export.ctranslate2 import EightBitConv1d, EightBitLinear, by_row
-from lcc.export.publish import FACTOR, LEAST, Trial, publish, tolerance
+from lcc.export.publish import FACTOR, LEAST, ParityTrial, publish, tolerance
 from lcc.methods.exporters.ctranslate2 import Ctranslate2
 from lcc.models.bundle import open_bundle
 
@@ -85,7 +85,7 @@ class Coarse(Ctranslate2):
 def test_an_error_that_rounding_does_not_explain_closes_the_gate(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
     source = saved("llama", tmp_path / "model")
-    trial = Trial(prompts=prompts(source, 16), new_tokens=4)
+    trial = ParityTrial(prompts=prompts(source, 16), new_tokens=4)
     with pytest.raises(GateError, match=r"more than the 0\.0[12].* that the format explains") as said:
         publish(source, tmp_path / "out", Coarse(), trial=trial)
     assert said.value.exit_code == 9

@@ -14,7 +14,7 @@ from exports import DECODERS, SIZES, exported, prompts, saved, told
 
 from lcc.config.cards import find_card
 from lcc.core.errors import GateError, RecipeError
-from lcc.export.gguf_writer import Mixture, fitting, rounded
+from lcc.export.gguf_writer import TypeMixture, fitting, rounded
 from lcc.inference.session import Opening, Request, answers, greedy
 from lcc.models.bundle import open_bundle
 from lcc.models.safetensors_io import StoredTensors
@@ -162,7 +162,7 @@ def test_statistics_of_calibration_weigh_k_quants(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number, kind", [(0, "Q6_K"), (1, "Q4_K"), (3, "Q6_K"), (7, "Q6_K")])
 def test_the_mixture_gives_some_layers_more_bits(number: int, kind: str) -> None:
-    mixture = Mixture("Q4_K_M", num_blocks=8, tied=True)
+    mixture = TypeMixture("Q4_K_M", num_blocks=8, tied=True)
     assert mixture.wanted(f"blk.{number}.ffn_down.weight", (64, 256)) == kind
     assert mixture.wanted("token_embd.weight", (400, 256)) == "Q6_K"
     assert mixture.wanted("output_norm.weight", (256,)) == "F32"

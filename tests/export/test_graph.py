@@ -15,7 +15,7 @@ from exports import exported, prompts, saved, told
 from lcc.config.cards import find_card
 from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.inference.backends import graph as graph_session
-from lcc.inference.backends.graph import Pasts
+from lcc.inference.backends.graph import PastKeyValues
 from lcc.inference.session import Opening, Request, answers, greedy
 
 # Threads of the runtimes are still ending while torch's warnings about exporters are told.
@@ -67,12 +67,12 @@ def test_an_export_that_reads_well_and_writes_nonsense_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _need("onnxruntime", "onnxscript")
-    inputs = Pasts.inputs
+    inputs = PastKeyValues.inputs
 
-    def misplaced(batch: Pasts, ids: Any) -> dict[str, Any]:
+    def misplaced(batch: PastKeyValues, ids: Any) -> dict[str, Any]:
         return {**inputs(batch, ids), "position_ids": torch.arange(len(ids[0]))[None]}
 
-    monkeypatch.setattr(Pasts, "inputs", misplaced)  # right for a text that is read from its start
+    monkeypatch.setattr(PastKeyValues, "inputs", misplaced)  # right for a text that is read from its start
     with pytest.raises(GateError, match=r"\d% of the tokens that it writes are not what it says"):
         exported(saved("gemma3", tmp_path / "model", **WINDOWED), tmp_path / "out", "onnx")
 

@@ -14,7 +14,7 @@ from exports import TEMPLATE, exported, prompts, saved
 
 from lcc.config.cards import find_card
 from lcc.core.errors import GateError
-from lcc.export.publish import Trial, publish
+from lcc.export.publish import ParityTrial, publish
 from lcc.inference.session import Opening
 from lcc.methods.exporters.gguf import Gguf
 
@@ -65,7 +65,7 @@ class Truncated(Damaging):
 
 def refusal(exporter: Gguf, source: Path, target: Path) -> str:
     with pytest.raises(GateError) as closed:
-        publish(source, target, exporter, trial=Trial(prompts=prompts(source, 16), new_tokens=4))
+        publish(source, target, exporter, trial=ParityTrial(prompts=prompts(source, 16), new_tokens=4))
     assert closed.value.exit_code == 9
     return str(closed.value)
 

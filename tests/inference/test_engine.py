@@ -12,7 +12,7 @@ import torch
 from speakers import answered, expected, ids_of, prompts, session, text_of
 
 from lcc.core.errors import DataError
-from lcc.inference.session import Request, Step
+from lcc.inference.session import AnswerStep, Request
 
 FAMILIES = ["llama", "gemma3", "gpt2", "t5", "marian", "bart"]
 
@@ -49,7 +49,7 @@ def test_who_is_dropped_says_no_more_and_others_say_the_same() -> None:
     wanted = expected(module, rows)
     running = session(module, slots=5)
     handles = [running.start(request) for request in asked(rows)]
-    told: dict[int, list[Step]] = {handle: [] for handle in handles}
+    told: dict[int, list[AnswerStep]] = {handle: [] for handle in handles}
     for turn in range(20):
         for step in running.step():
             told[step.handle].append(step)

@@ -10,7 +10,7 @@ import torch
 from speakers import answered, expected, ids_of, session
 
 from lcc.inference.engine import InProcessSession
-from lcc.inference.kv_cache import MOST_KEPT, Prefixes
+from lcc.inference.kv_cache import MOST_KEPT, PrefixCache
 from lcc.inference.session import Request
 
 DECODERS = ["llama", "gemma3", "gpt2"]
@@ -70,7 +70,7 @@ def test_the_longest_unused_is_forgotten_first() -> None:
     def layers(num: int) -> Any:
         return [(torch.zeros(1, num, 2), torch.zeros(1, num, 2))]
 
-    known = Prefixes(budget=16 * 90)  # 90 tokens of two by two floats
+    known = PrefixCache(budget=16 * 90)  # 90 tokens of two by two floats
     first, second, third = ([i, *range(100, 129)] for i in (1, 2, 3))
     for ids in (first, second, third):
         known.keep(ids, layers(30))
@@ -92,7 +92,7 @@ def test_the_longest_unused_is_forgotten_first() -> None:
 
 
 def test_the_last_token_is_always_read_and_a_few_are_not_worth_a_copy() -> None:
-    known = Prefixes(budget=1)
+    known = PrefixCache(budget=1)
     known.keep(range(20), [])
     assert known.longest(list(range(20)))[1] == 19
     assert known.longest(list(range(8)))[1] == 0

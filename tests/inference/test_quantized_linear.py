@@ -17,7 +17,7 @@ from lcc.inference.quantized_linear import (
     GridWeights,
     HalfWeights,
     PackedLinear,
-    Weights,
+    StoredMatrix,
     as_stored,
     num_parameters,
 )
@@ -31,7 +31,7 @@ from lcc.stages.quantize import Quantize
 N, K = 131, 96
 
 
-def weights(kind: str) -> tuple[Weights, torch.Tensor]:
+def weights(kind: str) -> tuple[StoredMatrix, torch.Tensor]:
     """The stored form, and slowly what it means."""
     torch.manual_seed(0)
     if kind == "bf16":

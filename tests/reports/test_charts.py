@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lcc.reports import charts, results
-from lcc.reports.svg import Scale, ticks
+from lcc.reports.svg import AxisScale, ticks
 from lcc.store.runs import read_run
 
 
@@ -96,4 +96,4 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
 
 
 def test_a_scale_of_one_value_does_not_divide_by_zero() -> None:
-    assert Scale(3, 3, 0, 100)(3) == 0
+    assert AxisScale(3, 3, 0, 100)(3) == 0

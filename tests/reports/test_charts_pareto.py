@@ -10,13 +10,13 @@ from rich.console import Console
 
 from lcc import reports
 from lcc.reports import charts, results, terminal
-from lcc.reports.results import Row, Score, Speed
+from lcc.reports.results import CheckpointRow, Score, Speed
 from lcc.store.runs import read_run
 
 
-def point(name: str, quality: float, size: float, rate: float | None = None) -> Row:
+def point(name: str, quality: float, size: float, rate: float | None = None) -> CheckpointRow:
     speeds = [Speed(batch_size=1, decode=rate)] if rate else []
-    return Row(
+    return CheckpointRow(
         checkpoint=name,
         step=name,
         kind="quantize",
@@ -27,7 +27,7 @@ def point(name: str, quality: float, size: float, rate: float | None = None) -> 
     )
 
 
-def standing(*found: Row) -> dict[str, str]:
+def standing(*found: CheckpointRow) -> dict[str, str]:
     return {s.row.checkpoint: s.word for s in charts.standings(found, "perplexity")}
 
 
@@ -39,7 +39,7 @@ def test_a_point_that_is_worse_and_no_smaller_is_dominated() -> None:
 def test_a_higher_figure_is_better_where_the_metric_says_so() -> None:
     given = (("dense", 0.9, 500.0), ("w4", 0.8, 100.0), ("none", 0.7, 500.0))
     rows = [
-        Row(checkpoint=n, step=n, kind="eval", key=n, bytes=b, scores={"accuracy": Score(v)})
+        CheckpointRow(checkpoint=n, step=n, kind="eval", key=n, bytes=b, scores={"accuracy": Score(v)})
         for n, v, b in given
     ]
     told = {s.row.checkpoint: s.beaten_by for s in charts.standings(rows, "accuracy")}

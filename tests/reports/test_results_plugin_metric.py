@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lcc.reports import charts, results
-from lcc.reports.results import Row, Score
+from lcc.reports.results import CheckpointRow, Score
 from lcc.reports.run import headline
-from lcc.store.runs import MetricFacts, Run, read_run
+from lcc.store.runs import MetricFacts, RunFacts, read_run
 
 CARD = '''"""Toxicity: the share of answers that hold a word of a list."""
 
@@ -51,7 +51,7 @@ WORDS = ["model=tiny_llama", "dataset=tiny_en_zh", "task=translation", "task.met
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFacts:
     """An evaluation made where the plug-in is installed; the processes of the tests lack it."""
     root = tmp_path_factory.mktemp("plugin")
     site, work = root / "site", root / "work"
@@ -70,14 +70,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return read_run(next((work / "runs").glob("*/run.json")).parent)
 
 
-def test_the_evaluation_keeps_what_the_card_says(run: Run) -> None:
+def test_the_evaluation_keeps_what_the_card_says(run: RunFacts) -> None:
     (row,) = results.rows(run)
     facts = row.scores["toxicity"].metric
     assert facts == MetricFacts("toxic answers", "share", higher_is_better=False, order=5)
     assert results.metrics([row]) == ["toxicity", "bleu"]  # by its order, which comes before BLEU's
 
 
-def test_a_report_needs_no_plug_in_to_show_it_the_right_way_round(run: Run) -> None:
+def test_a_report_needs_no_plug_in_to_show_it_the_right_way_round(run: RunFacts) -> None:
     (row,) = results.rows(run)
     assert results.label("toxicity", [row]) == "toxic answers"
     assert results.lower_is_better("toxicity", [row])
@@ -87,13 +87,13 @@ def test_a_report_needs_no_plug_in_to_show_it_the_right_way_round(run: Run) -> N
     assert written["checkpoints"][0]["scores"]["toxicity"]["metric"]["higher_is_better"] is False
 
 
-def test_charts_and_fronts_rank_it_the_right_way_round(run: Run) -> None:
+def test_charts_and_fronts_rank_it_the_right_way_round(run: RunFacts) -> None:
     (row,) = results.rows(run)
     score = row.scores["toxicity"]
 
-    def point(name: str, value: float, size: int) -> Row:
+    def point(name: str, value: float, size: int) -> CheckpointRow:
         scores = {"toxicity": replace(score, value=value, low=None, high=None)}
-        return Row(name, name, "eval", name, bytes=size, scores=scores)
+        return CheckpointRow(name, name, "eval", name, bytes=size, scores=scores)
 
     dense, mild, rude = point("dense", 0.1, 500), point("mild", 0.2, 100), point("rude", 0.9, 100)
     beaten = {s.row.checkpoint: s.beaten_by for s in charts.standings([dense, mild, rude], "toxicity")}
@@ -104,19 +104,19 @@ def test_charts_and_fronts_rank_it_the_right_way_round(run: Run) -> None:
     assert figure is not None and "toxic answers (lower is better)" in figure.caption
 
 
-def test_no_share_of_it_is_called_kept(run: Run) -> None:
+def test_no_share_of_it_is_called_kept(run: RunFacts) -> None:
     text = headline(run)
     assert "toxic" in text or "BLEU" in text
     assert "kept" not in text
 
 
 def test_a_metric_of_which_nothing_is_known_keeps_its_own_name() -> None:
-    row = Row("base", "base", "base", "base", bytes=1, scores={"politeness_rate": Score(0.5)})
+    row = CheckpointRow("base", "base", "base", "base", bytes=1, scores={"politeness_rate": Score(0.5)})
     assert results.label("politeness_rate", [row]) == "politeness rate"
     assert not results.lower_is_better("politeness_rate", [row])
 
 
 def test_older_reports_are_read_by_the_installed_cards() -> None:
-    row = Row("base", "base", "base", "base", scores={"perplexity": Score(20.0)})
+    row = CheckpointRow("base", "base", "base", "base", scores={"perplexity": Score(20.0)})
     assert results.lower_is_better("perplexity", [row])
     assert results.label("eval2.bits_per_byte", [row]) == "eval2 bits/byte"

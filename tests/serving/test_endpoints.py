@@ -10,7 +10,7 @@ import pytest
 import served_models as serving
 
 from lcc.core.errors import RecipeError
-from lcc.evaluation.predict import Answering
+from lcc.evaluation.predict import Predictor
 from lcc.models.bundle import open_bundle
 from lcc.pipeline.recipe import load_recipe
 
@@ -33,7 +33,7 @@ def test_a_class_is_the_one_that_the_classifier_chooses(tmp_path: Path, serve: C
     own = task("sentiment", "task.labels=[bad,good]")
     bundle = open_bundle(folder)
     rows = [{"id": str(i), "text": text, "label": ""} for i, text in enumerate(ROWS)]
-    expected = Answering(bundle.load(), bundle.tokenizer, own).chosen(rows)
+    expected = Predictor(bundle.load(), bundle.tokenizer, own).chosen(rows)
     for given in (own, None):
         with serve(folder, task=given) as running:
             found = asked(running, "/v1/classify", input=ROWS)
@@ -46,7 +46,7 @@ def test_label_words_are_ranked_as_in_evaluation(tmp_path: Path, serve: Callable
     own = task("sentiment_words", "task.labels=[negative,positive]")
     bundle = open_bundle(folder)
     rows = [{"id": str(i), "text": text, "label": ""} for i, text in enumerate(ROWS)]
-    expected = Answering(bundle.load(), bundle.tokenizer, own).ranked(rows)
+    expected = Predictor(bundle.load(), bundle.tokenizer, own).ranked(rows)
     with serve(folder, task=own) as running:
         found = asked(running, "/v1/classify", input=ROWS)
     assert [one["label"] for one in found] == expected
@@ -65,7 +65,7 @@ def test_a_translation_is_the_one_that_evaluation_reads(
     folder, own = kind(tmp_path / "m"), task(name)
     bundle = open_bundle(folder)
     rows = [{"id": str(i), "source": text, "target": ""} for i, text in enumerate(ROWS)]
-    model = Answering(bundle.load(), bundle.tokenizer, own)
+    model = Predictor(bundle.load(), bundle.tokenizer, own)
     expected = [one.text for one in model.generated(rows)]
     with serve(folder, task=own) as running:
         found = asked(running, "/v1/translate", input=ROWS)

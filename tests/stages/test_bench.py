@@ -17,7 +17,7 @@ from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
 from lcc.core.progress import Progress
 from lcc.distributed.dist import SINGLE
-from lcc.inference.bench import Racer, Worker, verdicts
+from lcc.inference.bench import BenchmarkedModel, MeasuringProcess, verdicts
 from lcc.methods.trackers.none import NoneTracker
 from lcc.pipeline.stage import Context, Outcome
 from lcc.stages.bench import Bench
@@ -127,7 +127,7 @@ def test_an_encoder_has_a_forward_latency_and_no_decoding(tmp_path: Path) -> Non
 
 
 def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
-    worker = Worker(tmp_path / "log")
+    worker = MeasuringProcess(tmp_path / "log")
     (tmp_path / "model").mkdir()
     try:
         with pytest.raises(RecipeError, match=r"no config\.json"):
@@ -139,9 +139,9 @@ def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
         worker.close()
 
 
-def racer(name: str, seconds: list[float], **options: Any) -> Racer:
+def racer(name: str, seconds: list[float], **options: Any) -> BenchmarkedModel:
     backend = options.pop("backend", "dense")
-    one = Racer(name, Path(name), [[1, 2]], 3, (1,), **options)
+    one = BenchmarkedModel(name, Path(name), [[1, 2]], 3, (1,), **options)
     one.opened({"backend": backend, "context": None})
     for s in seconds:
         one.turns.setdefault(1, []).append({"first_seconds": [1.0], "whole_seconds": [1.0 + s]})

@@ -12,7 +12,7 @@ import transformers
 
 from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
-from lcc.evaluation.predict import Answering
+from lcc.evaluation.predict import Predictor
 from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.checkpoint import save
 from lcc.stages.couple import Couple
@@ -104,7 +104,7 @@ def test_it_learns_to_translate(world: Path, tmp_path: Path) -> None:
     measures = outcome.measures
     assert measures["validation_loss_after"].value < 0.5 * measures["validation_loss_before"].value
     assert outcome.bundle is not None
-    model = Answering(outcome.bundle.module, outcome.bundle.tokenizer, tuning.PAIRS)
+    model = Predictor(outcome.bundle.module, outcome.bundle.tokenizer, tuning.PAIRS)
     rows = context.data.rows("test")[:3]
     told = model.answers(rows, {"answers", "likelihood"})
     assert all(one.output is not None and one.nats is not None for one in told)

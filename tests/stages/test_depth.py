@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from lcc.compression.prune_depth import (
+    LayerAblation,
     Part,
-    Skipping,
     divergence,
     layer_stops,
     removable,
@@ -127,7 +127,7 @@ def one_thread() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trial_tells_what_the_model_without_the_layer_would_say(family: str) -> None:
     model = FAMILIES[family]()
-    search = Skipping(model, layer_stops(model))
+    search = LayerAblation(model, layer_stops(model))
     parts = removable(model, "layer")
     assert len(parts) == len(search.stops) - (2 if family == "t5" else 0)
     search.left_out = {parts[1]}
@@ -165,7 +165,7 @@ def test_what_is_left_loads_as_a_plain_model_that_says_the_same(family: str, tmp
 
 def test_a_trial_costs_the_blocks_from_its_part_on_and_no_more() -> None:
     model = FAMILIES["llama"]()
-    search = Skipping(model, layer_stops(model))
+    search = LayerAblation(model, layer_stops(model))
     parts = removable(model, "layer")
     search.divergences([inputs(model)], parts)
     # The parent once, then for each of four layers itself (for the trials after) and what follows.
@@ -177,7 +177,7 @@ def test_a_trial_costs_the_blocks_from_its_part_on_and_no_more() -> None:
 
 def test_a_decoders_trial_does_not_run_the_encoder_again() -> None:
     model = FAMILIES["t5"]()
-    search = Skipping(model, layer_stops(model))
+    search = LayerAblation(model, layer_stops(model))
     last = [part for part in removable(model, "layer") if part.block.startswith("decoder")][-1]
     search.divergences([inputs(model)], [last, Part("encoder.block.2")])
     assert search.num_block_runs == 6 + 6 + 3  # the parent, the encoder's last, the decoder
@@ -254,7 +254,7 @@ def test_a_half_left_out_adds_nothing_and_saves_nothing(family: str, kind: Any, 
     silent = [row["removed"] for row in outcome.tables["removed"]]
     assert all(not bundle.module.get_submodule(name).weight.any() for name in silent)
     assert "0 bytes saved" in outcome.notes[0]
-    search = Skipping(parent, layer_stops(parent))
+    search = LayerAblation(parent, layer_stops(parent))
     first, last = (next(p for p in removable(parent, kind) if p.output == n) for n in silent)
     search.left_out = {first}
     whole, got = rows(parent), rows(bundle.module)

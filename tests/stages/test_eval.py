@@ -317,10 +317,10 @@ def test_a_baseline_is_judged_on_the_same_samples(causal: Path, data: Path, tmp_
 def test_a_model_that_knows_the_answers_beats_its_baseline(
     causal: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcc.evaluation.predict import Answering
+    from lcc.evaluation.predict import Predictor
 
     what = task("translation", baseline="majority", metrics=["accuracy"])
-    monkeypatch.setattr(Answering, "outputs", lambda self, rows: [(row["target"], True) for row in rows])
+    monkeypatch.setattr(Predictor, "outputs", lambda self, rows: [(row["target"], True) for row in rows])
     outcome = run(causal, what, tmp_path / "e", {"data": data}, shots=0)
     (row,) = outcome.tables["baseline"]
     assert row["verdict"] == "better" and row["value"] < 1 == value(outcome, "accuracy")

@@ -10,7 +10,7 @@ import compressing as tiny
 import pytest
 import torch
 
-from lcc.compression.prune_depth import Probing, divergence
+from lcc.compression.prune_depth import LayerProbe, divergence
 from lcc.config.cards import STAGES, decode, find_card
 from lcc.models.blocks import as_linear, block_linears, blocks
 
@@ -58,7 +58,7 @@ def test_a_trial_says_what_the_whole_changed_model_says(family: str) -> None:
     model = loud(family)
     with as_linear(model):
         stops, given = blocks(model), batches(model)
-        probing = Probing(model, stops, given)
+        probing = LayerProbe(model, stops, given)
         whole = probing._said(given[0])
         for block in stops:
             name, layer = next((n, m) for n, m in block_linears(model).items() if n.startswith(f"{block}."))

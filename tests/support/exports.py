@@ -9,7 +9,7 @@ import compressing as tiny
 
 from lcc.config.cards import decode, find_card
 from lcc.export.parity import Parity, texts
-from lcc.export.publish import Exported, Trial, publish
+from lcc.export.publish import Exported, ParityTrial, publish
 from lcc.models.checkpoint import save
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256}
@@ -46,7 +46,7 @@ def prompts(folder: Path, num: int) -> list[list[int]]:
 
 def exported(source: Path, target: Path, format: str, *, num_prompts: int = 16, **options: Any) -> Exported:
     exporter = decode(find_card("exporters", format), options)
-    trial = Trial(prompts=prompts(source, num_prompts), new_tokens=4)
+    trial = ParityTrial(prompts=prompts(source, num_prompts), new_tokens=4)
     return publish(source, target, exporter, trial=trial)
 
 

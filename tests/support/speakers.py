@@ -13,7 +13,7 @@ from lcc.config.cards import decode
 from lcc.core.types import AUTO_CLASSES
 from lcc.evaluation.generate import Generated, answer
 from lcc.inference.engine import InProcessSession
-from lcc.inference.session import Opening, Request, Step
+from lcc.inference.session import AnswerStep, Opening, Request
 from lcc.models.bundle import Bundle
 from lcc.models.card import Card
 from lcc.tasks.task import Decode
@@ -158,10 +158,12 @@ def expected(module: Any, rows: list[list[int]], **options: Any) -> list[Generat
     return [answer(module, tokenizer(), [row], decode=settings)[0] for row in rows]
 
 
-def answered(running: InProcessSession, requests: list[Request], *, arriving: int = 100) -> list[list[Step]]:
+def answered(
+    running: InProcessSession, requests: list[Request], *, arriving: int = 100
+) -> list[list[AnswerStep]]:
     """Every request's steps, in order; at each turn `arriving` more ask, if there is a slot."""
     owners: dict[int, int] = {}
-    told: list[list[Step]] = [[] for _ in requests]
+    told: list[list[AnswerStep]] = [[] for _ in requests]
     waiting = list(range(len(requests)))
     while waiting or any(not steps or steps[-1].finish is None for steps in told):
         for _ in range(min(arriving, running.free_slots, len(waiting))):
@@ -172,9 +174,9 @@ def answered(running: InProcessSession, requests: list[Request], *, arriving: in
     return told
 
 
-def ids_of(steps: list[Step]) -> tuple[int, ...]:
+def ids_of(steps: list[AnswerStep]) -> tuple[int, ...]:
     return tuple(token.id for step in steps for token in step.tokens)
 
 
-def text_of(steps: list[Step]) -> str:
+def text_of(steps: list[AnswerStep]) -> str:
     return "".join(step.text for step in steps)

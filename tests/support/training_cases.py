@@ -19,7 +19,7 @@ from lcc.distributed.dist import SINGLE, Dist
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.optimizers.adam import AdamW
 from lcc.methods.trackers.none import NoneTracker
-from lcc.training.batches import Examples
+from lcc.training.batches import EncodedExamples
 from lcc.training.loss import logits_function
 from lcc.training.options import TrainingOptions
 from lcc.training.step import Stepper
@@ -47,14 +47,14 @@ def model(dropout: float = 0.0, width: int = 16, *, tied: bool = False) -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def examples(num: int, seed: int = 0) -> Examples:
+def examples(num: int, seed: int = 0) -> EncodedExamples:
     dice = random.Random(seed)
     rows = []
     for _ in range(num):
         ids = [dice.randrange(3, 40) for _ in range(dice.randint(4, 12))]
         num_prompt = dice.randint(1, 3)
         rows.append(Encoded(ids, [-100] * num_prompt + ids[num_prompt:]))
-    return Examples(rows, "causal")
+    return EncodedExamples(rows, "causal")
 
 
 def stepper(trained: Any, *, micro_tokens: int = 48, dist: Dist = SINGLE, **changes: Any) -> Stepper:

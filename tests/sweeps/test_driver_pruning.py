@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from sweep_processes import DATA, Held, statuses
 
-from lcc.config.search_space import Search, Trial
+from lcc.config.search_space import Search, SearchTrial
 from lcc.core.progress import CurveFile, Progress
 from lcc.methods.samplers.grid import Grid
 from lcc.pipeline.planner import pipeline_of
@@ -28,7 +28,7 @@ class Stern:
     def total(self, search: Search) -> int:
         return Grid().total(search)
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         return Grid().ask(search)
 
     def prunes(self, search: Search, index: int) -> bool:

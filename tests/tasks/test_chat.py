@@ -10,7 +10,7 @@ import yaml
 from lcc.config.cards import decode
 from lcc.config.files import config_roots
 from lcc.core.errors import DataError
-from lcc.evaluation.predict import Answering
+from lcc.evaluation.predict import Predictor
 from lcc.models.sources import Scratch, make_module, make_tokenizer
 from lcc.tasks.chat import exchanges
 from lcc.tasks.encode import IGNORED
@@ -83,14 +83,14 @@ def test_an_exchange_longer_than_the_window_is_cut_and_counted(tokenizer: Any, s
 def test_the_likelihood_is_that_of_every_assistant_turn(tokenizer: Any) -> None:
     what, module = task(), make_module(scratch(), "causal", tokenizer)
     row = {**ROW, "id": "1"}
-    (found,) = Answering(module, tokenizer, what).answers([row], {"likelihood"})
+    (found,) = Predictor(module, tokenizer, what).answers([row], {"likelihood"})
     said = [TURNS[1], TURNS[3]]
     each = [ids for _, ids in exchanges(what, row, tokenizer)]
     assert [tokenizer.decode(ids) for ids in each] == said
     assert found.num_tokens == sum(map(len, each))
     assert found.num_bytes == sum(len(text.encode()) for text in said)
     singles = [
-        Answering(module, tokenizer, what).answers([{"id": "1", "turns": TURNS[:n]}], {"likelihood"})
+        Predictor(module, tokenizer, what).answers([{"id": "1", "turns": TURNS[:n]}], {"likelihood"})
         for n in (2, 4)
     ]
     (first,), (both,) = singles

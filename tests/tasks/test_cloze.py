@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lcc.config.cards import decode
 from lcc.core.errors import DataError
-from lcc.evaluation.predict import Answering
+from lcc.evaluation.predict import Predictor
 from lcc.tasks.encode import IGNORED
 from lcc.tasks.task import Task
 from lcc.training.batches import collate
@@ -101,7 +101,7 @@ def test_logits_and_answers_are_the_models_own_in_the_gap(tokenizer: Any, model:
             expected.append(logits[example.input_ids.index(tokenizer.mask_token_id)])
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
     words = torch.stack(expected)[:, [WORDS.index("bad"), WORDS.index("good")]].argmax(-1)
-    answers = Answering(model, tokenizer, task, batch_size=2).answers(ROWS, {"answers"})
+    answers = Predictor(model, tokenizer, task, batch_size=2).answers(ROWS, {"answers"})
     assert [a.output for a in answers] == [("bad", "good")[i] for i in words.tolist()]
     assert [a.reference for a in answers] == ["good", "bad", "good"]
 
@@ -109,6 +109,6 @@ def test_logits_and_answers_are_the_models_own_in_the_gap(tokenizer: Any, model:
 def test_words_that_begin_alike_or_a_gap_cut_off_are_refused(tokenizer: Any, model: Any) -> None:
     alike = decode(Task, {**NODE, "labels": ["good", "good film"]})
     with pytest.raises(DataError, match="two begin with the same token"):
-        Answering(model, tokenizer, alike).outputs(ROWS)
+        Predictor(model, tokenizer, alike).outputs(ROWS)
     with pytest.raises(DataError, match="exactly one gap, and after cutting to 5 tokens 0"):
         decode(Task, {**NODE, "truncate": "right"}).encode(ROWS[2], tokenizer, max_length=5)

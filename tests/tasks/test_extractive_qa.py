@@ -12,7 +12,7 @@ from lcc.config.cards import decode
 from lcc.config.files import config_roots
 from lcc.evaluation.score import _best, extracted
 from lcc.models.sources import Scratch, make_module, make_tokenizer
-from lcc.tasks.extractive_qa import Window, passage_windows
+from lcc.tasks.extractive_qa import PassageWindow, passage_windows
 from lcc.tasks.task import Task
 from lcc.training.batches import collate, num_targets
 from lcc.training.loss import extract_logits, summed_loss
@@ -71,7 +71,7 @@ def test_windows_overlap_and_leave_nothing_out(tokenizer: Any) -> None:
 
 def test_the_best_span_is_that_of_the_slow_search() -> None:
     draws = torch.Generator().manual_seed(0)
-    window = Window([0] * 12, [0] * 12, 3, [(i, i + 1) for i in range(8)])
+    window = PassageWindow([0] * 12, [0] * 12, 3, [(i, i + 1) for i in range(8)])
     for most in (1, 3, 8):
         starts, ends = torch.randn(12, generator=draws), torch.randn(12, generator=draws)
         slow = max(

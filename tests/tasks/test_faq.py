@@ -117,9 +117,9 @@ class Parrot:
         return len(self.asked)
 
     def step(self) -> list[Any]:
-        from lcc.inference.session import Step
+        from lcc.inference.session import AnswerStep
 
-        return [Step(len(self.asked), "squawk", (), "stop")]
+        return [AnswerStep(len(self.asked), "squawk", (), "stop")]
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def parrot() -> Parrot:
 
 
 def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> None:
-    from lcc.inference.chat import Chat
+    from lcc.inference.chat import Conversation
     from lcc.tasks.task import Decode, Sampling
 
     grounding = decode(Grounding, {"file": file, "threshold": 0.6, "handover": "A person comes."})
-    chat = Chat(parrot, Decode(max_new_tokens=4), Sampling(), grounding=grounding)
+    chat = Conversation(parrot, Decode(max_new_tokens=4), Sampling(), grounding=grounding)
     assert "".join(chat.reply("When is it open?")) == "squawk"
     assert "A: From nine to six." in parrot.asked[0]
     assert "".join(chat.reply("Zebras on Mars? Say something.")) == "A person comes."
@@ -148,7 +148,7 @@ def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> Non
 
 
 def test_rows_that_a_person_takes_over_never_reach_the_model(file: str, parrot: Any) -> None:
-    from lcc.inference.batch import Asking, Feed, numbered
+    from lcc.inference.batch import BatchInference, RowPrefetcher, numbered
 
     task = decode(
         Task,
@@ -161,7 +161,10 @@ def test_rows_that_a_person_takes_over_never_reach_the_model(file: str, parrot: 
         },
     )
     lines = ["May I bring my dog?", '{"turns": ["Hello.", "Hello.", "Why is the sky blue?"]}']
-    said = {number: one for number, _, one in Asking(parrot, task).answers(Feed(numbered(lines, task)))}
+    said = {
+        number: one
+        for number, _, one in BatchInference(parrot, task).answers(RowPrefetcher(numbered(lines, task)))
+    }
     assert said[0].output == "squawk" and not said[0].handed_over
     assert said[1].output == "A person comes." and said[1].facts["handed_over"]
     assert len(parrot.asked) == 1

@@ -13,7 +13,7 @@ import transformers
 
 from lcc.core.errors import RecipeError
 from lcc.tokenization.special_tokens import frame_of
-from lcc.tokenization.train import Dress, dress_for, train_tokenizer
+from lcc.tokenization.train import SpecialTokens, dress_for, train_tokenizer
 
 TEXTS = [
     "The harbour master counts the boats before the tide turns.",
@@ -91,7 +91,7 @@ def test_a_vocabulary_without_room_for_what_it_must_have_is_refused(kind: str, l
 
 def test_a_kind_that_knows_unknown_tokens_needs_one() -> None:
     with pytest.raises(RecipeError, match="needs an unk_token"):
-        train_tokenizer(TEXTS, kind="unigram", vocab_size=300, dress=Dress({"pad_token": "<pad>"}))
+        train_tokenizer(TEXTS, kind="unigram", vocab_size=300, dress=SpecialTokens({"pad_token": "<pad>"}))
 
 
 @pytest.mark.parametrize("kind", KINDS)

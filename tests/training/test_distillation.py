@@ -18,7 +18,7 @@ from lcc.training.distillation import (
     HiddenMatch,
     SampledLogits,
     Samples,
-    Sampling,
+    TeacherSampling,
     draw,
     fit_maps,
     layer_pairs,
@@ -37,7 +37,7 @@ def peaked(num: int, classes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("proposal", [1.0, 0.7])
 def test_the_expected_weight_of_a_token_is_its_probability(proposal: float) -> None:
-    logits, how = peaked(1, 20), Sampling(50_000, 2.0, proposal, 0)
+    logits, how = peaked(1, 20), TeacherSampling(50_000, 2.0, proposal, 0)
     found = draw(logits, how, generator=torch.Generator().manual_seed(1))
     mean = torch.zeros(20).index_add(0, found.ids[0], found.weights[0])
     p = (logits[0] / 2.0).softmax(-1)
@@ -51,7 +51,7 @@ def test_truncated_logits_would_be_biased_where_samples_are_not() -> None:
     p = peaked(1, 20).softmax(-1)[0]
     top = torch.where(p >= p.topk(5).values[-1], p, torch.zeros(()))
     bias = (top / top.sum() - p).abs().max()
-    how = Sampling(5, 1.0, 1.0, 0)
+    how = TeacherSampling(5, 1.0, 1.0, 0)
     mean = torch.zeros(20)
     for seed in range(4000):
         found = draw(p.log()[None], how, generator=torch.Generator().manual_seed(seed))
@@ -68,7 +68,7 @@ def test_the_sampled_loss_and_gradient_average_to_the_whole_ones() -> None:
     losses, gradients = [], []
     for seed in range(600):
         generator = torch.Generator().manual_seed(seed)
-        samples = draw(teacher, Sampling(32, 2.0, 1.0, 0), generator=generator)
+        samples = draw(teacher, TeacherSampling(32, 2.0, 1.0, 0), generator=generator)
         loss = sampled_loss(student, targets, samples, **how)
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, student)[0])
@@ -99,7 +99,7 @@ def filled(folder: Path, num: int = 12, **changes: Any) -> tuple[SampledLogits, 
         asked.append(len(batch.targets))
         return teacher(batch)
 
-    sampling = replace(Sampling(8, 2.0, 1.0, 0), **changes)
+    sampling = replace(TeacherSampling(8, 2.0, 1.0, 0), **changes)
     cache = SampledLogits(folder, train, sampling)
     cache.fill(counted, head="causal", pad=0, device="cpu", micro_tokens=64, progress=Progress(quiet=True))
     return cache, asked

@@ -11,7 +11,7 @@ import transformers
 from training_cases import Encoded, examples, model, stepper
 
 from lcc.core.errors import RecipeError
-from lcc.training.batches import Examples, collate, micro_batches, pack, packed
+from lcc.training.batches import EncodedExamples, collate, micro_batches, pack, packed
 from lcc.training.distillation import Distillation, HiddenMatch, states_function
 from lcc.training.loss import logits_function
 from lcc.training.optim import checkpoint_blocks
@@ -64,7 +64,7 @@ def gradients(trained: Any) -> list[torch.Tensor]:
     return [p.grad.clone() for p in trained.parameters()]
 
 
-def alone(trained: Any, data: Examples) -> tuple[float, list[torch.Tensor]]:
+def alone(trained: Any, data: EncodedExamples) -> tuple[float, list[torch.Tensor]]:
     """Every text in a forward of its own, by transformers' usual attention."""
     loss = stepper(trained, micro_tokens=1).accumulate(data, range(len(data)), step=0)
     return loss, gradients(trained)

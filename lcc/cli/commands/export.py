@@ -36,10 +36,10 @@ def main(arguments: Arguments) -> int:
     if target.exists():
         raise RecipeError(f"{target} exists already; choose another folder with --out.")
     from lcc.core.machine import cores
-    from lcc.export.publish import Trial, publish
+    from lcc.export.publish import ParityTrial, publish
 
     prompts = _task_prompts(source) if exporter.engine else None
-    trial = Trial(prompts=prompts, threads=cores())
+    trial = ParityTrial(prompts=prompts, threads=cores())
     made = publish(source.folder, target, exporter, trial=trial, origin=_origin(source))
     _print(source, made, str(options["name"]), as_json=arguments.json)
     return 0

@@ -18,8 +18,8 @@ from lcc.core.errors import DataError, RecipeError
 if TYPE_CHECKING:
     from lcc.cli.commands._monitor import Report
     from lcc.export.select_engine import Selected
-    from lcc.inference.batch import Numbered, OrderedFile, Said
-    from lcc.inference.chat import Chat
+    from lcc.inference.batch import Numbered, OrderedFile, RowAnswer
+    from lcc.inference.chat import Conversation
     from lcc.inference.session import Opening
     from lcc.pipeline.recipe import Recipe
     from lcc.tasks.task import Task
@@ -29,7 +29,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 @card
-class Asked:
+class InferOptions:
     """Words of `lcc infer` that are not the recipe's; None leaves it to the task."""
 
     input: str = "-"
@@ -62,11 +62,11 @@ class Asked:
             raise ValueError("follow needs input=FILE; a pipe is followed anyway")
 
     @staticmethod
-    def decoded(own: dict[str, Any]) -> Asked:
+    def decoded(own: dict[str, Any]) -> InferOptions:
         """Strictly; raises Mistakes with the nearest names."""
         from lcc.inference.session import named
 
-        asked = decode(Asked, own, "")
+        asked = decode(InferOptions, own, "")
         if asked.engine != "auto":
             named(asked.engine)
         return asked
@@ -83,7 +83,7 @@ def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     own: dict[str, Any] = {}
     rest = []
-    names = {f.name for f in dataclasses.fields(Asked)}
+    names = {f.name for f in dataclasses.fields(InferOptions)}
     for word in words:
         name, _, value = word.partition("=")
         if name not in names:
@@ -96,7 +96,7 @@ def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
     return own, rest
 
 
-def opening_of(recipe: Recipe, options: Asked, say: Callable[[str], None]) -> Opening:
+def opening_of(recipe: Recipe, options: InferOptions, say: Callable[[str], None]) -> Opening:
     """Threads that follow the free cores, shared by the workers; the recipe's where it says."""
     from lcc.core.machine import cores, free_cores
     from lcc.inference.session import Opening
@@ -123,22 +123,22 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-class Answers:
+class RowInference:
     """A model at a task; `in_order` for the terminal, `to_file` for many rows."""
 
-    def __init__(self, recipe: Recipe, folder: Path, options: Asked) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, options: InferOptions) -> None:
         assert recipe.task is not None
         self.options, self.folder, self.seed = options, folder, recipe.seed
         self.task = _fitting(recipe.task, folder, options)
         self.opening = opening_of(recipe, options, say)
         self.shown = False
 
-    def in_order(self, text: str | None, *, streams: bool) -> Iterator[tuple[Row, Said]]:
+    def in_order(self, text: str | None, *, streams: bool) -> Iterator[tuple[Row, RowAnswer]]:
         """Each row with its answer; a typed line is answered before the next is read.
 
         With `streams` an answer is printed as it is made, and `shown` says that it was.
         """
-        from lcc.inference.batch import Feed, numbered
+        from lcc.inference.batch import RowPrefetcher, numbered
 
         typed = text is None and self.options.input == "-" and sys.stdin.isatty()
         if typed:
@@ -147,8 +147,8 @@ class Answers:
         if alone:
             self.opening = dataclasses.replace(self.opening, slots=1)
         lines = [text] if text is not None else self._lines()
-        feed = Feed(numbered(lines, self.task), most=1 if alone else 1024)
-        waiting: dict[int, tuple[Row, Said]] = {}
+        feed = RowPrefetcher(numbered(lines, self.task), most=1 if alone else 1024)
+        waiting: dict[int, tuple[Row, RowAnswer]] = {}
         next_row = 0
         with self._answering(self._selected(), self._show if streams else None) as answers:
             for number, row, said in answers(feed):
@@ -163,7 +163,7 @@ class Answers:
         from lcc.core.machine import version_of
         from lcc.core.progress import Progress
         from lcc.export.select_engine import source_digest
-        from lcc.inference.batch import Feed, OrderedFile, begun_with
+        from lcc.inference.batch import OrderedFile, RowPrefetcher, begun_with
 
         assert self.options.output is not None
         path = Path(self.options.output)
@@ -183,7 +183,7 @@ class Answers:
             done, total = output.num_done, self._total()
             if done:
                 say(f"{path}: goes on after {done:,} rows")
-            feed = Feed(self._remaining(output))
+            feed = RowPrefetcher(self._remaining(output))
             with (
                 Progress(stream=sys.stderr).track("infer", total, "row", done=done) as bar,
                 monitored(self._report(), path),
@@ -210,7 +210,7 @@ class Answers:
         self.shown = self.shown or bool(piece)
         print(piece, end="", flush=True)
 
-    def line(self, row: Row, said: Said) -> dict[str, Any]:
+    def line(self, row: Row, said: RowAnswer) -> dict[str, Any]:
         """What is written about a row."""
         when = {"time": row["time"]} if "time" in row else {}
         return {"id": str(row["id"]), **when, **self.task.source(row), **said.facts}
@@ -228,9 +228,9 @@ class Answers:
         )
 
     def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
-        from lcc.inference.workers import Job, answering
+        from lcc.inference.workers import WorkerJob, answering
 
-        job = Job(
+        job = WorkerJob(
             chosen.engine,
             chosen.options,
             chosen.folder,
@@ -280,7 +280,7 @@ def _described(task: Task) -> Any:
     return {k: v for k, v in describe(task).items() if k not in ("metrics", "shots")}
 
 
-def _fitting(task: Task, folder: Path, options: Asked) -> Task:
+def _fitting(task: Task, folder: Path, options: InferOptions) -> Task:
     """The task with its labels known and what was asked; raises RecipeError for another head."""
     from lcc.models.card import examine, read_card, read_json
 
@@ -348,7 +348,7 @@ def main(arguments: Arguments) -> int:
     if len(arguments.words) > 1:
         raise RecipeError(f"one checkpoint at a time, not {' and '.join(arguments.words)}.")
     own, rest = split(arguments.overrides)
-    options = Asked.decoded(own)
+    options = InferOptions.decoded(own)
     from lcc.cli.commands._models import recipe_and_model
     from lcc.core import signals
 
@@ -359,7 +359,7 @@ def main(arguments: Arguments) -> int:
     with signals.watched(tells=True):
         if chats:
             return chat(recipe, folder, options)
-        answers = Answers(recipe, folder, options)
+        answers = RowInference(recipe, folder, options)
         text = arguments.options.get("text")
         if options.output is not None:
             if text is not None or arguments.json:
@@ -368,7 +368,7 @@ def main(arguments: Arguments) -> int:
         return _shown(answers, text, as_json=arguments.json)
 
 
-def _shown(answers: Answers, text: str | None, *, as_json: bool) -> int:
+def _shown(answers: RowInference, text: str | None, *, as_json: bool) -> int:
     """Every answer on the terminal, in order."""
     said = []
     streams = text is not None and not as_json and sys.stdout.isatty()
@@ -389,7 +389,7 @@ def _shown(answers: Answers, text: str | None, *, as_json: bool) -> int:
 TOLD = "write to the model; /new forgets the conversation, Ctrl-D ends it"
 
 
-def chat(recipe: Recipe, folder: Path, options: Asked) -> int:
+def chat(recipe: Recipe, folder: Path, options: InferOptions) -> int:
     """Lines of stdin are turns; what the model says goes to stdout."""
     conversation = _opened(recipe, folder, options)
     is_typed = sys.stdin.isatty()
@@ -412,9 +412,9 @@ def chat(recipe: Recipe, folder: Path, options: Asked) -> int:
         conversation.session.close()
 
 
-def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
+def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation:
     from lcc.export.select_engine import select
-    from lcc.inference.chat import Chat
+    from lcc.inference.chat import Conversation
     from lcc.models.card import examine, read_card
     from lcc.store.store import ROOT, Store
     from lcc.tasks.task import Decode, Sampling
@@ -430,7 +430,7 @@ def _opened(recipe: Recipe, folder: Path, options: Asked) -> Chat:
     task, session = recipe.task, chosen.open(opening)
     if getattr(session, "told", ""):
         say(str(session.told))  # type: ignore[attr-defined]
-    return Chat(
+    return Conversation(
         session,
         options.replaced(task.decode if task else Decode()),
         options.replaced(task.sampling if task else Sampling()),

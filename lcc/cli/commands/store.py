@@ -9,7 +9,7 @@ from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import RecipeError, did_you_mean
 from lcc.reports.format import clean, size
 from lcc.store import gc
-from lcc.store.gc import Usage, disk_bytes
+from lcc.store.gc import DiskUsage, disk_bytes
 from lcc.store.store import ROOT, Store, resolve
 
 USAGE: str = """usage: lcc store ls                 every finished step: key, size, who uses it
@@ -51,7 +51,7 @@ def _ls(store: Store, arguments: Arguments) -> None:
     emit([asdict(entry) for entry in entries], arguments.json, text)
 
 
-def _row(entry: Usage) -> tuple[str, ...]:
+def _row(entry: DiskUsage) -> tuple[str, ...]:
     users = [*(["pinned"] if entry.pinned else []), *entry.used_by[:1]]
     more = f" and {len(entry.used_by) - 1} more" if len(entry.used_by) > 1 else ""
     needed = clean(", ".join(users)) + more

@@ -16,8 +16,8 @@ import torch
 from lcc.core.errors import DataError, GateError
 from lcc.inference.backends.whisper import Heard
 from lcc.inference.sampler import TextStream
-from lcc.inference.session import Ability, Finish, Opening, Request, Step, Token
-from lcc.inference.sidecar import Companions, read_companions, require_passed
+from lcc.inference.session import Ability, AnswerStep, Finish, Opening, Request, Token
+from lcc.inference.sidecar import Sidecar, read_companions, require_passed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ READS: frozenset[Ability] = frozenset({"embed"})
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Ct2Answer:
     """Tokens of one answer as the engine gives them, its end token perhaps among them."""
 
     ids: list[int]
@@ -39,7 +39,7 @@ class _Found:
 class Ct2Session:
     """See `inference.sessions.Session` for the contract."""
 
-    def __init__(self, engine: Any, folder: Path, beside: Companions, opening: Opening) -> None:
+    def __init__(self, engine: Any, folder: Path, beside: Sidecar, opening: Opening) -> None:
         self.card, self.tokenizer = beside.card, beside.tokenizer
         self.context = min(beside.context, opening.context or beside.context)
         self.abilities = READS if self.card.head == "embed" else WRITES
@@ -77,7 +77,7 @@ class Ct2Session:
         self._waiting[handle] = request
         return handle
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """Answer all that wait; requests that ask for the same go in one batch."""
         groups: dict[Any, dict[int, Request]] = {}
         for handle, request in self._waiting.items():
@@ -117,7 +117,7 @@ class Ct2Session:
         self._engine.unload_model()
         self._waiting = {}
 
-    def _answered(self, group: dict[int, Request]) -> list[Step]:
+    def _answered(self, group: dict[int, Request]) -> list[AnswerStep]:
         requests = list(group.values())
         wanted = requests[0].logprobs >= 0
         answer = self._translated if self.card.head == "seq2seq" else self._continued
@@ -127,7 +127,7 @@ class Ct2Session:
             for (handle, request), each in zip(group.items(), generated, strict=True)
         ]
 
-    def _told(self, handle: int, request: Request, generated: _Found) -> Step:
+    def _told(self, handle: int, request: Request, generated: _Ct2Answer) -> AnswerStep:
         text, finish, tokens = TextStream(self.tokenizer, request.stop), "length", list[Token]()
         shown, forced = "", self._beside.settings.forced_eos_token_id is not None
         for i, token in enumerate(generated.ids):
@@ -144,7 +144,7 @@ class Ct2Session:
                 break
         shown += text.finish()
         ended: Finish = "stop" if text.stopped or finish == "stop" else "length"
-        return Step(handle, shown, tuple(tokens), ended)
+        return AnswerStep(handle, shown, tuple(tokens), ended)
 
     def _is_cut(self, num: int, request: Request) -> bool:
         forced = self._beside.settings.forced_eos_token_id is not None
@@ -154,7 +154,7 @@ class Ct2Session:
         before = 0 if self.card.head == "seq2seq" else len(request.ids)
         return min(request.max_new_tokens, self.context - before)
 
-    def _continued(self, requests: list[Request], *, logits: bool) -> list[_Found]:
+    def _continued(self, requests: list[Request], *, logits: bool) -> list[_Ct2Answer]:
         prompts = [[self._piece(i) for i in request.ids] for request in requests]
         longest = max(map(self._limit, requests))
         results = self._engine.generate_batch(
@@ -166,9 +166,9 @@ class Ct2Session:
             return_end_token=True,
             **self._options(requests[0], logits),
         )
-        return [_Found(list(r.sequences_ids[0]), _vectors(r)) for r in results]
+        return [_Ct2Answer(list(r.sequences_ids[0]), _vectors(r)) for r in results]
 
-    def _translated(self, requests: list[Request], *, logits: bool) -> list[_Found]:
+    def _translated(self, requests: list[Request], *, logits: bool) -> list[_Ct2Answer]:
         sources = [[self._piece(i) for i in request.ids] for request in requests]
         forced = self._beside.settings.forced_bos_token_id
         prefix = None if forced is None else [[self._piece(forced)]] * len(sources)
@@ -183,7 +183,7 @@ class Ct2Session:
             return_end_token=True,
             **self._options(requests[0], logits),
         )
-        return [_Found(self._ids(r.hypotheses[0]), _vectors(r)) for r in results]
+        return [_Ct2Answer(self._ids(r.hypotheses[0]), _vectors(r)) for r in results]
 
     def _options(self, request: Request, logits: bool) -> dict[str, Any]:
         options = {

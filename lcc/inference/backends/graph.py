@@ -15,9 +15,9 @@ from torch import Tensor
 from lcc.core.errors import DataError, GateError
 from lcc.core.lazy import torch, transformers
 from lcc.core.signals import kept_signal_stack
-from lcc.inference.engine import Passes, TurningSession, joins
-from lcc.inference.session import Ability, Opening, Request, Session, Step
-from lcc.inference.sidecar import Companions, read_companions
+from lcc.inference.engine import ModelRunner, ScheduledSession, joins
+from lcc.inference.session import Ability, AnswerStep, Opening, Request, Session
+from lcc.inference.sidecar import Sidecar, read_companions
 
 # -----------------------------------------------------------------------------
 # Where an exported graph lies in an export's folder, whose code reads it, and its empty past.
@@ -52,19 +52,19 @@ def empty_past(config: Any) -> Any:
 
 
 @dataclass
-class _Row:
+class _GraphRow:
     encoded: Tensor  # (1, num_tokens, hidden_size)
     past: Any
 
 
-class GraphAnswerPasses:
+class GraphSeq2SeqRunner:
     """See `inference.turning.Passes`; rows share nothing, so that they come and go."""
 
     joins = True
 
     def __init__(self, graph: Any, start: int) -> None:
         self._encoder, self._decoder = graph.runners[ENCODER], graph.runners[DECODER]
-        self._config, self._start, self._rows = graph.config, start, list[_Row]()
+        self._config, self._start, self._rows = graph.config, start, list[_GraphRow]()
 
     def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
         """One prompt after the other."""
@@ -92,12 +92,12 @@ class GraphAnswerPasses:
         self._encoder = self._decoder = None
         self._rows = []
 
-    def _begun(self, prompt: Sequence[int]) -> _Row:
+    def _begun(self, prompt: Sequence[int]) -> _GraphRow:
         ids = torch.tensor([list(prompt)])
         output = self._encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return _Row(output.last_hidden_state, empty_past(self._config))
+        return _GraphRow(output.last_hidden_state, empty_past(self._config))
 
-    def _next(self, row: _Row, token: int) -> Tensor:
+    def _next(self, row: _GraphRow, token: int) -> Tensor:
         mask = torch.ones(row.encoded.shape[:2], dtype=torch.long)
         output = self._decoder(
             decoder_input_ids=torch.tensor([[token]]),
@@ -114,7 +114,7 @@ class GraphAnswerPasses:
 # The pasts of answers in the making, as one batch that an exported graph goes on from.
 
 
-class Pasts:
+class PastKeyValues:
     """Keys and values (rows, heads, columns, head size) of rows that end at the same column.
 
     Columns before a row's first are zeros that its mask hides, as in left-padded texts; `lengths`
@@ -141,7 +141,7 @@ class Pasts:
         self.cache = cache
         self.lengths = [length + num_new for length in self.lengths]
 
-    def join(self, other: Pasts) -> None:
+    def join(self, other: PastKeyValues) -> None:
         """Take another's rows in, after these."""
         self.lengths = self.lengths + other.lengths
         width = max(self.lengths)
@@ -169,20 +169,20 @@ Rows = Sequence[Sequence[int]]
 Vectors = list[np.ndarray[Any, Any]]
 
 
-class GraphPasses:
+class GraphRunner:
     """See `inference.turning.Passes`; rows go on together where the graph hides what pads them."""
 
     joins = True
 
     def __init__(self, graph: Any, *, together: bool) -> None:
         self._graph, self._together = graph, together
-        self._batches = list[Pasts]()  # one of all rows, or one of each row
+        self._batches = list[PastKeyValues]()  # one of all rows, or one of each row
 
     def take(self, prompts: Rows, plain: Sequence[bool] = ()) -> list[Tensor | int]:
         """One prompt after the other, each on an empty past."""
         logits = list[Tensor | int]()
         for prompt in prompts:
-            begun = Pasts(self._graph.config)
+            begun = PastKeyValues(self._graph.config)
             logits.append(self._run([prompt], begun)[0, -1])
             if self._together and self._batches:
                 self._batches[0].join(begun)
@@ -209,14 +209,14 @@ class GraphPasses:
 
     def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
         """Logits of every token of a text."""
-        logits: np.ndarray[Any, Any] = self._run([ids], Pasts(self._graph.config))[0].numpy()
+        logits: np.ndarray[Any, Any] = self._run([ids], PastKeyValues(self._graph.config))[0].numpy()
         return logits
 
     def close(self) -> None:
         """Forget graph and pasts."""
         self._graph, self._batches = None, []
 
-    def _run(self, ids: Rows, batch: Pasts) -> Tensor:
+    def _run(self, ids: Rows, batch: PastKeyValues) -> Tensor:
         output = _asked(self._graph, **batch.inputs(ids))
         batch.went_on(output.past_key_values, len(ids[0]))
         logits: Tensor = output.logits.float()
@@ -228,7 +228,7 @@ class GraphReader:
 
     free_slots = 0
 
-    def __init__(self, graph: Any, beside: Companions, opening: Opening) -> None:
+    def __init__(self, graph: Any, beside: Sidecar, opening: Opening) -> None:
         self.card, self.tokenizer, self._graph = beside.card, beside.tokenizer, graph
         self.context = min(beside.context, opening.context or beside.context)
         abilities: dict[str, frozenset[Ability]] = {
@@ -241,7 +241,7 @@ class GraphReader:
         """Refused: it writes no answers."""
         raise DataError(f"model {self.card.name!r} ({self.card.head}) writes no answers.")
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """Nothing was admitted."""
         return []
 
@@ -293,11 +293,11 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     if beside.card.head not in ("causal", "seq2seq"):
         return GraphReader(graph, beside, opening)
     context = min(beside.context, opening.context or beside.context)
-    passes: Passes
+    passes: ModelRunner
     if beside.card.head == "seq2seq":
         assert beside.start is not None, folder
-        passes = GraphAnswerPasses(graph, beside.start)
+        passes = GraphSeq2SeqRunner(graph, beside.start)
     else:
-        together = joins(lambda num_rows: GraphPasses(graph, together=True))
-        passes = GraphPasses(graph, together=together)
-    return TurningSession(passes, beside, opening, context=context)
+        together = joins(lambda num_rows: GraphRunner(graph, together=True))
+        passes = GraphRunner(graph, together=together)
+    return ScheduledSession(passes, beside, opening, context=context)

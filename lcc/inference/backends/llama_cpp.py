@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcc.core.errors import GateError
-from lcc.inference.engine import TurningSession
+from lcc.inference.engine import ScheduledSession
 from lcc.inference.kv_cache import common
 from lcc.inference.session import Opening
 from lcc.inference.sidecar import GGUF_FILE, read_companions
@@ -26,7 +26,7 @@ READ_TOKENS = 4096  # of a text whose logits are asked for
 bindings.disable_logging()
 
 
-class Model(bindings.LlamaModel):  # type: ignore[misc]
+class LoadedLlama(bindings.LlamaModel):  # type: ignore[misc]
     """A GGUF file in memory, as it lies."""
 
     @property
@@ -35,10 +35,10 @@ class Model(bindings.LlamaModel):  # type: ignore[misc]
         return int(self.get_vocab().n_vocab)
 
 
-def load(file: Path) -> Model:
+def load(file: Path) -> LoadedLlama:
     """The model of a GGUF file; ValueError for one that llama.cpp refuses."""
     options = bindings.LlamaModelParams()
-    return Model(str(file), options, verbose=False)
+    return LoadedLlama(str(file), options, verbose=False)
 
 
 def room(context: int, slots: int, asked: int | None) -> int:
@@ -46,7 +46,7 @@ def room(context: int, slots: int, asked: int | None) -> int:
     return min(context, asked or max(READ_TOKENS // 2, MOST_CELLS // slots))
 
 
-class LlamaPasses:
+class LlamaRunner:
     """See `inference.turning.Passes`.
 
     With `keeps` a sequence that was left stays as it is until its place is needed, and a prompt
@@ -55,7 +55,7 @@ class LlamaPasses:
 
     joins = True
 
-    def __init__(self, model: Model, *, slots: int, context: int, threads: int, keeps: bool) -> None:
+    def __init__(self, model: LoadedLlama, *, slots: int, context: int, threads: int, keeps: bool) -> None:
         self._model, self._threads = model, threads
         self._context = self._opened(slots, context)
         self._reader: Any = None
@@ -195,13 +195,13 @@ def _logits(context: Any, place: int) -> np.ndarray[Any, Any]:
 # An exported GGUF file as a session.
 
 
-class GgufSession(TurningSession):
+class GgufSession(ScheduledSession):
     """Also says how the file itself splits a text, which other programs will go by."""
 
-    def __init__(self, model: Model, folder: Path, opening: Opening) -> None:
+    def __init__(self, model: LoadedLlama, folder: Path, opening: Opening) -> None:
         beside = read_companions(folder)
         context = room(beside.context, opening.slots, opening.context)
-        passes = LlamaPasses(
+        passes = LlamaRunner(
             model, slots=opening.slots, context=context, threads=opening.threads, keeps=opening.prefix_mb > 0
         )
         super().__init__(passes, beside, opening, context=context)

@@ -11,7 +11,7 @@ from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from lcc.core.errors import DataError
-from lcc.inference.session import Ability, Opening, Request, Step, Token
+from lcc.inference.session import Ability, AnswerStep, Opening, Request, Token
 from lcc.models.bundle import open_bundle
 
 if TYPE_CHECKING:
@@ -67,20 +67,20 @@ class VllmSession:
         self._running.add(handle)
         return handle
 
-    def step(self) -> list[Step]:
+    def step(self) -> list[AnswerStep]:
         """One turn of vLLM's scheduler."""
         return [self._told(output) for output in self._engine.step()]
 
-    def _told(self, output: Any) -> Step:
+    def _told(self, output: Any) -> AnswerStep:
         handle, said = int(output.request_id), output.outputs[0]
         tokens = [self._token(i, said) for i in range(len(said.token_ids))]
         finish = said.finish_reason
         if finish is None:
-            return Step(handle, said.text, tuple(tokens))
+            return AnswerStep(handle, said.text, tuple(tokens))
         self._running.discard(handle)
         if finish == "stop" and tokens and said.stop_reason is None:
             tokens.pop()  # the end token
-        return Step(handle, said.text, tuple(tokens), "length" if finish == "length" else "stop")
+        return AnswerStep(handle, said.text, tuple(tokens), "length" if finish == "length" else "stop")
 
     def _token(self, place: int, said: Any) -> Token:
         token = int(said.token_ids[place])

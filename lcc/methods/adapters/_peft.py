@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.lazy import bitsandbytes, peft, safetensors_torch, torch
-from lcc.models.adapter_io import BaseForm, Note, attach
+from lcc.models.adapter_io import AdapterNote, BaseForm, attach
 from lcc.models.adapters import hush
 from lcc.models.card import read_json
 from lcc.models.safetensors_io import StoredTensors
@@ -164,12 +164,12 @@ def adapt(
     return model
 
 
-def note_of(bundle: Bundle, base: Any, form: BaseForm = "dense") -> Note:
+def note_of(bundle: Bundle, base: Any, form: BaseForm = "dense") -> AdapterNote:
     """What whoever opens the adapter again must know of its base."""
     labels: tuple[str, ...] = ()
     if bundle.card.head == "classify":
         labels = tuple(str(base.config.id2label[i]) for i in range(base.config.num_labels))
-    return Note(form, bundle.card.head, labels)
+    return AdapterNote(form, bundle.card.head, labels)
 
 
 # -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ RESTARTS = 3  # a preempted task is started again so often before a person is as
 
 
 @dataclass(frozen=True)
-class Task:
+class LaunchedTask:
     """One plain command of many: nothing travels to another machine but these words."""
 
     index: int
@@ -22,12 +22,12 @@ class Task:
 
 
 @runtime_checkable
-class Crew(Protocol):
+class TaskGroup(Protocol):
     """Tasks that run somewhere, also those that an earlier process had submitted."""
 
     poll_seconds: float
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[LaunchedTask]) -> None:
         """Start them, or put them where they wait for a free place."""
         ...
 
@@ -59,6 +59,6 @@ class LauncherCard(Protocol):
         """
         ...
 
-    def open(self, folder: Path, name: str) -> Crew:
+    def open(self, folder: Path, name: str) -> TaskGroup:
         """The crew of the sweep `name`, with its files below `folder`; raises ResourceError."""
         ...

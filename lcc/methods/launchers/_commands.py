@@ -13,14 +13,14 @@ from pathlib import Path
 
 from lcc.core.disk import write_json
 from lcc.core.errors import PreemptedError
-from lcc.methods.launchers import Task
+from lcc.methods.launchers import LaunchedTask
 
 PREEMPTED = PreemptedError.exit_code
 SECONDS_TO_SAVE = 120.0  # a child that was asked to end may write its state so long
 
 
 def start(
-    task: Task, *, environment: Mapping[str, str] | None = None, cores: Sequence[int] = ()
+    task: LaunchedTask, *, environment: Mapping[str, str] | None = None, cores: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
     """The task as a child in a session of its own, on `cores` where the system can tell it so."""
     own = {**os.environ, **(environment or {})}
@@ -40,7 +40,7 @@ def start(
         )
 
 
-def run_to_end(child: subprocess.Popen[bytes], task: Task) -> int:
+def run_to_end(child: subprocess.Popen[bytes], task: LaunchedTask) -> int:
     """Wait for the child and leave its exit code beside the log, where any driver finds it."""
     while not has_ended(child):
         time.sleep(0.1)

@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from lcc.methods.launchers import Task
+from lcc.methods.launchers import LaunchedTask
 from lcc.methods.launchers._commands import PREEMPTED, end, run_to_end, start
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SECONDS_TO_SAVE = 60.0  # within the notice that the job was submitted with
 class SlurmJob:
     """A task as submitit's callable; what submitit stores of it are these few words."""
 
-    def __init__(self, task: Task, *, requeue: bool) -> None:
+    def __init__(self, task: LaunchedTask, *, requeue: bool) -> None:
         self.task, self.requeue = task, requeue
         self._child: subprocess.Popen[bytes] | None = None
 

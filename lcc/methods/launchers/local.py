@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.machine import accelerators, cores
-from lcc.methods.launchers import RESTARTS, Crew, Task
+from lcc.methods.launchers import RESTARTS, LaunchedTask, TaskGroup
 from lcc.methods.launchers._commands import ask_to_end, end, start, told
 
 
@@ -33,12 +33,12 @@ class Local:
     def capacity(self, *, adaptive: bool) -> int:
         return self.workers
 
-    def open(self, folder: Path, name: str) -> Crew:
+    def open(self, folder: Path, name: str) -> TaskGroup:
         return LocalCrew(places(self.workers))
 
 
 @dataclass(frozen=True)
-class Place:
+class CoreShare:
     """What one worker may use of this machine."""
 
     number: int
@@ -55,12 +55,12 @@ class Place:
         return {"OMP_NUM_THREADS": str(max(threads, 1)), **gpus}
 
 
-def places(workers: int) -> list[Place]:
+def places(workers: int) -> list[CoreShare]:
     """The cores and GPUs of each worker: apart while there are enough, else shared in turns."""
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     usable, gpus = own[: cores()], _gpus()
     return [
-        Place(
+        CoreShare(
             number,
             max(1, cores() // workers),
             tuple(_share(usable, number, workers)),
@@ -91,12 +91,12 @@ class LocalCrew:
 
     poll_seconds = 0.2
 
-    def __init__(self, free: list[Place]) -> None:
+    def __init__(self, free: list[CoreShare]) -> None:
         self._free = free
-        self._running: dict[int, tuple[subprocess.Popen[bytes], Place]] = {}
+        self._running: dict[int, tuple[subprocess.Popen[bytes], CoreShare]] = {}
         self._fates: dict[int, str] = {}
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[LaunchedTask]) -> None:
         for task in tasks:
             place = self._free.pop(0)
             child = start(task, environment=place.environment, cores=place.cores)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.errors import ResourceError
-from lcc.methods.launchers import RESTARTS, Crew, Task
+from lcc.methods.launchers import RESTARTS, LaunchedTask, TaskGroup
 from lcc.methods.launchers._commands import (
     ask_to_end,
     fate_of,
@@ -47,7 +47,7 @@ class Ray:
     def capacity(self, *, adaptive: bool) -> int:
         return self.parallel
 
-    def open(self, folder: Path, name: str) -> Crew:
+    def open(self, folder: Path, name: str) -> TaskGroup:
         ray = _ray()
         try:
             ray.init(
@@ -78,14 +78,14 @@ def _ray() -> Any:
     return ray
 
 
-class Place:
+class PointActor:
     """The actor: one child process, ended when it is told to."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
         self.told_to_end = False
 
-    def run(self, task: Task, threads: int) -> None:
+    def run(self, task: LaunchedTask, threads: int) -> None:
         if not self.told_to_end:
             self.child = start(task, environment={"OMP_NUM_THREADS": str(threads)})
             run_to_end(self.child, task)
@@ -106,8 +106,8 @@ class RayCrew:
     def __init__(self, options: Ray, ray: Any, folder: Path, name: str) -> None:
         self.options, self.ray, self.folder, self.name = options, ray, folder, name
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        place = self.ray.remote(Place)
+    def submit(self, tasks: Sequence[LaunchedTask]) -> None:
+        place = self.ray.remote(PointActor)
         options = self.options
         memory = {"memory": round(options.memory_gb * 1e9)} if options.memory_gb else {}
         for task in tasks:

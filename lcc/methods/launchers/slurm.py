@@ -15,7 +15,7 @@ from pydantic import Field
 from lcc.config.cards import card
 from lcc.core.disk import write_json
 from lcc.core.errors import ResourceError
-from lcc.methods.launchers import RESTARTS, Crew, Task
+from lcc.methods.launchers import RESTARTS, LaunchedTask, TaskGroup
 from lcc.methods.launchers._commands import fate_of, forget_end
 from lcc.methods.launchers._slurm_job import SlurmJob
 
@@ -60,7 +60,7 @@ class Slurm:
     def capacity(self, *, adaptive: bool) -> int:
         return self.array_parallelism if adaptive else MOST_QUEUED
 
-    def open(self, folder: Path, name: str) -> Crew:
+    def open(self, folder: Path, name: str) -> TaskGroup:
         for program in ("sbatch", "squeue", "scancel", "scontrol", "srun"):
             if shutil.which(program) is None:
                 raise ResourceError(
@@ -102,7 +102,7 @@ def _submitit() -> Any:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Submission:
     """One submission: its name in the queue, and the point of each array task."""
 
     name: str
@@ -119,12 +119,12 @@ class SlurmCrew:
         self.options, self.submitit, self.folder, self.name = options, submitit, folder, name
         self._file = folder / "jobs.json"
         known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else []
-        self._batches = [Batch(**batch) for batch in known]
+        self._batches = [Submission(**batch) for batch in known]
         self._states: dict[int, tuple[str, str]] = {}  # point → job, state
         self._failures = 0
 
-    def submit(self, tasks: Sequence[Task]) -> None:
-        batch = Batch(f"{self.name}-{len(self._batches)}", [task.index for task in tasks])
+    def submit(self, tasks: Sequence[LaunchedTask]) -> None:
+        batch = Submission(f"{self.name}-{len(self._batches)}", [task.index for task in tasks])
         self._note([*self._batches, batch])
         executor = self.submitit.SlurmExecutor(
             folder=self.folder.absolute() / "jobs", max_num_timeout=self.options.requeues
@@ -177,7 +177,7 @@ class SlurmCrew:
             f"scancel --name={names} to end them."
         )
 
-    def _note(self, batches: list[Batch]) -> None:
+    def _note(self, batches: list[Submission]) -> None:
         self._batches = batches
         write_json(self._file, [vars(batch) for batch in batches])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -20,7 +20,7 @@ class Bits:
     higher_is_better: ClassVar[bool] = False
     length: ClassVar[str]  # the field of an answer that counts the text
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: nats, length."""
         import numpy as np
 

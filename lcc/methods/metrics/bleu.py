@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -29,7 +29,7 @@ class Bleu:
 
     tokenize: Literal["auto", "13a", "zh", "intl", "char"] = "auto"
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: output length, reference length, 4 matches, 4 totals."""
         import numpy as np
 

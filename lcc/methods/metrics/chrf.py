@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -30,7 +30,7 @@ class Chrf:
 
     word_order: Annotated[int, Field(ge=0, le=2)] = 0
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: output, reference and matching n-grams of each order, three by three."""
         import numpy as np
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
 from lcc.data.cleaning import UNIT
-from lcc.evaluation.metrics import Answer
+from lcc.evaluation.metrics import Prediction
 from lcc.methods.metrics import Mean
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Distinct(Mean):
     word: ClassVar[str]
     n: ClassVar[int]
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: this answer's share of the different n-grams of all answers, and its n-grams.
 
         An n-gram that occurs k times counts 1/k each time, so that the sum over all answers is the number

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -24,7 +24,7 @@ class MacroF1:
     needs: ClassVar[Need] = "answers"
     higher_is_better: ClassVar[bool] = True
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Three columns per class: right, answered, wanted."""
         import numpy as np
 

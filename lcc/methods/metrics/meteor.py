@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 
 if TYPE_CHECKING:
     from lcc.evaluation.metrics import Floats
@@ -30,7 +30,7 @@ class Meteor:
     needs: ClassVar[Need] = "answers"
     higher_is_better: ClassVar[bool] = True
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: the sample's METEOR, one."""
         import numpy as np
         from nltk.translate.meteor_score import meteor_score

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 from lcc.methods.metrics import Mean
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class Hits(Mean):
     needs: ClassVar[Need] = "guesses"
     columns: ClassVar[tuple[str, str]]  # which counts of an answer: right, all
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: right, all."""
         import numpy as np
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 from lcc.methods.metrics import mean_columns, mean_of
 from lcc.methods.metrics.distinct import ngrams
 
@@ -30,7 +30,7 @@ class Repetition:
 
     n: Annotated[int, Field(ge=1)] = 4
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: the answer's repetition, one."""
         said = [ngrams(one.output or "", self.n) for one in answers]
         return mean_columns([1 - len(set(g)) / len(g) if g else 0.0 for g in said])

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer
+from lcc.evaluation.metrics import Prediction
 from lcc.methods.metrics import Mean, Words, mean_columns
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Rouge(Mean):
     word: ClassVar[str]
     kind: ClassVar[str]  # as rouge-score calls it
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: the sample's F1, one."""
         from rouge_score.rouge_scorer import RougeScorer
 

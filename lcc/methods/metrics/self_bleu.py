@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.evaluation.metrics import Answer, Need
+from lcc.evaluation.metrics import Need, Prediction
 from lcc.methods.metrics import mean_columns, mean_of
 from lcc.methods.metrics.bleu import WITHOUT_SPACES
 
@@ -31,7 +31,7 @@ class SelfBleu:
 
     references: Annotated[int, Field(ge=1)] = 50
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: the answer's BLEU against others, one."""
         from sacrebleu.metrics.bleu import BLEU
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
 from lcc.data.cleaning import UNIT
-from lcc.evaluation.metrics import Answer
+from lcc.evaluation.metrics import Prediction
 from lcc.methods.metrics import Mean, mean_columns
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ExactMatch(Mean):
     label: ClassVar[str] = "exact match"
     order: ClassVar[int] = 70
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: equal, one."""
         return mean_columns([float(normal(a.output or "") == normal(a.reference)) for a in answers])
 
@@ -59,7 +59,7 @@ class TokenF1(Mean):
     label: ClassVar[str] = "token F1"
     order: ClassVar[int] = 80
 
-    def statistics(self, answers: Sequence[Answer], *, language: str) -> Floats:
+    def statistics(self, answers: Sequence[Prediction], *, language: str) -> Floats:
         """Columns: the sample's F1, one."""
         return mean_columns([f1(one.output or "", one.reference) for one in answers])
 

@@ -11,7 +11,7 @@ from lcc.config.cards import card
 from lcc.tasks.encode import IGNORED
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import logits_function
-from lcc.training.pretraining import Drawn, Material, Piece, padded_rows
+from lcc.training.pretraining import DrawnExample, Material, Piece, padded_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,16 +39,18 @@ class Causal:
         step, end = material.length - 1, material.corpus.num_tokens
         return [(start, min(start + material.length, end)) for start in range(0, end - 1, step)]
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
+    def draw(
+        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
+    ) -> DrawnExample:
         start, stop = pieces[index]
         ids = material.corpus.tokens(start, stop)
         positions, labels = list(range(len(ids))), [*ids[1:], IGNORED]
         for first in _document_starts(material, start, stop):
             positions[first:] = range(len(ids) - first)
             labels[first - 1] = IGNORED  # nothing tells which document comes next
-        return Drawn(ids, labels, positions=positions)
+        return DrawnExample(ids, labels, positions=positions)
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
+    def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         # Without an attention mask transformers reads the documents' borders off the positions;
         # padding stands behind everything that a causal model may look at.
         inputs = {"input_ids": padded_rows([one.input_ids for one in drawn], pad, device)}

@@ -15,7 +15,7 @@ from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import masked_logits
 from lcc.training.pretraining import (
     STARTS_WORD,
-    Drawn,
+    DrawnExample,
     Material,
     Piece,
     document_pieces,
@@ -124,15 +124,17 @@ class Masked:
         require_mask(material)
         return document_pieces(material, material.length - material.frame.num_single)
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
+    def draw(
+        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
+    ) -> DrawnExample:
         assert material.mask is not None
         ids, flags = material.corpus.tokens(*pieces[index]), material.corpus.flags(*pieces[index])
         drawn = masked(ids, flags, self.masking, mask=material.mask, ordinary=material.ordinary, dice=dice)
         frame = material.frame
         before, after = [IGNORED] * len(frame.before), [IGNORED] * len(frame.after)
-        return Drawn(frame.single(drawn.ids), [*before, *drawn.labels, *after])
+        return DrawnExample(frame.single(drawn.ids), [*before, *drawn.labels, *after])
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
+    def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         ids = padded_rows([one.input_ids for one in drawn], pad, device)
         seen = padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device)
         labels = padded_rows([one.labels for one in drawn], IGNORED, device)

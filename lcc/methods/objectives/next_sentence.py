@@ -17,7 +17,7 @@ from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import PairBatch, masked_logits, pair_loss
 from lcc.training.pretraining import (
     STARTS_SENTENCE,
-    Drawn,
+    DrawnExample,
     Material,
     Piece,
     padded_rows,
@@ -63,7 +63,9 @@ class NextSentence:
             )
         return pieces
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
+    def draw(
+        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
+    ) -> DrawnExample:
         ids, flags = _text(material, pieces[index])
         cut = dice.choice(_sentence_starts(flags)[1:])
         first, second = (ids[:cut], flags[:cut]), (ids[cut:], flags[cut:])
@@ -75,7 +77,7 @@ class NextSentence:
 
     def _masked(
         self, material: Material, first: Text, second: Text, dice: random.Random, *, relation: int
-    ) -> Drawn:
+    ) -> DrawnExample:
         assert material.mask is not None
         frame, num = material.frame, len(first[0])
         drawn = masked(
@@ -91,9 +93,9 @@ class NextSentence:
             [IGNORED] * len(part) for part in (frame.before, frame.between, frame.after)
         )
         labels = [*before, *drawn.labels[:num], *between, *drawn.labels[num:], *after]
-        return Drawn(ids, labels, kinds=kinds, relation=relation)
+        return DrawnExample(ids, labels, kinds=kinds, relation=relation)
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
+    def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         inputs = {
             "input_ids": padded_rows([one.input_ids for one in drawn], pad, device),
             "attention_mask": padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device),

@@ -12,7 +12,7 @@ from lcc.config.cards import card
 from lcc.core.errors import DataError
 from lcc.training.batches import Batch, LogitsOf, collate
 from lcc.training.loss import logits_function
-from lcc.training.pretraining import Drawn, Material, Piece, document_pieces
+from lcc.training.pretraining import DrawnExample, Material, Piece, document_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,9 @@ class Spans:
         room = material.length - material.frame.num_single
         return document_pieces(material, room, least=SHORTEST)
 
-    def draw(self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random) -> Drawn:
+    def draw(
+        self, material: Material, pieces: Sequence[Piece], index: int, dice: random.Random
+    ) -> DrawnExample:
         ids = material.corpus.tokens(*pieces[index])
         num_noise = min(max(round(self.share * len(ids)), 1), len(ids) - 1)
         num_kept = len(ids) - num_noise
@@ -68,9 +70,9 @@ class Spans:
         target.append(material.sentinels[num_spans])
         if material.eos is not None:
             target.append(material.eos)
-        return Drawn(material.frame.single(shown), target)
+        return DrawnExample(material.frame.single(shown), target)
 
-    def collate(self, drawn: Sequence[Drawn], material: Material, *, pad: int, device: str) -> Batch:
+    def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         return collate(drawn, head="seq2seq", pad=pad, device=device)
 
     def student(self, model: Module) -> LogitsOf:

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from lcc.config.cards import digest
-from lcc.config.search_space import Interval, Range, Search, Trial, typed
+from lcc.config.search_space import Interval, Range, Search, SearchTrial, typed
 from lcc.core.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def seed_of(search: Search, seed: int) -> int:
     return int(digest([seed, len(search.trials)])[:8], 16)
 
 
-def next_trial(search: Search, sampler: BaseSampler, name: str) -> Trial:
+def next_trial(search: Search, sampler: BaseSampler, name: str) -> SearchTrial:
     """What `sampler` proposes after the trials of `search`."""
     study = study_of(search, name, sampler=sampler)
     with warnings.catch_warnings():
@@ -41,7 +41,7 @@ def next_trial(search: Search, sampler: BaseSampler, name: str) -> Trial:
         asked = study.ask(distributions(search))
     frozen = study.trials[asked.number]
     chosen = {r.head: _word(r, frozen.params[r.head]) for r in search.ranges}
-    return Trial(chosen, memory=dict(frozen.system_attrs))
+    return SearchTrial(chosen, memory=dict(frozen.system_attrs))
 
 
 def study_of(search: Search, name: str, *, sampler: BaseSampler | None = None) -> Study:
@@ -53,7 +53,7 @@ def study_of(search: Search, name: str, *, sampler: BaseSampler | None = None) -
     return study
 
 
-def frozen_trial(search: Search, trial: Trial, name: str) -> FrozenTrial:
+def frozen_trial(search: Search, trial: SearchTrial, name: str) -> FrozenTrial:
     """One of our trials as one of Optuna's."""
     optuna = optuna_for(name)
     states = {"running": "RUNNING", "finished": "COMPLETE", "failed": "FAIL", "pruned": "PRUNED"}

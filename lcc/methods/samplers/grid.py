@@ -7,7 +7,7 @@ import math
 from typing import ClassVar
 
 from lcc.config.cards import card
-from lcc.config.search_space import Listed, Search, Trial, require_listed
+from lcc.config.search_space import Listed, Search, SearchTrial, require_listed
 
 
 @card
@@ -24,9 +24,9 @@ class Grid:
     def total(self, search: Search) -> int:
         return math.prod(len(r.values) for r in search.ranges if isinstance(r, Listed))
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         listed = [r for r in search.ranges if isinstance(r, Listed)]
         combinations = itertools.product(*(r.values for r in listed))
         nth = next(itertools.islice(combinations, len(search.trials), None), None)
         heads = [r.head for r in listed]
-        return None if nth is None else Trial(dict(zip(heads, nth, strict=True)))
+        return None if nth is None else SearchTrial(dict(zip(heads, nth, strict=True)))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.config.search_space import Search, Trial, require_objectives, require_ranges
+from lcc.config.search_space import Search, SearchTrial, require_objectives, require_ranges
 from lcc.methods.samplers._optuna import next_trial, optuna_for, seed_of
 
 
@@ -31,7 +31,7 @@ class Nsga2:
     def total(self, search: Search) -> int:
         return self.trials
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         if len(search.trials) >= self.trials:
             return None
         samplers = optuna_for("nsga2").samplers

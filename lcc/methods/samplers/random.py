@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.config.search_space import Interval, Range, Search, Trial, require_ranges, typed
+from lcc.config.search_space import Interval, Range, Search, SearchTrial, require_ranges, typed
 
 
 @card
@@ -29,11 +29,11 @@ class Random:
     def total(self, search: Search) -> int:
         return self.trials
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         if len(search.trials) >= self.trials:
             return None
         draw = random.Random(f"{self.seed}/{len(search.trials)}")
-        return Trial({r.head: _drawn(r, draw) for r in search.ranges})
+        return SearchTrial({r.head: _drawn(r, draw) for r in search.ranges})
 
 
 def _drawn(range_: Range, draw: random.Random) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.config.search_space import Search, Trial, require_objectives, require_ranges
+from lcc.config.search_space import Search, SearchTrial, require_objectives, require_ranges
 from lcc.core.errors import RecipeError
 from lcc.methods.samplers._optuna import frozen_trial, next_trial, optuna_for, seed_of, study_of
 
@@ -46,7 +46,7 @@ class Tpe:
     def total(self, search: Search) -> int:
         return self.trials
 
-    def ask(self, search: Search) -> Trial | None:
+    def ask(self, search: Search) -> SearchTrial | None:
         if len(search.trials) >= self.trials:
             return None
         optuna = optuna_for("tpe")

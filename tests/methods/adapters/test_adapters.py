@@ -17,7 +17,7 @@ import torch
 from lcc.config.cards import decode
 from lcc.config.files import choices
 from lcc.core.errors import PreemptedError
-from lcc.evaluation.predict import Answering
+from lcc.evaluation.predict import Predictor
 from lcc.models.bundle import open_bundle
 from lcc.models.checkpoint import save
 from lcc.models.reload_check import adapter_gate, probe_inputs, probe_logits, reload_gate
@@ -294,7 +294,7 @@ def test_answers_behind_a_prompt_do_not_depend_on_the_batch(world: Path, tmp_pat
     )
     rows = tuning.context(tmp_path, world).data.rows("test")
     answers = [
-        Answering(bundle.module, bundle.tokenizer, tuning.COPY, batch_size=size).answers(
+        Predictor(bundle.module, bundle.tokenizer, tuning.COPY, batch_size=size).answers(
             rows, {"answers", "likelihood"}
         )
         for size in (1, 8)

@@ -12,8 +12,8 @@ import pytest
 
 from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import ResourceError
-from lcc.methods.launchers import Task
-from lcc.methods.launchers.local import Local, LocalCrew, Place, places
+from lcc.methods.launchers import LaunchedTask
+from lcc.methods.launchers.local import CoreShare, Local, LocalCrew, places
 from lcc.methods.launchers.ray import Ray
 from lcc.methods.launchers.slurm import Slurm, SlurmCrew
 
@@ -21,8 +21,8 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 WAIT = "import signal, sys\nprint('ready', flush=True)\nsignal.pause()"
 
 
-def task(folder: Path, index: int, code: str) -> Task:
-    return Task(index, (sys.executable, "-c", code), folder / f"{index}.log", folder)
+def task(folder: Path, index: int, code: str) -> LaunchedTask:
+    return LaunchedTask(index, (sys.executable, "-c", code), folder / f"{index}.log", folder)
 
 
 def until_ended(crew: LocalCrew, index: int) -> None:
@@ -43,7 +43,7 @@ def test_cores_and_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
     monkeypatch.setattr("lcc.methods.launchers.local.cores", lambda: 5)
-    assert places(2) == [Place(0, 2, (0, 1), (2,)), Place(1, 2, (2, 3, 4), (3, 5))]
+    assert places(2) == [CoreShare(0, 2, (0, 1), (2,)), CoreShare(1, 2, (2, 3, 4), (3, 5))]
     assert [p.cores for p in places(1)] == [(0, 1, 2, 3, 4)]
     assert [(p.cores, p.gpus) for p in places(7)][5:] == [((0,), (5,)), ((1,), (2,))]
 
@@ -54,7 +54,7 @@ def test_a_worker_sees_its_share_of_the_machine(tmp_path: Path, monkeypatch: pyt
 import os
 print(sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"],
       os.environ["CUDA_VISIBLE_DEVICES"], os.getpid() == os.getsid(0))"""
-    crew = LocalCrew([Place(0, 3, (min(CORES),), (4, 6))])
+    crew = LocalCrew([CoreShare(0, 3, (min(CORES),), (4, 6))])
     crew.submit([task(tmp_path, 0, code)])
     until_ended(crew, 0)
     assert (tmp_path / "0.log").read_text() == f"[{min(CORES)}] 3 4,6 True\n"
@@ -73,7 +73,7 @@ def test_a_log_keeps_both_streams_of_every_attempt(tmp_path: Path) -> None:
 
 
 def test_a_killed_child_is_told_by_its_signal(tmp_path: Path) -> None:
-    crew = LocalCrew([Place(0, 1)])
+    crew = LocalCrew([CoreShare(0, 1)])
     crew.submit([task(tmp_path, 0, "import os; os.kill(os.getpid(), 9)")])
     until_ended(crew, 0)
     assert crew.fate(0) == "was killed by SIGKILL"
@@ -89,7 +89,7 @@ signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
 while True:
     signal.pause()"""
-    crew = LocalCrew([Place(0, 1), Place(1, 1)])
+    crew = LocalCrew([CoreShare(0, 1), CoreShare(1, 1)])
     crew.submit([task(tmp_path, n, saves) for n in range(2)])
     for n in range(2):
         until_said(tmp_path / f"{n}.log", "ready")
@@ -100,7 +100,7 @@ while True:
 
 
 def test_one_child_can_be_stopped_and_its_place_is_free_again(tmp_path: Path) -> None:
-    crew = LocalCrew([Place(0, 1)])
+    crew = LocalCrew([CoreShare(0, 1)])
     crew.submit([task(tmp_path, 0, WAIT)])
     until_said(tmp_path / "0.log", "ready")
     crew.stop(0)

@@ -26,8 +26,8 @@ from lcc.training.packing import isolates
 from lcc.training.pretraining import (
     STARTS_SENTENCE,
     STARTS_WORD,
-    Drawing,
-    Drawn,
+    DrawnExample,
+    DrawnExamples,
     Material,
     Objective,
 )
@@ -86,11 +86,11 @@ def material(found: InMemory, *, length: int = 32, **changes: Any) -> Material:
     return Material(**options)
 
 
-def drawing(objective: Objective, given: Material, *, seed: int = 0) -> Drawing:
-    return Drawing(objective, given, seed=seed, split="train")
+def drawing(objective: Objective, given: Material, *, seed: int = 0) -> DrawnExamples:
+    return DrawnExamples(objective, given, seed=seed, split="train")
 
 
-def drawn(feed: Drawing) -> list[Drawn]:
+def drawn(feed: DrawnExamples) -> list[DrawnExample]:
     return [feed.example(i) for i in range(len(feed))]
 
 
@@ -202,7 +202,7 @@ def _is_deaf_to_the_first_document(model: Any) -> bool:
 # Masked -------------------------------------------------------------------------------------------
 
 
-def fates(feed: Drawing, found: InMemory) -> Counter[str]:
+def fates(feed: DrawnExamples, found: InMemory) -> Counter[str]:
     """What became of every masked token."""
     count: Counter[str] = Counter()
     for (start, _), one in zip(feed.pieces, drawn(feed), strict=True):

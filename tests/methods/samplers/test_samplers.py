@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lcc.config.search_space import Direction, Interval, Listed, Search, Trial
+from lcc.config.search_space import Direction, Interval, Listed, Search, SearchTrial
 from lcc.core.errors import RecipeError
 from lcc.methods.samplers.grid import Grid
 from lcc.methods.samplers.nsga2 import Nsga2
@@ -29,7 +29,7 @@ def searched(sampler: Any, search: Search, judge: Callable[[dict[str, str]], tup
     while (trial := sampler.ask(search)) is not None:
         done = replace(trial, state="finished", values=judge(trial.chosen))
         # Through JSON, as a driver that was killed reads it back.
-        kept = Trial(**json.loads(json.dumps(asdict(done))))
+        kept = SearchTrial(**json.loads(json.dumps(asdict(done))))
         search = replace(search, trials=(*search.trials, replace(kept, values=done.values)))
     return search
 
@@ -122,10 +122,10 @@ class TestWithOptuna:
     def curves(self, losses: list[float]) -> Search:
         """Finished points with falling losses, and one that runs with `losses` so far."""
         done = [
-            Trial({"bits": "4"}, "finished", (n / 10,), {s: 1 / s + n / 10 for s in range(1, 9)})
+            SearchTrial({"bits": "4"}, "finished", (n / 10,), {s: 1 / s + n / 10 for s in range(1, 9)})
             for n in range(5)
         ]
-        runs = Trial({"bits": "8"}, "running", (), dict(enumerate(losses, 1)))
+        runs = SearchTrial({"bits": "8"}, "running", (), dict(enumerate(losses, 1)))
         return Search((BITS,), {"bleu": "maximize"}, (*done, runs))
 
     def test_a_point_that_trains_worse_than_the_median_is_stopped(self) -> None:
