@@ -37,13 +37,13 @@ class FinishedBlocks:
             if file not in sound:
                 warn(f"the finished block {file} is damaged and will be done again.")
         self.facts: Facts = {}
-        self.found = frozenset(file.name.removesuffix(".safetensors") for file in sound)
+        self.finished = frozenset(file.name.removesuffix(".safetensors") for file in sound)
         for file in sound:
             self.facts |= json.loads(read_metadata(file)["facts"])
 
     def __contains__(self, block: object) -> bool:
         """Whether an earlier run had finished it."""
-        return block in self.found
+        return block in self.finished
 
     def restore(self, block: str, module: Module) -> None:
         """Put the parameters of a finished block in place."""

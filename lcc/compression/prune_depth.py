@@ -78,7 +78,7 @@ class LayerAblation:
 
     def _answers(self, batch: Batch, trial: _AblationRun | None) -> Answers:
         self._trial = trial
-        return said(self.model, batch)
+        return unpadded_outputs(self.model, batch)
 
     def _block(self, name: str, forward: Patch, args: Any, kwargs: Any) -> Any:
         """What the block hands on in this run."""
@@ -147,7 +147,7 @@ def _replaced(module: Any, by: Patch, what: Any) -> Iterator[None]:
         del module.forward
 
 
-def said(model: Any, batch: Batch) -> Answers:
+def unpadded_outputs(model: Any, batch: Batch) -> Answers:
     """The model's answers where the batch has no padding; its last states where it has no head."""
     signals.check("compare")
     cache = {"use_cache": False} if model.config.to_dict().get("use_cache") else {}
@@ -361,7 +361,7 @@ class LayerProbe:
             return output
 
         with self._blocks(lambda name, forward, given: keep(name, forward(*given[0], **given[1]))):
-            return self._said(self.batches[index])
+            return self._outputs(self.batches[index])
 
     def _answers(self, index: int, *, start: int) -> Answers:
         kept = self._kept[index]
@@ -372,11 +372,11 @@ class LayerProbe:
             return forward(*given[0], **given[1])
 
         with self._blocks(still):
-            return self._said(self.batches[index])
+            return self._outputs(self.batches[index])
 
-    def _said(self, batch: Batch) -> Answers:
+    def _outputs(self, batch: Batch) -> Answers:
         with torch.no_grad():
-            return said(self.model, batch)
+            return unpadded_outputs(self.model, batch)
 
     @contextmanager
     def _blocks(self, instead: Any) -> Iterator[None]:

@@ -264,7 +264,7 @@ def fingerprint(spec: DatasetSpec) -> str:
 
 def missing(spec: DatasetSpec) -> str | None:
     """The sentence that says what must be fetched first and how, or None."""
-    absent = [one for one in requirements(spec) if one.found is None]
+    absent = [one for one in requirements(spec) if one.path is None]
     if not absent:
         return None
     size = sum(one.bytes for one in absent)

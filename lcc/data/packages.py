@@ -329,7 +329,7 @@ class Requirement:
     index: bool = False  # one of apt's own lists, e.g. Translation-en
 
     @property
-    def found(self) -> Path | None:
+    def path(self) -> Path | None:
         """Its file in the cache, if it is there."""
         if self.index:
             return find_index(self.requirement)
@@ -338,7 +338,7 @@ class Requirement:
     @property
     def digest(self) -> str | None:
         """SHA-256 of its file, if it is there."""
-        return None if self.found is None else file_digest(self.found)
+        return None if self.path is None else file_digest(self.path)
 
 
 def cache_root() -> Path:
@@ -421,7 +421,7 @@ def fetch_all(requirements: Sequence[Requirement], progress: Progress) -> list[P
 
 def require(requirement: Requirement) -> Path:
     """The cached, verified file of `requirement`; raises ResourceError when it was not fetched."""
-    cached = requirement.found
+    cached = requirement.path
     if cached is None:
         raise ResourceError(f"package '{requirement.requirement}' is not in {cache_root()}; run: lcc fetch.")
     return check_digest(cached, requirement.sha256)

@@ -21,7 +21,7 @@ from lcc.evaluation.score import (
     nats,
     token_windows,
 )
-from lcc.tasks.chat import exchanges, spoken
+from lcc.tasks.chat import assistant_turns, exchanges
 from lcc.tasks.cloze import word_ids
 from lcc.tasks.encode import needs_bos, plain_ids
 from lcc.tasks.task import Task
@@ -97,7 +97,7 @@ class Predictor:
             advance=self.advance,
         )
 
-    def chosen(self, rows: Sequence[Row]) -> list[str]:
+    def predicted_classes(self, rows: Sequence[Row]) -> list[str]:
         """The class name that a classifier gives each row."""
         names = class_names(self.module, self.task)
         room = context_length(self.module)
@@ -154,7 +154,7 @@ class Predictor:
     def outputs(self, rows: Sequence[Row]) -> list[tuple[str, bool]]:
         """What the model says to each row, and whether it ended by itself."""
         if self.task.head == "classify":
-            return [(name, True) for name in self.chosen(rows)]
+            return [(name, True) for name in self.predicted_classes(rows)]
         if self.task.is_ranked:
             return [(name, True) for name in self.ranked(rows)]
         if self.task.head == "extract":
@@ -223,7 +223,7 @@ class Predictor:
         """Size of what was predicted: without BOS a plain text's first token is given away."""
         text, given = self.task.completion(row), ""
         if self.task.turns:
-            text = "".join(spoken(self.task, row))
+            text = "".join(assistant_turns(self.task, row))
         if self._is_plain and not needs_bos(self.tokenizer):
             given = str(self.tokenizer.decode(plain_ids(text, self.tokenizer)[:1]))
         return {

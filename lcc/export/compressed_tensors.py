@@ -9,7 +9,7 @@ from typing import Any
 from lcc.compression.packed_format import GroupGrid, integer_config, write_packed
 from lcc.compression.quantization_grid import IntGrid, widest_scales
 from lcc.core.lazy import torch, transformers
-from lcc.inference.sidecar import write_companions
+from lcc.inference.sidecar import write_sidecar
 from lcc.models.blocks import block_linears
 from lcc.models.bundle import open_bundle
 from lcc.models.card import auto_class, hush, read_card
@@ -61,7 +61,7 @@ def pack_integers(
         replaced[name] = GroupGrid(codes, scale, bits, zero=zero).tensors()
     config = integer_config(grids, targets=TYPES, skipped=sorted(dense))
     write_packed(bundle, target, replaced=replaced, quantization_config=config)
-    write_companions(
+    write_sidecar(
         source,
         target,
         form="packed",
@@ -87,7 +87,7 @@ def pack_bitsandbytes(source: Path, target: Path, *, bits: int) -> dict[str, Any
         source, quantization_config=wanted, dtype=torch.bfloat16, use_safetensors=True
     )
     module.save_pretrained(target)
-    write_companions(
+    write_sidecar(
         source, target, form="packed", format="bitsandbytes", dtype="bfloat16", requires=("bitsandbytes",)
     )
     return {"bytes_of_type": {f"bnb{bits}": _weight_bytes(target)}}

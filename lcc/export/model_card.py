@@ -44,7 +44,7 @@ class Provenance:
         steps = []
         for step in facts.get("steps", []):
             if step.get("checkpoint"):
-                steps.append(_told(step["checkpoint"], step["kind"]))
+                steps.append(_report_measure(step["checkpoint"], step["kind"]))
             if step.get("checkpoint") == checkpoint:
                 break
         return cls(
@@ -68,7 +68,7 @@ class Provenance:
                 origin.data, origin.data_licence = _named(spec), _named(spec, "licence")
             else:
                 # Where an adapter was merged this takes the place of its training.
-                steps[name] = _told(name, report["kind"])
+                steps[name] = _report_measure(name, report["kind"])
             origin.task = _named(report["ingredients"].get("task")) or origin.task
         origin.steps = list(steps.values())
         for name in EVALUATIONS:
@@ -123,7 +123,7 @@ def _report(artifact: Path | None) -> dict[str, Any] | None:
     return report
 
 
-def _told(name: str, kind: str) -> str:
+def _report_measure(name: str, kind: str) -> str:
     return f"{name} ({TOLD_AS.get(kind, kind)})"
 
 

@@ -69,12 +69,12 @@ def frames_of(tokenizer: PreTrainedTokenizerBase) -> Frames | None:
 
     try:
         frames = _read(tokenizer)
-        return frames if all(frames.rendered(t) == _told(tokenizer, t) for t in TRIALS) else None
+        return frames if all(frames.rendered(t) == _render(tokenizer, t) for t in TRIALS) else None
     except (jinja2.TemplateError, ValueError):
         return None
 
 
-def _told(tokenizer: Any, messages: Messages, *, prompted: bool = True) -> str:
+def _render(tokenizer: Any, messages: Messages, *, prompted: bool = True) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted))
 
 
@@ -82,7 +82,7 @@ def _read(tokenizer: Any) -> Frames:
     """Frames by where marked texts stand; raises ValueError where they stand twice or nowhere."""
     roles = ("system", "user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": f"{MARK}{i}"} for i, role in enumerate(roles)]
-    whole = _told(tokenizer, messages, prompted=False)
+    whole = _render(tokenizer, messages, prompted=False)
     pieces = []
     for i in range(len(roles)):
         before, mark, whole = whole.partition(f"{MARK}{i}")
@@ -96,7 +96,7 @@ def _read(tokenizer: Any) -> Frames:
         raise ValueError("the last answer ends in another way")
     user = pieces[3][len(whole) :]
     middle = pieces[2]  # user's end and assistant's beginning
-    answer = _told(tokenizer, messages[:2])[len(_told(tokenizer, messages[:2], prompted=False)) :]
+    answer = _render(tokenizer, messages[:2])[len(_render(tokenizer, messages[:2], prompted=False)) :]
     if not middle.endswith(answer):
         raise ValueError("an answer is begun in another way")
     after["user"] = middle[: len(middle) - len(answer)]
@@ -119,7 +119,7 @@ def _split_start(tokenizer: Any, before: str) -> tuple[str, str]:
 
 
 def _default(tokenizer: Any, start: str, before: str, after: str, user: str) -> str:
-    plain = _told(tokenizer, [{"role": "user", "content": MARK}], prompted=False)
+    plain = _render(tokenizer, [{"role": "user", "content": MARK}], prompted=False)
     head = plain.partition(MARK)[0].removesuffix(user).removeprefix(start)
     if head.startswith(before) and head.endswith(after) and len(head) > len(before) + len(after):
         return head[len(before) : len(head) - len(after)]

@@ -133,7 +133,7 @@ class BatchInference:
                     self.show(step.text)
                 if step.finish is not None:
                     del running[step.handle]
-                    yield one.number, one.row, _said(one, step.finish)
+                    yield one.number, one.row, _row_answer(one, step.finish)
 
     def _start(self, pool: list[Any], running: dict[int, _Running]) -> None:
         used = sum(one.cost for one in running.values())
@@ -205,7 +205,7 @@ def row_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7])
 
 
-def _said(one: _Running, finish: Finish) -> RowAnswer:
+def _row_answer(one: _Running, finish: Finish) -> RowAnswer:
     seconds = time.perf_counter() - one.started
     return RowAnswer("".join(one.text).strip(), finish, one.num_prompt, one.num_tokens, seconds)
 

@@ -395,37 +395,37 @@ def _busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def verdicts(racers: list[BenchmarkedModel]) -> list[str]:
+def verdicts(measured_models: list[BenchmarkedModel]) -> list[str]:
     """One sentence per checkpoint: against the first, and in its own format against itself."""
-    first, sentences = racers[0], []
+    first, sentences = measured_models[0], []
     size = first.batch_sizes[0]
-    for racer in racers[1:]:
-        if racer.native:
-            ours = next(r for r in racers if r.name == racer.name and not r.native)
-            sentences.append(_native_verdict(racer, ours, size))
-        elif racer.new_tokens == first.new_tokens:
-            sentences.append(_verdict(racer, first, size))
+    for benchmarked in measured_models[1:]:
+        if benchmarked.native:
+            ours = next(r for r in measured_models if r.name == benchmarked.name and not r.native)
+            sentences.append(_native_verdict(benchmarked, ours, size))
+        elif benchmarked.new_tokens == first.new_tokens:
+            sentences.append(_verdict(benchmarked, first, size))
     return sentences
 
 
-def _verdict(racer: BenchmarkedModel, first: BenchmarkedModel, size: int) -> str:
-    pairs = zip(racer.rates(size), first.rates(size), strict=True)
+def _verdict(benchmarked: BenchmarkedModel, first: BenchmarkedModel, size: int) -> str:
+    pairs = zip(benchmarked.rates(size), first.rates(size), strict=True)
     ratios = [mine / theirs for mine, theirs in pairs]
-    what = "decoding" if racer.new_tokens else "the forward pass"
+    what = "decoding" if benchmarked.new_tokens else "the forward pass"
     spread = f"{min(ratios):.2f}–{max(ratios):.2f} × {first.name}, {len(ratios)} rounds"
     if len(ratios) < 2:
-        return f"{racer.name}: {ratios[0]:.2f} × {first.name} in one round, which shows nothing."
+        return f"{benchmarked.name}: {ratios[0]:.2f} × {first.name} in one round, which shows nothing."
     if min(ratios) > 1 + NOTABLE:
-        return f"{racer.name}: {what} is {median(ratios):.2f} × as fast ({spread})."
+        return f"{benchmarked.name}: {what} is {median(ratios):.2f} × as fast ({spread})."
     if max(ratios) < 1 - NOTABLE:
-        return f"{racer.name}: {what} is slower, {median(ratios):.2f} × ({spread})."
-    return f"{racer.name}: no clear difference in the speed of {what} ({spread})."
+        return f"{benchmarked.name}: {what} is slower, {median(ratios):.2f} × ({spread})."
+    return f"{benchmarked.name}: no clear difference in the speed of {what} ({spread})."
 
 
-def _native_verdict(racer: BenchmarkedModel, ours: BenchmarkedModel, size: int) -> str:
-    ratio = median(racer.rates(size)) / median(ours.rates(size))
+def _native_verdict(benchmarked: BenchmarkedModel, ours: BenchmarkedModel, size: int) -> str:
+    ratio = median(benchmarked.rates(size)) / median(ours.rates(size))
     return (
-        f"{racer.name}: transformers reads it as {racer.backend}, at {ratio:.2f} × the speed "
+        f"{benchmarked.name}: transformers reads it as {benchmarked.backend}, at {ratio:.2f} × the speed "
         "that it has here."
     )
 

@@ -41,7 +41,7 @@ class Conversation:
         self.turns.append({"role": "user", "content": text})
         pieces = []
         handover = self._grounded().handover if self.grounding else None
-        for piece in self._told(self._ids()) if handover is None else [handover]:
+        for piece in self._generate(self._ids()) if handover is None else [handover]:
             pieces.append(piece)
             yield piece
         self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
@@ -73,7 +73,7 @@ class Conversation:
         assert self.grounding is not None
         return self.grounding.ground(self._shown())
 
-    def _told(self, ids: list[int]) -> Iterator[str]:
+    def _generate(self, ids: list[int]) -> Iterator[str]:
         how, draw = self.decode, self.sampling
         handle = self.session.start(
             Request(

@@ -17,8 +17,8 @@ from lcc.evaluation.generate import answer, demanded_settings, eos_ids
 from lcc.evaluation.score import context_length
 from lcc.inference import model_runner
 from lcc.inference.kv_cache import PrefixCache
-from lcc.inference.model_runner import passes
-from lcc.inference.sampler import Sampler, TextStream, choosing, chosen
+from lcc.inference.model_runner import runner_for
+from lcc.inference.sampler import Sampler, TextStream, sample, sampler
 from lcc.inference.session import Ability, AnswerStep, Opening, Request, Token
 from lcc.models.adapters import is_prompt
 from lcc.tasks.task import Decode
@@ -51,8 +51,8 @@ def goes_on(begin: Callable[[int], Any]) -> bool:
 def _says_the_same(begin: Callable[[int], Any], cases: list[tuple[list[int], list[int]]]) -> bool:
     """Of each row and the one that was there before it."""
     try:
-        alone = [_told(begin, row, others=[]) for row, _ in cases]
-        together = [_told(begin, row, others=[other]) for row, other in cases]
+        alone = [_steps_of(begin, row, others=[]) for row, _ in cases]
+        together = [_steps_of(begin, row, others=[other]) for row, other in cases]
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError):
         return False  # Its cache is of another kind.
     scale = float(torch.stack(alone).abs().max())
@@ -61,14 +61,14 @@ def _says_the_same(begin: Callable[[int], Any], cases: list[tuple[list[int], lis
     )
 
 
-def _told(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) -> Tensor:
+def _steps_of(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) -> Tensor:
     """Logits (3, vocabulary) of a row's prompt and two tokens more; others were there before it."""
-    passes = begin(1 + len(others))
+    runner_for = begin(1 + len(others))
     for other in others:
-        passes.take([other])
-        passes.advance([1])
-    logits = [passes.take([row])[-1]]
-    logits += [passes.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
+        runner_for.take([other])
+        runner_for.advance([1])
+    logits = [runner_for.take([row])[-1]]
+    logits += [runner_for.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
     return torch.stack(logits)
 
 
@@ -83,7 +83,7 @@ class RunningSequence:
     handle: int
     request: Request
     limit: int
-    choosing: Sampler
+    sampler: Sampler
     text: TextStream
     last: int = -1
     num: int = 0
@@ -93,7 +93,7 @@ class RunningSequence:
         if token.id in ends and not self.request.ignore_ends:
             return AnswerStep(self.handle, self.text.finish(), finish="stop")
         self.last, self.num = token.id, self.num + 1
-        self.choosing.seen.append(token.id)
+        self.sampler.seen.append(token.id)
         text = self.text.push(token.id)
         if self.text.stopped:
             return AnswerStep(self.handle, text, (token,), "stop")
@@ -131,20 +131,20 @@ class InProcessSession:
         self.card, self.tokenizer = bundle.card, bundle.tokenizer
         room = context_length(module)
         self.context = min(room, opening.context or room)
-        self.told = ""  # how the module was opened, where that was chosen here
+        self.note = ""  # how the module was opened, where that was chosen here
         self.module, self._slots = module.eval(), opening.slots
         self._handles, self._queue = count(), _Queue()
         self._running: list[RunningSequence] = []  # by row
-        self._passes: Any = None
+        self._runner: Any = None
         self.abilities = READS.get(self.card.head, WHOLE)
         if self.card.head in ("causal", "seq2seq"):
             self._ends = frozenset(eos_ids(module, self.tokenizer))
             self._settings = module.generation_config = demanded_settings(module)
             self._settings.eos_token_id = sorted(self._ends) or None
             with torch.inference_mode():
-                if not is_prompt(module) and joins(partial(passes, module)):
+                if not is_prompt(module) and joins(partial(runner_for, module)):
                     self.abilities = WHOLE | CONTINUOUS
-                    self._passes = passes(module, opening.slots, _prefixes(module, opening))
+                    self._runner = runner_for(module, opening.slots, _prefixes(module, opening))
 
     @property
     def free_slots(self) -> int:
@@ -156,15 +156,15 @@ class InProcessSession:
         self._require(request)
         room = self.context - (0 if self.card.head == "seq2seq" else len(request.ids))
         limit = min(request.max_new_tokens, room)
-        before = [self._passes.start] if hasattr(self._passes, "start") else list(request.ids)
+        before = [self._runner.start] if hasattr(self._runner, "start") else list(request.ids)
         one = RunningSequence(
             next(self._handles),
             request,
             limit,
-            choosing(request, before, limit, self._settings),
+            sampler(request, before, limit, self._settings),
             TextStream(self.tokenizer, request.stop),
         )
-        is_whole = self._passes is None or request.num_beams > 1
+        is_whole = self._runner is None or request.num_beams > 1
         (self._queue.whole if is_whole else self._queue.waiting).append(one)
         return one.handle
 
@@ -178,7 +178,7 @@ class InProcessSession:
             raise DataError(f"a prompt of {len(request.ids)} tokens; this model takes 1 to {longest}.")
         if request.max_new_tokens < 1:
             raise DataError("max_new_tokens must be at least 1.")
-        alone = request.num_beams > 1 or self._passes is None
+        alone = request.num_beams > 1 or self._runner is None
         asked = [
             word
             for word, is_asked in [
@@ -219,29 +219,29 @@ class InProcessSession:
 
     def close(self) -> None:
         """Forget the module."""
-        self.module = self._passes = None
+        self.module = self._runner = None
         self._running, self._queue = [], _Queue()
 
     def _advance(self) -> list[AnswerStep]:
-        logits = self._passes.advance([one.last for one in self._running])
-        return self._told(logits, list(range(len(self._running))))
+        logits = self._runner.advance([one.last for one in self._running])
+        return self._steps_of(logits, list(range(len(self._running))))
 
     def _take_in(self) -> list[AnswerStep]:
         steps: list[AnswerStep] = []
         waiting, self._queue.waiting = self._queue.waiting, []
-        lengths = [self._passes.num_new(one.request.ids) for one in waiting] if waiting else []
+        lengths = [self._runner.num_new(one.request.ids) for one in waiting] if waiting else []
         for batch in model_runner.by_length(lengths, TURN_TOKENS):
             begun = [waiting[i] for i in batch]
-            logits = self._passes.take([one.request.ids for one in begun])
+            logits = self._runner.take([one.request.ids for one in begun])
             rows = range(len(self._running), len(self._running) + len(begun))
             self._running += begun
-            steps += self._told(logits, list(rows))
+            steps += self._steps_of(logits, list(rows))
         return steps
 
-    def _told(self, logits: Tensor, rows: list[int]) -> list[AnswerStep]:
+    def _steps_of(self, logits: Tensor, rows: list[int]) -> list[AnswerStep]:
         """Choose a token for each of `rows`; those that end leave."""
         answers = [self._running[row] for row in rows]
-        tokens = chosen(logits, [one.choosing for one in answers])
+        tokens = sample(logits, [one.sampler for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for row, step in sorted(zip(rows, steps, strict=True), key=lambda pair: -pair[0]):
             if step.finish is not None:
@@ -249,7 +249,7 @@ class InProcessSession:
         return steps
 
     def _leave(self, row: int) -> None:
-        self._passes.remove(row)
+        self._runner.remove(row)
         last = self._running.pop()
         if row < len(self._running):
             self._running[row] = last
@@ -267,7 +267,7 @@ class InProcessSession:
 def _prefixes(module: Any, opening: Opening) -> PrefixCache | None:
     """Where texts that were read are kept, if asked for and if the model goes on from them."""
     asked = PrefixCache(opening.prefix_mb * 1_000_000)
-    if not asked.budget or not goes_on(partial(passes, module, prefixes=PrefixCache(0, least=1))):
+    if not asked.budget or not goes_on(partial(runner_for, module, prefixes=PrefixCache(0, least=1))):
         return None
     return asked
 
@@ -314,13 +314,13 @@ class ModelRunner(Protocol):
 class ScheduledSession:
     """See `inference.sessions.Session` for the contract."""
 
-    def __init__(self, passes: ModelRunner, beside: Sidecar, opening: Opening, *, context: int) -> None:
+    def __init__(self, runner_for: ModelRunner, beside: Sidecar, opening: Opening, *, context: int) -> None:
         self.card, self.tokenizer, self.context = beside.card, beside.tokenizer, context
-        self._passes, self._slots = passes, opening.slots
+        self._runner, self._slots = runner_for, opening.slots
         self._ends, self._settings, self._start = beside.ends, beside.settings, beside.start
         self._handles, self._waiting = count(), list[RunningSequence]()
         self._running: list[RunningSequence] = []  # by row
-        self.abilities = TURNS | JOINS if passes.joins else TURNS
+        self.abilities = TURNS | JOINS if runner_for.joins else TURNS
 
     @property
     def free_slots(self) -> int:
@@ -333,7 +333,7 @@ class ScheduledSession:
         prompt = len(request.ids) if self._start is None else 1
         limit = min(request.max_new_tokens, self.context - prompt)
         before = list(request.ids) if self._start is None else [self._start]
-        choice = choosing(request, before, limit, self._settings)
+        choice = sampler(request, before, limit, self._settings)
         text = TextStream(self.tokenizer, request.stop)
         one = RunningSequence(next(self._handles), request, limit, choice, text)
         self._waiting.append(one)
@@ -356,13 +356,13 @@ class ScheduledSession:
         steps = []
         if self._running:
             going = self._running[:]
-            logits = self._passes.advance([one.last for one in going], _plain(going))
-            steps += self._told(logits, going)
-        if self._waiting and (self._passes.joins or not self._running):
+            logits = self._runner.advance([one.last for one in going], _plain(going))
+            steps += self._steps_of(logits, going)
+        if self._waiting and (self._runner.joins or not self._running):
             begun, self._waiting = self._waiting, []
-            logits = self._passes.take([one.request.ids for one in begun], _plain(begun))
+            logits = self._runner.take([one.request.ids for one in begun], _plain(begun))
             self._running += begun
-            steps += self._told(logits, begun)
+            steps += self._steps_of(logits, begun)
         return steps
 
     def drop(self, handle: int) -> None:
@@ -375,7 +375,7 @@ class ScheduledSession:
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
         """Per row (num_tokens, vocabulary); (1, vocabulary) of an encoder–decoder."""
-        return [self._passes.read(row) for row in rows]
+        return [self._runner.read(row) for row in rows]
 
     def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
         """Refused: this engine gives no hidden states of a generating model."""
@@ -384,10 +384,10 @@ class ScheduledSession:
     def close(self) -> None:
         """Give memory back."""
         self._running, self._waiting = [], []
-        self._passes.close()
+        self._runner.close()
 
-    def _told(self, logits: list[Tensor | int], answers: list[RunningSequence]) -> list[AnswerStep]:
-        tokens = chosen(logits, [one.choosing for one in answers])
+    def _steps_of(self, logits: list[Tensor | int], answers: list[RunningSequence]) -> list[AnswerStep]:
+        tokens = sample(logits, [one.sampler for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
             if step.finish is not None:
@@ -396,11 +396,11 @@ class ScheduledSession:
 
     def _leave(self, one: RunningSequence) -> None:
         row = self._running.index(one)
-        self._passes.remove(row)
+        self._runner.remove(row)
         last = self._running.pop()
         if row < len(self._running):
             self._running[row] = last
 
 
 def _plain(answers: Sequence[RunningSequence]) -> list[bool]:
-    return [one.choosing.is_plain for one in answers]
+    return [one.sampler.is_plain for one in answers]

@@ -178,7 +178,9 @@ class Seq2SeqRunner:
         return forward
 
 
-def passes(module: Any, num_rows: int, prefixes: PrefixCache | None = None) -> CausalRunner | Seq2SeqRunner:
+def runner_for(
+    module: Any, num_rows: int, prefixes: PrefixCache | None = None
+) -> CausalRunner | Seq2SeqRunner:
     """The passes that fit the model's kind; an encoder–decoder's share nothing."""
     if module.config.is_encoder_decoder:
         return Seq2SeqRunner(module, num_rows)

@@ -32,7 +32,7 @@ class Sampler:
         return not self.processors and self.generator is None and self.request.logprobs < 0
 
 
-def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -> Sampler:
+def sampler(request: Request, seen: Sequence[int], limit: int, settings: Any) -> Sampler:
     """What a request of `limit` new tokens asks for, and what the architecture demands.
 
     The order is that of transformers' `generate`, so that equal settings give equal tokens.
@@ -41,14 +41,14 @@ def choosing(request: Request, seen: Sequence[int], limit: int, settings: Any) -
     if request.repetition_penalty != 1.0:
         penalty = transformers.RepetitionPenaltyLogitsProcessor(request.repetition_penalty)
         sampler.processors.append(penalty)
-    sampler.processors += _demanded(settings, len(seen), limit)
+    sampler.processors += _required_processors(settings, len(seen), limit)
     if request.temperature > 0:
         seed = int.from_bytes(os.urandom(7)) if request.seed is None else request.seed
         sampler.generator = torch.Generator().manual_seed(seed % (1 << 63))
     return sampler
 
 
-def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
+def _required_processors(settings: Any, num_before: int, num_new: int) -> list[Any]:
     ends = settings.eos_token_id
     processors: list[Any] = []
     if settings.bad_words_ids is not None:
@@ -69,7 +69,7 @@ def _demanded(settings: Any, num_before: int, num_new: int) -> list[Any]:
     return processors
 
 
-def chosen(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Sampler]) -> list[Token]:
+def sample(logits: Tensor | Sequence[Tensor | int], rows: Sequence[Sampler]) -> list[Token]:
     """One token per row of `logits` (rows, vocabulary); a plain row may be its likeliest token."""
     if isinstance(logits, torch.Tensor):
         best = logits.argmax(-1).tolist()  # At once: on a device every number waits for it.
@@ -86,7 +86,7 @@ def _one(logits: Tensor | int, row: Sampler) -> Token:
         changed, seen = changed.clone(), torch.tensor([row.seen])
         for processor in row.processors:
             changed = processor(seen, changed)
-    token = int(changed[0].argmax()) if row.generator is None else _drawn(changed[0], row)
+    token = int(changed[0].argmax()) if row.generator is None else _draw(changed[0], row)
     if row.request.logprobs < 0:
         return Token(token)
     logs = scores.log_softmax(-1)
@@ -95,7 +95,7 @@ def _one(logits: Tensor | int, row: Sampler) -> Token:
     return Token(token, float(logs[token]), top)
 
 
-def _drawn(scores: Tensor, row: Sampler) -> int:
+def _draw(scores: Tensor, row: Sampler) -> int:
     """A token drawn after temperature, then the `top_k` likeliest, then their `top_p` share."""
     request = row.request
     scores = scores / request.temperature
@@ -150,7 +150,7 @@ class TextStream:
         if len(text) <= len(context) or text.endswith(HALF) or not text.startswith(context):
             return ""
         self._begin, self._read = self._read, len(self._ids)
-        return self._tell(text[len(context) :])
+        return self._release(text[len(context) :])
 
     def finish(self) -> str:
         """What was still held back, once no token will come."""
@@ -158,14 +158,14 @@ class TextStream:
             return ""
         whole = self._decode(self._ids)
         rest = whole[len(self._known) :] if whole.startswith(self._known) else ""
-        text = self._tell(rest)
+        text = self._release(rest)
         held, self._held = self._held, ""
         return text if self.stopped else text + held
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
-    def _tell(self, new: str) -> str:
+    def _release(self, new: str) -> str:
         self._known += new
         if not self._stop:
             return new

@@ -41,7 +41,7 @@ class Sidecar:
     labels: tuple[str, ...]
 
 
-def write_companions(source: Path, target: Path, *, longest: int | None = None, **changes: Any) -> None:
+def write_sidecar(source: Path, target: Path, *, longest: int | None = None, **changes: Any) -> None:
     """Lay them beside what an exporter wrote of the checkpoint in `source`.
 
     `changes` are fields of the card, the format among them; `longest` is the longest text in
@@ -66,7 +66,7 @@ def write_companions(source: Path, target: Path, *, longest: int | None = None, 
     (target / MODEL_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def read_companions(folder: Path) -> Sidecar:
+def read_sidecar(folder: Path) -> Sidecar:
     """Those of an export; raises GateError for one that failed its gate."""
     require_passed(folder)
     if not (folder / MODEL_FILE).is_file():

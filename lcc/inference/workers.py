@@ -151,15 +151,15 @@ def answering(
 ) -> Iterator[Callable[[RowSource], Iterator[tuple[int, Row, RowAnswer]]]]:
     """What answers rows while it is open: a session here, or `num` processes where more than 1."""
     if num > 1:
-        crew = WorkerPool(job, num)
+        pool = WorkerPool(job, num)
         try:
-            yield crew.answers
+            yield pool.answers
         finally:
-            crew.close()
+            pool.close()
         return
     session = job.opened()
     if getattr(session, "told", ""):
-        say(str(session.told))  # type: ignore[attr-defined]
+        say(str(session.note))  # type: ignore[attr-defined]
     try:
         yield dataclasses.replace(job.asking(session), show=show).answers
     finally:

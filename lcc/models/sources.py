@@ -64,8 +64,10 @@ class Scratch:
 
 def make_tokenizer(recipe: TokenizerRecipe) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a recipe."""
-    dress = SpecialTokens(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
-    made = train_tokenizer(recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, dress=dress)
+    special_tokens = SpecialTokens(recipe.specials, recipe.single, recipe.pair, recipe.sentinels)
+    made = train_tokenizer(
+        recipe.texts, kind=recipe.kind, vocab_size=recipe.vocab_size, special_tokens=special_tokens
+    )
     if recipe.chat_template:
         made.chat_template = recipe.chat_template
     return made
@@ -317,7 +319,7 @@ def missing(spec: ModelSpec) -> str | None:
             return None
         what = f"{spec.source.hub} on the hub"
     else:
-        absent = [one for one in requirements(spec) if one.found is None]
+        absent = [one for one in requirements(spec) if one.path is None]
         if not absent:
             return None
         what = f"{len(absent)} package{'s' if len(absent) > 1 else ''}"

@@ -145,7 +145,7 @@ class _Planner:
 
     def _evaluations(self, name: str, node: dict[str, Any], options: dict[str, Any], where: str) -> None:
         self._require_model(where)
-        chosen = self._chosen(node, where)
+        chosen = self._choices(node, where)
         plan = set(self.recipe.plan)
         evaluations: dict[str, Step] = {}
         trained = False
@@ -167,14 +167,14 @@ class _Planner:
 
     def _bench(self, name: str, node: dict[str, Any], stage: Stage, where: str) -> None:
         self._require_model(where)
-        chosen = self._chosen(node, where)
+        chosen = self._choices(node, where)
         inputs = {f"checkpoint.{c}": s for c, s in self._checkpoints().items() if c in chosen}
         self._add(name, "bench", stage, inputs)
 
     def _checkpoints(self) -> dict[str, Step]:
         return {step.checkpoint: step for step in self.steps if step.checkpoint}
 
-    def _chosen(self, node: dict[str, Any], where: str) -> list[str]:
+    def _choices(self, node: dict[str, Any], where: str) -> list[str]:
         known = list(self._checkpoints())
         chosen = node.get("checkpoints", known)
         if not isinstance(chosen, list):

@@ -145,7 +145,9 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
     if len(whole) < 2 or not shown or not reached:
         return None
     best = {row.point.index for row in front(whole, better)}
-    drawing = Drawing(PLOT_WIDTH, PLOT_HEIGHT, "Choices and results of every point", _told(whole, better))
+    drawing = Drawing(
+        PLOT_WIDTH, PLOT_HEIGHT, "Choices and results of every point", _row_hints(whole, better)
+    )
     gap = (PLOT_WIDTH - PLOT_LEFT - PLOT_RIGHT) / (len(axes) - 1)
     xs = [PLOT_LEFT + n * gap for n in range(len(axes))]
     for row in sorted(whole, key=lambda row: row.point.index in best):
@@ -254,7 +256,7 @@ def _cut(words: str, room: float) -> str:
     return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
-def _told(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
+def _row_hints(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
     return "; ".join(_hint(row, better) for row in rows)
 
 

@@ -53,10 +53,10 @@ def application(served: Served, key: str | None, *, failed: Callable[[BaseExcept
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         options = served.options
-        turner = EngineThread(
+        engine_thread = EngineThread(
             served.session, asyncio.get_running_loop(), options.queue, options.queue_seconds, failed=fail
         )
-        await served.open(turner)
+        await served.open(engine_thread)
         yield
         await served.close()
 

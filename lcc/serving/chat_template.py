@@ -25,7 +25,7 @@ SHORT = 2000  # characters that the event loop tokenizes by itself
 
 
 class ChatTemplateProcess:
-    """Keeps one `prompter` process; another is started where it was killed."""
+    """Keeps one `template_process` process; another is started where it was killed."""
 
     def __init__(self, folder: Path, *, seconds: float = TEMPLATE_SECONDS) -> None:
         self._folder, self._seconds = folder, seconds
@@ -74,7 +74,7 @@ class ChatTemplateProcess:
         async with self._turn:
             if self._process is None:
                 await self.open()
-            answer = await self._asked(json.dumps(messages).encode() + b"\n")
+            answer = await self._request(json.dumps(messages).encode() + b"\n")
             if answer is None:
                 await self.close()
                 raise Refusal(
@@ -88,7 +88,7 @@ class ChatTemplateProcess:
             )
         return list(answer["ids"])
 
-    async def _asked(self, line: bytes) -> dict[str, Any] | None:
+    async def _request(self, line: bytes) -> dict[str, Any] | None:
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(line)
         try:

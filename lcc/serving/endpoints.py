@@ -78,10 +78,10 @@ class ChatEndpoint:
         messages, handover = await grounded(self.served, messages)
         if handover is not None:
             num = body.n or 1
-            return await self._told(
+            return await self._encoded_vector(
                 Generation(self.served, http, 0, HandoverAnswers(handover, num), num), body
             )
-        ids = await self.served.prompter.ids(messages)
+        ids = await self.served.template_process.ids(messages)
         self.served.check_prompt(len(ids), "messages")
         limit = body.max_completion_tokens or body.max_tokens or self.served.options.max_tokens
         logprobs = (body.top_logprobs or 0) if body.logprobs else -1
@@ -89,17 +89,17 @@ class ChatEndpoint:
             request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
             for i in range(body.n or 1)
         ]
-        return await self._told(begin(self.served, http, requests, len(ids)), body)
+        return await self._encoded_vector(begin(self.served, http, requests, len(ids)), body)
 
-    async def _told(self, writing: Generation, body: ChatBody) -> Response:
+    async def _encoded_vector(self, generation: Generation, body: ChatBody) -> Response:
         return await respond(
-            writing,
+            generation,
             body,
-            events=lambda steps: self._events(writing, steps, body),
-            reply=lambda told: self._reply(writing, told, body),
+            events=lambda steps: self._events(generation, steps, body),
+            reply=lambda told: self._reply(generation, told, body),
         )
 
-    def _reply(self, writing: Generation, answers: list[AnswerText], body: ChatBody) -> ChatReply:
+    def _reply(self, generation: Generation, answers: list[AnswerText], body: ChatBody) -> ChatReply:
         choices: list[ChatChoice] = [
             {
                 "index": i,
@@ -115,14 +115,14 @@ class ChatEndpoint:
             "created": int(time.time()),
             "model": self.served.name,
             "choices": choices,
-            "usage": writing.usage,
+            "usage": generation.usage,
         }
 
-    async def _events(self, writing: Generation, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
+    async def _events(self, generation: Generation, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
         head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
-        for index in range(writing.num_answers):
+        for index in range(generation.num_answers):
             yield chunk(CHAT_CHUNK, head, [_delta(index, {"role": "assistant", "content": ""})], **usage)
         async for index, step in steps:
             logprobs = self._logprobs(step.tokens, body)
@@ -132,13 +132,13 @@ class ChatEndpoint:
             if step.finish is not None:
                 yield chunk(CHAT_CHUNK, head, [_delta(index, {}, finish=step.finish)], **usage)
         if wants_usage:
-            yield chunk(CHAT_CHUNK, head, [], usage=writing.usage)
+            yield chunk(CHAT_CHUNK, head, [], usage=generation.usage)
 
     def _logprobs(self, tokens: Any, body: ChatBody) -> ChatLogprobs | None:
         if not body.logprobs:
             return None
-        spelling = TokenText(self.served.session.tokenizer)
-        return {"content": [spelling.chosen(token) for token in tokens]}
+        token_text = TokenText(self.served.session.tokenizer)
+        return {"content": [token_text.token_logprobs(token) for token in tokens]}
 
 
 def _plain(role: str, text: str, name: str | None) -> dict[str, str]:
@@ -182,15 +182,15 @@ class Completions:
             for ids in prompts
             for i in range(body.n or 1)
         ]
-        writing = begin(self.served, http, requests, sum(map(len, prompts)))
+        generation = begin(self.served, http, requests, sum(map(len, prompts)))
         return await respond(
-            writing,
+            generation,
             body,
-            events=lambda steps: self._events(writing, steps, body),
-            reply=lambda told: self._reply(writing, told, body),
+            events=lambda steps: self._events(generation, steps, body),
+            reply=lambda told: self._reply(generation, told, body),
         )
 
-    def _reply(self, writing: Generation, answers: list[AnswerText], body: CompletionBody) -> TextReply:
+    def _reply(self, generation: Generation, answers: list[AnswerText], body: CompletionBody) -> TextReply:
         choices: list[TextChoice] = [
             {
                 "index": i,
@@ -206,14 +206,14 @@ class Completions:
             "created": int(time.time()),
             "model": self.served.name,
             "choices": choices,
-            "usage": writing.usage,
+            "usage": generation.usage,
         }
 
-    async def _events(self, writing: Generation, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
+    async def _events(self, generation: Generation, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
         head = {"id": new_id("cmpl"), "created": int(time.time()), "model": self.served.name}
         wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         usage = {"usage": None} if wants_usage else {}
-        offsets = [0] * writing.num_answers
+        offsets = [0] * generation.num_answers
         async for index, step in steps:
             logprobs = self._logprobs(step.tokens, offsets[index], body)
             offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
@@ -226,13 +226,13 @@ class Completions:
                 }
                 yield chunk(COMPLETION_CHUNK, head, [choice], **usage)
         if wants_usage:
-            yield chunk(COMPLETION_CHUNK, head, [], usage=writing.usage)
+            yield chunk(COMPLETION_CHUNK, head, [], usage=generation.usage)
 
     def _logprobs(self, tokens: Any, offset: int, body: CompletionBody) -> TextLogprobs | None:
         if body.logprobs is None:
             return None
-        spelling = TokenText(self.served.session.tokenizer)
-        return spelling.completion(tokens, offset, body.logprobs)
+        token_text = TokenText(self.served.session.tokenizer)
+        return token_text.completion(tokens, offset, body.logprobs)
 
 
 async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
@@ -267,9 +267,9 @@ class Embeddings:
 
     async def _answer(self, http: HttpRequest, body: EmbeddingsBody) -> Response:
         rows = await self._rows(body)
-        vectors = await computed(self.served.turner, "embed", rows)
+        vectors = await computed(self.served.engine_thread, "embed", rows)
         data: list[Vector] = [
-            {"object": "embedding", "index": i, "embedding": _told(vector, body.encoding_format)}
+            {"object": "embedding", "index": i, "embedding": _encoded_vector(vector, body.encoding_format)}
             for i, vector in enumerate(vectors)
         ]
         return JSONResponse(self._reply(http, data, sum(map(len, rows))))
@@ -304,7 +304,7 @@ async def encoder_ids(text: str, served: Served) -> list[int]:
     return list((await elsewhere(len(text), served.session.tokenizer, text))["input_ids"])
 
 
-def _told(vector: np.ndarray[Any, Any], form: str | None) -> list[float] | str:
+def _encoded_vector(vector: np.ndarray[Any, Any], form: str | None) -> list[float] | str:
     if form == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(value) for value in vector]
@@ -324,7 +324,7 @@ class Classify:
     async def _answer(self, http: HttpRequest, body: ClassifyBody) -> Response:
         rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
         if self.served.session.card.head == "classify":
-            scores = await computed(self.served.turner, "logits", rows)
+            scores = await computed(self.served.engine_thread, "logits", rows)
         else:
             scores = await self._ranked(rows)
         num_read = sum(map(len, rows))
@@ -350,7 +350,7 @@ class Classify:
         whole = [[*row, *label] for row in rows for label in labels]
         for one in whole:
             self.served.check_prompt(len(one), "input")
-        logits_of_rows = await computed(self.served.turner, "logits", whole)
+        logits_of_rows = await computed(self.served.engine_thread, "logits", whole)
         said = [
             _likelihood(logits, label)
             for logits, label in zip(logits_of_rows, labels * len(rows), strict=True)
@@ -391,20 +391,20 @@ class Translate:
     async def _answer(self, http: HttpRequest, body: TranslateBody) -> Response:
         rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
         requests = [self._request(ids, body) for ids in rows]
-        writing = begin(self.served, http, requests, sum(map(len, rows)))
+        generation = begin(self.served, http, requests, sum(map(len, rows)))
         return await respond(
-            writing,
+            generation,
             body,
-            events=lambda steps: self._events(writing, steps),
-            reply=lambda told: self._reply(writing, told),
+            events=lambda steps: self._events(generation, steps),
+            reply=lambda told: self._reply(generation, told),
         )
 
-    def _reply(self, writing: Generation, answers: Sequence[AnswerText]) -> TranslateReply:
+    def _reply(self, generation: Generation, answers: Sequence[AnswerText]) -> TranslateReply:
         data: list[Translation] = [
             {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
             for i, one in enumerate(answers)
         ]
-        return {"object": "list", "data": data, "model": self.served.name, "usage": writing.usage}
+        return {"object": "list", "data": data, "model": self.served.name, "usage": generation.usage}
 
     def _request(self, ids: list[int], body: TranslateBody) -> Request:
         task, abilities = self.served.task, self.served.session.abilities
@@ -425,11 +425,11 @@ class Translate:
             repetition_penalty=draw.repetition_penalty,
         )
 
-    async def _events(self, writing: Generation, steps: Any) -> AsyncIterator[Any]:
+    async def _events(self, generation: Generation, steps: Any) -> AsyncIterator[Any]:
         async for index, step in steps:
             if step.text or step.finish:
                 yield {"index": index, "text": step.text, "finish_reason": step.finish}
-        yield {"usage": writing.usage}
+        yield {"usage": generation.usage}
 
 
 def rows_of(body: ClassifyBody, served: Served) -> list[dict[str, str]]:
@@ -455,7 +455,7 @@ async def task_ids(row: dict[str, str], served: Served) -> list[int]:
         ids = await encoder_ids(row["text"], served)
     elif served.task.chat and "chat" in served.offers:
         turn = {"role": "user", "content": served.task.prompt(row)}
-        ids = await served.prompter.ids([turn])
+        ids = await served.template_process.ids([turn])
     else:
         blank = dict.fromkeys(served.task.fields, "")
         prompt = served.task.prompt_ids

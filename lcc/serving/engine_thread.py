@@ -25,10 +25,10 @@ GATHER_SECONDS = 0.003  # how long a turn that nobody can join later waits for c
 
 @dataclass(eq=False)
 class Ticket:
-    """One answer that somebody waits for; `tell` is called in the event loop."""
+    """One answer that somebody waits for; `deliver` is called in the event loop."""
 
     request: Request
-    tell: Callable[[AnswerStep | Exception], None]
+    deliver: Callable[[AnswerStep | Exception], None]
     deadline: float  # by which it must have a slot
     handle: int | None = None
     left: bool = False
@@ -40,7 +40,7 @@ class ReadJob:
 
     kind: Literal["embed", "logits"]
     rows: Sequence[Sequence[int]]
-    tell: Callable[[Any], None]
+    deliver: Callable[[Any], None]
     left: bool = False
 
 
@@ -64,7 +64,7 @@ class EngineThread:
     _num_failures: int = 0  # one after another
     _jobs: deque[ReadJob] = field(default_factory=deque)
     _left: list[Ticket] = field(default_factory=list)
-    _told: list[tuple[Callable[[Any], None], Any]] = field(default_factory=list)
+    _calls: list[tuple[Callable[[Any], None], Any]] = field(default_factory=list)
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _error: BaseException | None = None
     _closing: bool = False
@@ -152,7 +152,7 @@ class EngineThread:
                     continue
                 if step.finish is not None:
                     del self.active[step.handle]
-                self._told.append((ticket.tell, step))
+                self._calls.append((ticket.deliver, step))
 
     def _stepped(self) -> list[AnswerStep]:
         """The session's turn; what it raises ends the answers under way, and thrice itself."""
@@ -163,7 +163,7 @@ class EngineThread:
             if self._num_failures >= MAX_FAILURES:
                 raise
             traceback.print_exc()
-            self._told += [(ticket.tell, error) for ticket in self.active.values()]
+            self._calls += [(ticket.deliver, error) for ticket in self.active.values()]
             for handle in self.active:
                 self.session.drop(handle)
             self.active.clear()
@@ -193,7 +193,7 @@ class EngineThread:
             try:
                 handle = self.session.start(ticket.request)
             except LccError as error:
-                self._told.append((ticket.tell, error))
+                self._calls.append((ticket.deliver, error))
                 continue
             ticket.handle = handle
             self.active[handle] = ticket
@@ -205,7 +205,7 @@ class EngineThread:
             while self.waiting and self.waiting[0].deadline < now:
                 ticket = self.waiting.popleft()
                 late = busy("no slot was free in time; try again later.")
-                self._told.append((ticket.tell, late))
+                self._calls.append((ticket.deliver, late))
 
     def _compute(self) -> None:
         """One batch of the jobs that wait longest, all of one kind."""
@@ -226,36 +226,36 @@ class EngineThread:
         try:
             results: list[np.ndarray[Any, Any]] = ask(rows)
         except LccError as error:
-            self._told += [(job.tell, error) for job in jobs]
+            self._calls += [(job.deliver, error) for job in jobs]
             return
         for job in jobs:
             mine, results = results[: len(job.rows)], results[len(job.rows) :]
-            self._told.append((job.tell, mine))
+            self._calls.append((job.deliver, mine))
 
     def _hand_out(self) -> None:
         """One call into the event loop a turn, however many answers it has advanced."""
-        calls, self._told = self._told, []
+        calls, self._calls = self._calls, []
         if calls:
-            self.loop.call_soon_threadsafe(_tell, calls)
+            self.loop.call_soon_threadsafe(_deliver, calls)
 
     def _fail(self, error: Exception) -> None:
         with self._wake:
             self._error = error
             tickets = [*self.active.values(), *self.waiting]
-            tells = [t.tell for t in tickets] + [job.tell for job in self._jobs]
+            deliveries = [t.deliver for t in tickets] + [job.deliver for job in self._jobs]
             self.active.clear()
             self.waiting.clear()
             self._jobs.clear()
-        self._told += [(tell, error) for tell in tells]
+        self._calls += [(deliver, error) for deliver in deliveries]
         if not self._closing:
-            self._told.append((self.failed, error))
+            self._calls.append((self.failed, error))
         if not self.loop.is_closed():
             self._hand_out()
 
 
-def _tell(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
-    for tell, what in calls:
-        tell(what)
+def _deliver(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
+    for deliver, what in calls:
+        deliver(what)
 
 
 # -----------------------------------------------------------------------------
@@ -265,14 +265,14 @@ def _tell(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
 class StepQueue:
     """The answers to one HTTP request, step by step as they come; `leave` once done with them."""
 
-    def __init__(self, turner: EngineThread, requests: Sequence[Request]) -> None:
-        self._turner = turner
+    def __init__(self, engine_thread: EngineThread, requests: Sequence[Request]) -> None:
+        self._turner = engine_thread
         self._events: asyncio.Queue[tuple[int, AnswerStep | Exception]] = asyncio.Queue()
-        deadline = time.monotonic() + turner.queue_seconds
+        deadline = time.monotonic() + engine_thread.queue_seconds
         self._tickets = [
             Ticket(request, self._teller(index), deadline) for index, request in enumerate(requests)
         ]
-        turner.submit(self._tickets)
+        engine_thread.submit(self._tickets)
 
     def _teller(self, index: int) -> Callable[[AnswerStep | Exception], None]:
         return lambda what: self._events.put_nowait((index, what))
@@ -293,12 +293,12 @@ class StepQueue:
 
 
 async def computed(
-    turner: EngineThread, kind: Literal["embed", "logits"], rows: Sequence[Sequence[int]]
+    engine_thread: EngineThread, kind: Literal["embed", "logits"], rows: Sequence[Sequence[int]]
 ) -> list[np.ndarray[Any, Any]]:
     """What the session makes of `rows`, computed together with others' rows."""
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def tell(what: Any) -> None:
+    def deliver(what: Any) -> None:
         if done.done():
             return
         if isinstance(what, Exception):
@@ -306,8 +306,8 @@ async def computed(
         else:
             done.set_result(what)
 
-    job = ReadJob(kind, rows, tell)
-    turner.compute(job)
+    job = ReadJob(kind, rows, deliver)
+    engine_thread.compute(job)
     try:
         return list(await done)
     finally:

@@ -135,12 +135,12 @@ class Generation:
 
 def begin(served: Served, http: HttpRequest, requests: Sequence[Request], num_prompt: int) -> Generation:
     """Let the engine write; raises Refusal where too many wait already."""
-    answers = StepQueue(served.turner, requests)
+    answers = StepQueue(served.engine_thread, requests)
     return Generation(served, http, num_prompt, answers, len(requests))
 
 
 async def respond(
-    writing: Generation,
+    generation: Generation,
     body: Generating | TranslateBody,
     *,
     events: Callable[[AsyncIterator[tuple[int, AnswerStep]]], AsyncIterator[Any]],
@@ -149,15 +149,15 @@ async def respond(
     """A stream of events where the body asks for one, else one reply; slots are left either way."""
     if body.stream:
         try:
-            steps = await writing.first()
+            steps = await generation.first()
         except BaseException:
-            writing.answers.leave()
+            generation.answers.leave()
             raise
-        return EventStream(events(steps), writing.answers.leave)
+        return EventStream(events(steps), generation.answers.leave)
     try:
-        answers = await writing.all()
+        answers = await generation.all()
     finally:
-        writing.answers.leave()
+        generation.answers.leave()
     return JSONResponse(reply(answers))
 
 
@@ -185,7 +185,7 @@ class TokenText:
         spelled = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": finite(logprob), "bytes": spelled}
 
-    def chosen(self, token: Token) -> TokenLogprobs:
+    def token_logprobs(self, token: Token) -> TokenLogprobs:
         """A token of an answer with its alternatives."""
         top = [self.likely(number, logprob) for number, logprob in token.top]
         return {**self.likely(token.id, token.logprob), "top_logprobs": top}

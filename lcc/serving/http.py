@@ -217,17 +217,17 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for event in self._events:
-                await _tell(send, json.dumps(event, ensure_ascii=False))
+                await _send_event(send, json.dumps(event, ensure_ascii=False))
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 traceback.print_exc()  # the sentence says that the log tells why
-            await _tell(send, json.dumps(refusal.body))
+            await _send_event(send, json.dumps(refusal.body))
         if self._ends is not None:
-            await _tell(send, self._ends)
+            await _send_event(send, self._ends)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _tell(send: Send, data: str) -> Awaitable[None]:
+def _send_event(send: Send, data: str) -> Awaitable[None]:
     body = f"data: {data}\n\n".encode()
     return send({"type": "http.response.body", "body": body, "more_body": True})

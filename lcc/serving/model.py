@@ -156,12 +156,12 @@ class ServerMetrics:
         self.prompt_tokens = Counter("lcc_prompt_tokens", "Tokens read.", registry=registry)
         self.new_tokens = Counter("lcc_completion_tokens", "Tokens written.", registry=registry)
 
-    def watch(self, turner: EngineThread) -> None:
-        """Ask `turner` how it is doing whenever somebody asks for the metrics."""
+    def watch(self, engine_thread: EngineThread) -> None:
+        """Ask `engine_thread` how it is doing whenever somebody asks for the metrics."""
         gauges = {
-            "lcc_answers_running": ("Answers in a slot.", lambda: len(turner.active)),
-            "lcc_answers_waiting": ("Answers that wait for one.", lambda: len(turner.waiting)),
-            "lcc_engine_turns": ("Turns of the engine so far.", lambda: turner.num_turns),
+            "lcc_answers_running": ("Answers in a slot.", lambda: len(engine_thread.active)),
+            "lcc_answers_waiting": ("Answers that wait for one.", lambda: len(engine_thread.waiting)),
+            "lcc_engine_turns": ("Turns of the engine so far.", lambda: engine_thread.num_turns),
         }
         for name, (sentence, value) in gauges.items():
             Gauge(name, sentence, registry=self._registry).set_function(value)
@@ -176,7 +176,7 @@ Offer = Literal["chat", "completions", "embeddings", "classify", "translate"]
 
 @dataclass
 class Served:
-    """One model as clients see it; `prompter` and `turner` are there once the server has begun."""
+    """One model as clients see it; its thread and its template process run once the server has begun."""
 
     folder: Path
     session: Session
@@ -187,7 +187,7 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     is_well: bool = True
     _turner: EngineThread | None = None
-    _prompter: ChatTemplateProcess | None = None
+    _template_process: ChatTemplateProcess | None = None
 
     @property
     def name(self) -> str:
@@ -244,30 +244,30 @@ class Served:
         return max(1, min(room, self.options.max_prompt_tokens or room))
 
     @property
-    def turner(self) -> EngineThread:
+    def engine_thread(self) -> EngineThread:
         """The thread that turns the session."""
         assert self._turner is not None, "the server has not begun"
         return self._turner
 
     @property
-    def prompter(self) -> ChatTemplateProcess:
+    def template_process(self) -> ChatTemplateProcess:
         """The process that renders chat templates."""
-        assert self._prompter is not None, "the server has not begun"
-        return self._prompter
+        assert self._template_process is not None, "the server has not begun"
+        return self._template_process
 
-    async def open(self, turner: EngineThread) -> None:
+    async def open(self, engine_thread: EngineThread) -> None:
         """Begin: the engine's thread and, for a model that chats, the template's process."""
-        self._turner = turner
-        self._prompter = ChatTemplateProcess(self.folder)
+        self._turner = engine_thread
+        self._template_process = ChatTemplateProcess(self.folder)
         if "chat" in self.offers:
-            await self._prompter.open()
-        turner.open()
-        self.meters.watch(turner)
+            await self._template_process.open()
+        engine_thread.open()
+        self.meters.watch(engine_thread)
 
     async def close(self) -> None:
         """Stop both."""
-        self.turner.close()
-        await self.prompter.close()
+        self.engine_thread.close()
+        await self.template_process.close()
 
     def check_prompt(self, num_tokens: int, param: str) -> None:
         """Raise Refusal for a prompt that is empty or too long."""
@@ -312,7 +312,7 @@ def opened(folder: Path, recipe: Recipe, options: ServeOptions, engine: str) -> 
         dtype=recipe.dtype,
         prefix_mb=options.prefix_mb,
     )
-    chosen = select(engine, folder, opening, store=Store(ROOT), say=_say, rows=options.slots)
+    chosen = select(engine, folder, opening, store=Store(ROOT), say=_print, rows=options.slots)
     session = chosen.open(opening)
     served = Served(folder, session, options, task, chosen.engine)
     if not served.offers:
@@ -323,7 +323,7 @@ def opened(folder: Path, recipe: Recipe, options: ServeOptions, engine: str) -> 
     return served
 
 
-def _say(sentence: str) -> None:
+def _print(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 

@@ -128,11 +128,11 @@ def corpus_of(split: str, documents: Documents, tokenizer: PreTrainedTokenizerBa
 
 
 def renew_vocabulary(
-    bundle: Bundle, asked: NewTokenizer, documents: Documents, *, dress: SpecialTokens
+    bundle: Bundle, asked: NewTokenizer, documents: Documents, *, special_tokens: SpecialTokens
 ) -> None:
     """Train the tokenizer and give the model rows for it, in place."""
     context = documents.context
-    made = trained_tokenizer(asked, context, documents.texts, dress)
+    made = trained_tokenizer(asked, context, documents.texts, special_tokens)
     module = bundle.load(device=None, dtype="float32")
     ids = special_ids(made)
     bundle.module = with_new_vocabulary(module, len(made), ids, seed=context.seed)
@@ -140,12 +140,12 @@ def renew_vocabulary(
 
 
 def trained_tokenizer(
-    asked: NewTokenizer, context: Context, texts: Callable[[], Iterator[str]], dress: SpecialTokens
+    asked: NewTokenizer, context: Context, texts: Callable[[], Iterator[str]], special_tokens: SpecialTokens
 ) -> PreTrainedTokenizerBase:
     """The tokenizer trained by rank 0 and kept below the step's state; resumed, it is read back."""
     folder = context.state / "tokenizer"
     if context.dist.is_main and not folder.is_dir():
-        _train(asked, context.progress, texts, dress, folder)
+        _train(asked, context.progress, texts, special_tokens, folder)
     context.dist.barrier()
     made: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(folder)
     return made
@@ -155,7 +155,7 @@ def _train(
     asked: NewTokenizer,
     progress: Progress,
     texts: Callable[[], Iterator[str]],
-    dress: SpecialTokens,
+    special_tokens: SpecialTokens,
     folder: Path,
 ) -> None:
     track = progress.track("train tokenizer", unit="text", polls=False)
@@ -169,7 +169,11 @@ def _train(
                 yield text
 
         made = train_tokenizer(
-            polled(), kind=asked.kind, vocab_size=asked.vocab_size, dress=dress, lowercase=asked.lowercase
+            polled(),
+            kind=asked.kind,
+            vocab_size=asked.vocab_size,
+            special_tokens=special_tokens,
+            lowercase=asked.lowercase,
         )
         signals.check("train tokenizer")
     building = folder.with_name("tokenizer-building")

@@ -57,35 +57,37 @@ class Bench:
         }
         if not folders:
             raise DataError("bench: the run has no checkpoint to measure.")
-        racers = list(self._racers(folders, context))
-        _require_memory(racers)
+        measured_models = list(self._measured_models(folders, context))
+        _require_memory(measured_models)
         load, threads = Load(), torch.get_num_threads()
-        with workers(context.state, [racer.label for racer in racers], threads=threads) as running:
-            empty = running[racers[-1].label]  # measures the machine before it loads its model
+        with workers(
+            context.state, [benchmarked.label for benchmarked in measured_models], threads=threads
+        ) as running:
+            empty = running[measured_models[-1].label]  # measures the machine before it loads its model
             machine = empty.ask("machine")
-            for racer in racers:
-                racer.opened(
-                    running[racer.label].ask(
+            for benchmarked in measured_models:
+                benchmarked.opened(
+                    running[benchmarked.label].ask(
                         "load",
-                        model=str(racer.folder),
-                        native=racer.native,
+                        model=str(benchmarked.folder),
+                        native=benchmarked.native,
                         device=context.device,
                         dtype=context.dtype,
                         slots=max(self.batch_sizes),
                     )
                 )
-            self._race(racers, running, context)
-            for racer in racers:
-                racer.memory = running[racer.label].ask("memory")
+            self._race(measured_models, running, context)
+            for benchmarked in measured_models:
+                benchmarked.memory = running[benchmarked.label].ask("memory")
             again = empty.ask("machine")
             ours = sum(worker.ask("spent")["cpu_seconds"] for worker in running.values())
         outcome = Outcome(measures=_machine_measures(machine, again, load, ours))
-        outcome.tables["speed"] = [row for racer in racers for row in racer.rows()]
-        outcome.notes += verdicts(racers)
+        outcome.tables["speed"] = [row for benchmarked in measured_models for row in benchmarked.rows()]
+        outcome.notes += verdicts(measured_models)
         outcome.warnings += load.warnings(ours)
         return outcome
 
-    def _racers(self, folders: dict[str, Path], context: Context) -> Iterator[BenchmarkedModel]:
+    def _measured_models(self, folders: dict[str, Path], context: Context) -> Iterator[BenchmarkedModel]:
         for name, folder in folders.items():
             bundle = open_bundle(folder)
             prompts = self._prompts(bundle, context)
@@ -112,16 +114,18 @@ class Bench:
         return [prompts[i % len(prompts)] for i in range(num)]
 
     def _race(
-        self, racers: list[BenchmarkedModel], running: dict[str, MeasuringProcess], context: Context
+        self, measured_models: list[BenchmarkedModel], running: dict[str, MeasuringProcess], context: Context
     ) -> None:
-        total = self.rounds * sum(len(racer.batch_sizes) for racer in racers)
+        total = self.rounds * sum(len(benchmarked.batch_sizes) for benchmarked in measured_models)
         with context.progress.track("measure", total=total, unit="turn") as bar:
             for number in range(-1, self.rounds):
-                for racer in racers:
-                    for size in racer.batch_sizes:
-                        if not racer.native or number <= 0:
-                            requests = 1 if number < 0 or racer.native else self.requests
-                            racer.turn(running[racer.label], size, warm=number < 0, requests=requests)
+                for benchmarked in measured_models:
+                    for size in benchmarked.batch_sizes:
+                        if not benchmarked.native or number <= 0:
+                            requests = 1 if number < 0 or benchmarked.native else self.requests
+                            benchmarked.turn(
+                                running[benchmarked.label], size, warm=number < 0, requests=requests
+                            )
                         bar.advance(1 if number >= 0 else 0)
 
 
@@ -138,12 +142,12 @@ def _machine_measures(
     }
 
 
-def _require_memory(racers: list[BenchmarkedModel]) -> None:
+def _require_memory(measured_models: list[BenchmarkedModel]) -> None:
     """All models stay loaded while they take turns; four bytes a parameter, two on disk."""
     free = available_bytes()
-    needed = sum(4 * disk_bytes(racer.folder) for racer in racers)
+    needed = sum(4 * disk_bytes(benchmarked.folder) for benchmarked in measured_models)
     if free is not None and needed > free:
         raise ResourceError(
-            f"bench: {len(racers)} models in turns need about {needed / 1e9:.1f} GB of memory, "
+            f"bench: {len(measured_models)} models in turns need about {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; name fewer in stages.bench.checkpoints."
         )

@@ -89,9 +89,9 @@ class Compensate(Quantize):
         self._seal(bundle, model, rounding)
         bundle.write = _with_adapter(bundle.write, work.changes)
         bundle.with_card(adapter=True, requires=(*bundle.card.requires, "peft"))
-        return self._told(bundle, work, warnings)
+        return self._compensated(bundle, work, warnings)
 
-    def _told(self, bundle: Bundle, work: Compensation, warnings: list[str]) -> Outcome:
+    def _compensated(self, bundle: Bundle, work: Compensation, warnings: list[str]) -> Outcome:
         columns = zip(*work.errors.values(), strict=True)
         alone, left = (sum(column) / len(work.errors) for column in columns)
         size = sum(factor.nbytes for change in work.changes.values() for factor in change)

@@ -94,7 +94,7 @@ class Eval:
             outcome.notes.append(rule(self.keep_ratio, self.bootstrap))
         if task.baseline is not None:
             beside = BaselineComparison(task, context.data.rows("train"), comparison.weights)
-            beside.tell(rows, answers, outcome)
+            beside.report(rows, answers, outcome)
         outcome.files["samples.jsonl"] = write_answers(
             context.folder / "samples.jsonl", _with_scores(answers, tables, task)
         )
@@ -283,9 +283,9 @@ def _compare_native(bundle: Bundle, dense: Predictor, rows: list[Row], outcome: 
         dense, task=dataclasses.replace(dense.task, decode=decode), demos=(), advance=lambda n: None
     )
     packed = dataclasses.replace(short, module=native)
-    said = [model.outputs([row])[0][0] for model in (short, packed)]
-    is_same = said[0] == said[1]
-    comparison = "the same output" if is_same else f"{said[1]!r} instead of {said[0]!r}"
+    texts = [model.outputs([row])[0][0] for model in (short, packed)]
+    is_same = texts[0] == texts[1]
+    comparison = "the same output" if is_same else f"{texts[1]!r} instead of {texts[0]!r}"
     outcome.measures["native_output"] = Measure("same" if is_same else "different")
     outcome.notes.append(
         "Packed weights were dequantized for speed of evaluation; through their "
@@ -386,17 +386,17 @@ class BaselineComparison:
     training: Sequence[Row]
     weights: Floats
 
-    def tell(self, rows: Sequence[Row], answers: Sequence[Prediction], outcome: Outcome) -> None:
+    def report(self, rows: Sequence[Row], answers: Sequence[Prediction], outcome: Outcome) -> None:
         """Add the table `baseline` and what it is; metrics that score no answer stay out."""
         baseline = self.task.baseline
-        said = baseline.outputs(self.task, self.training, rows)
+        unpadded_outputs = baseline.outputs(self.task, self.training, rows)
         theirs = [
             dataclasses.replace(one, output=text, finished=True)
-            for one, text in zip(answers, said, strict=True)
+            for one, text in zip(answers, unpadded_outputs, strict=True)
         ]
         judged = [metric for metric in self.task.metrics if metric.needs == "answers"]
         outcome.tables["baseline"] = [self._row(metric, answers, theirs) for metric in judged]
-        outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.said}")
+        outcome.measures["baseline"] = Measure(f"{name_of(baseline)}: {baseline.description}")
 
     def _row(
         self, metric: Metric, mine: Sequence[Prediction], theirs: Sequence[Prediction]
@@ -430,12 +430,12 @@ def baseline_answers(
     bundle: Bundle, task: Task, training: Sequence[Row], rows: Sequence[Row], outcome: Outcome
 ) -> list[Prediction]:
     """What the baseline says, in place of a model that has no head for the task yet."""
-    said = task.baseline.outputs(task, training, rows)
+    unpadded_outputs = task.baseline.outputs(task, training, rows)
     outcome.notes.append(
         f"The model has no trained {task.head} head yet: the baseline answers in "
-        f"its place ({task.baseline.said})."
+        f"its place ({task.baseline.description})."
     )
     return [
         Prediction(str(row["id"]), task.source(row), task.completion(row).strip(), text)
-        for row, text in zip(rows, said, strict=True)
+        for row, text in zip(rows, unpadded_outputs, strict=True)
     ]

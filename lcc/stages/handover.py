@@ -81,7 +81,7 @@ def cases(task: Task, rows: Sequence[Row]) -> list[Case]:
     known = {entry.answer for entry in grounding.all}
     listed = []
     for row in rows:
-        entries, coverage = grounding.found([task.question(row)])
+        entries, coverage = grounding.nearest_entries([task.question(row)])
         wanted = task.completion(row).strip()
         listed.append(Case(coverage, wanted in known, any(e.answer == wanted for e in entries)))
     return listed

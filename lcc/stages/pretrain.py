@@ -23,7 +23,7 @@ from lcc.models.blocks import compiled_blocks
 from lcc.pipeline.stage import Noun, Outcome
 from lcc.stages._corpus import Documents, NewTokenizer, corpus_of, material_of, renew_vocabulary
 from lcc.stages._training import load_device, sharded_for, training_measures
-from lcc.tokenization.train import dress_for
+from lcc.tokenization.train import special_tokens_for
 from lcc.training.loss import projection_of
 from lcc.training.optim import set_dropout
 from lcc.training.options import TrainingOptions
@@ -81,8 +81,8 @@ class Pretrain(TrainingOptions):
             context, context.required_task, self.document, self.objective.by_sentence, limits
         )
         if self.tokenizer is not None:
-            dress = dress_for(self.objective.head)
-            renew_vocabulary(bundle, self.tokenizer, documents, dress=dress)
+            special_tokens = special_tokens_for(self.objective.head)
+            renew_vocabulary(bundle, self.tokenizer, documents, special_tokens=special_tokens)
         device = load_device(self.distributed, context.device)
         model = Full().apply(bundle, device=device, dtype=context.dtype, seed=context.seed)
         feeds = self._feeds(model, bundle, documents)

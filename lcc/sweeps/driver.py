@@ -25,7 +25,7 @@ from lcc.pipeline.steps import Pipeline
 from lcc.store.runs import read_run
 from lcc.store.store import ROOT, Store
 from lcc.store.sweeps import DRIVER, Point, Result, Sweep
-from lcc.sweeps.spec import SweepSpec, asked, check_steps, open_sweep, values_of
+from lcc.sweeps.spec import SweepSpec, check_steps, open_sweep, parse_sweep, values_of
 
 # -----------------------------------------------------------------------------
 # A sweep as it goes on: a bar on a terminal, lines elsewhere, one line for every point's end.
@@ -46,7 +46,7 @@ class SweepProgress:
         more = f" and {len(points) - MOST_SHOWN} more" if len(points) > MOST_SHOWN else ""
         self.progress.say(f"submitted {names}{more}")
 
-    def found(self, point: Point) -> None:
+    def resumed(self, point: Point) -> None:
         """An earlier driver's point still waits or runs."""
         self.progress.say(
             f"{self._name(point)}: found again, it waits or runs since an earlier start of this sweep"
@@ -124,7 +124,7 @@ def run_sweep(words: list[str], *, verb: str, quiet: bool = False) -> Driver:
 
     Raises BusyError while another process drives this sweep, PreemptedError when told to stop.
     """
-    wanted = asked(words)
+    wanted = parse_sweep(words)
     sweep = open_sweep(wanted, words, verb=verb, root=ROOT)
     lease = sweep.leases.try_acquire(DRIVER)
     if lease is None:
@@ -163,7 +163,7 @@ class Driver:
 
     wanted: SweepSpec
     sweep: Sweep
-    crew: TaskGroup
+    group: TaskGroup
     pipelines: dict[int, Pipeline] = field(default_factory=dict)
     results: dict[int, Result] = field(default_factory=dict)  # of the points settled in this pass
     _open: set[int] = field(default_factory=set)
@@ -190,40 +190,40 @@ class Driver:
     def drive(self, progress: Progress) -> None:
         """Until nothing waits, runs or could be asked for."""
         total = self.wanted.sampler.total(self.wanted.search)
-        board = SweepProgress(progress, self.sweep, total)
+        display = SweepProgress(progress, self.sweep, total)
         left = ""
         try:
             with progress.track("sweep", total=total, unit="point") as bar:
-                self._fill(board, bar)
+                self._fill(display, bar)
                 while self._open:
-                    time.sleep(self.crew.poll_seconds)
-                    self._look(board, bar)
+                    time.sleep(self.group.poll_seconds)
+                    self._look(display, bar)
                     self._prune()
-                    self._fill(board, bar)
-                    board.moved(bar, [p for p in self.sweep.points if p.index in self._open])
+                    self._fill(display, bar)
+                    display.moved(bar, [p for p in self.sweep.points if p.index in self._open])
         except KeyboardInterrupt:
             left = " interrupted"
         finally:
-            goes_on = self.crew.close()
+            goes_on = self.group.close()
         if left:
             advice = goes_on or "run the same command again to continue."
             raise PreemptedError(f"interrupted; {advice}")
 
-    def _fill(self, board: SweepProgress, bar: Bar) -> None:
+    def _fill(self, display: SweepProgress, bar: Bar) -> None:
         """Settle, find again or submit points as long as there is room."""
         capacity = self.wanted.launcher.capacity(adaptive=self.wanted.sampler.adaptive)
-        alive, todo = self.crew.alive(), list[Point]()
+        alive, todo = self.group.alive(), list[Point]()
         while len(self._open) < capacity and (point := self._next({p.index for p in todo})):
-            if self._settled_already(point, board, bar):
+            if self._settled_already(point, display, bar):
                 continue
             self._open.add(point.index)
             if point.index in alive or self.sweep.is_running(point.index):
-                board.found(point)
+                display.resumed(point)
             else:
                 todo.append(point)
         if todo:
             self._submit(todo)
-            board.submitted(todo)
+            display.submitted(todo)
 
     def _next(self, taken: set[int]) -> Point | None:
         """A known point that this pass has not tried, else a new one of the sampler's."""
@@ -239,7 +239,7 @@ class Driver:
         self.sweep.write()
         return point
 
-    def _settled_already(self, point: Point, board: SweepProgress, bar: Bar) -> bool:
+    def _settled_already(self, point: Point, display: SweepProgress, bar: Bar) -> bool:
         """Plan the point; whether it is pruned, faulty or finished, so that nothing has to run."""
         result = Result("pruned", point.run) if point.pruned else None
         try:
@@ -248,7 +248,7 @@ class Driver:
             if result is None:
                 result = Result("failed", error=str(error), exit_code=error.exit_code)
                 self.sweep.keep_result(point.index, result)
-            self._settle(point, result, board, bar)
+            self._settle(point, result, display, bar)
             return True
         if len(self.pipelines) == 1:
             check_steps(pipeline, self.wanted.search.objectives)
@@ -257,7 +257,7 @@ class Driver:
         if known and known.status == "finished" and known.run == point.run and _is_whole(pipeline):
             result = known
         if result is not None:
-            self._settle(point, result, board, bar, reused=True)
+            self._settle(point, result, display, bar, reused=True)
         return result is not None
 
     def _submit(self, todo: list[Point]) -> None:
@@ -268,7 +268,7 @@ class Driver:
                 again = Result("queued", point.run, attempts=earlier.attempts)
                 self.sweep.keep_result(point.index, again)
         self.sweep.write()
-        self.crew.submit([self._task(point) for point in todo])
+        self.group.submit([self._task(point) for point in todo])
 
     def _task(self, point: Point) -> LaunchedTask:
         command = (sys.executable, "-m", "lcc.sweeps.point", str(self.sweep.folder), str(point.index))
@@ -280,9 +280,9 @@ class Driver:
             os.environ.get("PYTHONPATH", ""),
         )
 
-    def _look(self, board: SweepProgress, bar: Bar) -> None:
+    def _look(self, display: SweepProgress, bar: Bar) -> None:
         """Settle every open point whose process is gone."""
-        alive = self.crew.alive()
+        alive = self.group.alive()
         for index in sorted(self._open - alive):
             if self.sweep.is_running(index):
                 continue
@@ -291,12 +291,12 @@ class Driver:
                 result = self._killed(point, result)
             self._open.discard(index)
             if point.pruned:
-                self._settle(point, replace(result, status="pruned"), board, bar)
+                self._settle(point, replace(result, status="pruned"), display, bar)
             elif result.status == "preempted" and (self._restarts[index] < self.wanted.launcher.restarts):
                 self._restarts[index] += 1
-                board.restarted(point, self._restarts[index])
+                display.restarted(point, self._restarts[index])
             else:
-                self._settle(point, result, board, bar)
+                self._settle(point, result, display, bar)
 
     def _killed(self, point: Point, result: Result | None) -> Result:
         """The last word for a process that could not say one."""
@@ -305,13 +305,13 @@ class Driver:
             known,
             status="failed",
             exit_code=ResourceError.exit_code,
-            error=f"the process {self.crew.fate(point.index)}.",
+            error=f"the process {self.group.fate(point.index)}.",
         )
         self.sweep.keep_result(point.index, killed)
         return killed
 
     def _settle(
-        self, point: Point, result: Result, board: SweepProgress, bar: Bar, *, reused: bool = False
+        self, point: Point, result: Result, display: SweepProgress, bar: Bar, *, reused: bool = False
     ) -> None:
         if result.status == "finished":
             facts = read_run(ROOT / result.run)
@@ -319,7 +319,7 @@ class Driver:
         self.results[point.index] = result
         self._watch(point)
         self.sweep.write()
-        board.ended(bar, point, result, reused=reused)
+        display.ended(bar, point, result, reused=reused)
 
     def _prune(self) -> None:
         """Stop what is clearly worse than the others were at the same training step."""
@@ -333,7 +333,7 @@ class Driver:
             if not point.pruned and prunes(self._search(), index):
                 point.pruned = True
                 self.sweep.write()  # before the process ends, which would read as preempted
-                self.crew.stop(index)
+                self.group.stop(index)
 
     def _watch(self, point: Point) -> None:
         column = getattr(self.wanted.sampler, "watch", None)

@@ -33,7 +33,7 @@ class SweepSpec:
     words: list[str] = field(default_factory=list)  # of a point, its ranges still open
 
 
-def asked(words: Sequence[str]) -> SweepSpec:
+def parse_sweep(words: Sequence[str]) -> SweepSpec:
     """What `-m WORDS` asks for; raises RecipeError with one sentence a mistake."""
     about = [word for word in words if _head(word) in OWN]
     several = next((word for word in about if ranges([word])), None)

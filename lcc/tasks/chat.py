@@ -49,7 +49,7 @@ def history(task: PromptSource, row: Row) -> list[str]:
     return [turn["content"] for turn in _unanswered(_turns(task, row))]
 
 
-def spoken(task: PromptSource, row: Row) -> list[str]:
+def assistant_turns(task: PromptSource, row: Row) -> list[str]:
     """What the assistant says, turn by turn."""
     return [turn["content"] for turn in _turns(task, row) if turn["role"] == "assistant"]
 

@@ -84,7 +84,7 @@ class Grounding:
         asked = [one["content"] for one in messages if one["role"] == "user"]
         if not asked:
             return Grounded(list(messages), [], 1.0, None)
-        entries, coverage = self.found(asked)
+        entries, coverage = self.nearest_entries(asked)
         text = (
             "\n".join(f"Q: {one.question}\nA: {_cut(one.answer, self.max_words)}" for one in entries)
             or "(nothing)"
@@ -96,7 +96,7 @@ class Grounding:
         handover = self.handover if coverage < self.threshold else None
         return Grounded([system, *turns], entries, coverage, handover)
 
-    def found(self, asked: Sequence[str]) -> tuple[list[FaqEntry], float]:
+    def nearest_entries(self, asked: Sequence[str]) -> tuple[list[FaqEntry], float]:
         """The entries nearest to the last of these questions, and how much of it the best covers.
 
         A question that leans on the one before it ("And for two?") is looked up with that too, and

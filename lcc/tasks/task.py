@@ -166,8 +166,8 @@ class Task:
     def completion(self, row: Row) -> str:
         """What the model should say, leading space included; of a conversation its last turn."""
         if self.turns:
-            return (chatting.spoken(self, row) or [""])[-1]
-        return fill(self.answer, self._spoken(row))
+            return (chatting.assistant_turns(self, row) or [""])[-1]
+        return fill(self.answer, self._verbalized(row))
 
     def text(self, row: Row) -> str:
         """Prompt and completion as one text; what vocabulary, calibration and pretraining read.
@@ -208,7 +208,7 @@ class Task:
         """`num` shots, the same for every model."""
         return drawn(self, rows, seed, self.shots if num is None else num)
 
-    def _spoken(self, row: Row) -> Row:
+    def _verbalized(self, row: Row) -> Row:
         if not self.verbalizer:
             return row
         return {key: self.verbalizer.get(str(value), value) for key, value in row.items()}

@@ -65,19 +65,24 @@ DRESSES: dict[Head, SpecialTokens] = {"causal": _GENERATING, "seq2seq": _TRANSLA
 """What is customary for a head; every other one's model is an encoder of BERT's kind."""
 
 
-def dress_for(head: Head) -> SpecialTokens:
+def special_tokens_for(head: Head) -> SpecialTokens:
     """The customary special tokens of a model with this head."""
     return DRESSES.get(head, _ENCODING)
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, kind: Kind, vocab_size: int, dress: SpecialTokens, lowercase: bool = False
+    texts: Iterable[str],
+    *,
+    kind: Kind,
+    vocab_size: int,
+    special_tokens: SpecialTokens,
+    lowercase: bool = False,
 ) -> PreTrainedTokenizerBase:
     """A fast tokenizer of at most `vocab_size` tokens; ids of specials come first.
 
     Raises RecipeError where the size leaves no room for what must be in the vocabulary.
     """
-    least = len(dress.tokens) + (NUM_BYTES if kind == "bpe" else 1)
+    least = len(special_tokens.tokens) + (NUM_BYTES if kind == "bpe" else 1)
     if vocab_size < least:
         raise RecipeError(
             f"tokenizer.vocab_size: {vocab_size} is less than the {least} tokens that a {kind} "
@@ -85,20 +90,20 @@ def train_tokenizer(
         )
     with _one_thread():
         built = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[kind](
-            texts, vocab_size, dress, lowercase
+            texts, vocab_size, special_tokens, lowercase
         )
     built.post_processor = tokenizers.processors.TemplateProcessing(
-        single=dress.single,
-        pair=dress.pair,
-        special_tokens=[(token, built.token_to_id(token)) for token in dress.tokens],
+        single=special_tokens.single,
+        pair=special_tokens.pair,
+        special_tokens=[(token, built.token_to_id(token)) for token in special_tokens.tokens],
     )
     made: PreTrainedTokenizerBase = transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=built, clean_up_tokenization_spaces=False, **dress.specials
+        tokenizer_object=built, clean_up_tokenization_spaces=False, **special_tokens.specials
     )
     return made
 
 
-def _bpe(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
+def _bpe(texts: Iterable[str], vocab_size: int, special_tokens: SpecialTokens, lowercase: bool) -> Any:
     """Every text can be written in bytes, so it needs no unknown token."""
     built = tokenizers.Tokenizer(tokenizers.models.BPE())
     built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -108,7 +113,7 @@ def _bpe(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase:
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=dress.tokens,
+        special_tokens=special_tokens.tokens,
         show_progress=False,
         initial_alphabet=alphabet,
     )
@@ -116,20 +121,20 @@ def _bpe(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase:
     return built
 
 
-def _wordpiece(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
+def _wordpiece(texts: Iterable[str], vocab_size: int, special_tokens: SpecialTokens, lowercase: bool) -> Any:
     """WordPiece as BERT reads it, its pieces found by merging pairs.
 
     The library's own trainer numbers pieces inside words as its hash table hands them out, another
     order in every process. Written as characters of their own, they are numbered like all others.
     """
-    unknown = _unknown(dress, "wordpiece")
+    unknown = _unknown(special_tokens, "wordpiece")
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     marked = (_marked(splitter.pre_tokenize_str(normalizer.normalize_str(text))) for text in texts)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=dress.tokens, show_progress=False
+        vocab_size=vocab_size, special_tokens=special_tokens.tokens, show_progress=False
     )
     tokenizer.train_from_iterator(marked, trainer)
     vocabulary = {_unmarked(token): i for token, i in tokenizer.get_vocab().items()}
@@ -137,7 +142,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowe
     built.normalizer, built.pre_tokenizer = normalizer, splitter
     built.decoder = tokenizers.decoders.WordPiece(prefix=CONTINUES)
     # Only now: the model must have the tokens before they can be special.
-    built.add_special_tokens(dress.tokens)
+    built.add_special_tokens(special_tokens.tokens)
     return built
 
 
@@ -156,23 +161,23 @@ def _unmarked(token: str) -> str:
     return CONTINUES + "".join(chr(ord(c) - MOVED) for c in token)
 
 
-def _unigram(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowercase: bool) -> Any:
+def _unigram(texts: Iterable[str], vocab_size: int, special_tokens: SpecialTokens, lowercase: bool) -> Any:
     """Unigram over words that begin with a space's mark.
 
     The library sums likelihoods in another order in every process: what that does to the last
     digits is rounded off, but which of two equally useful pieces is dropped may differ.
     """
-    unknown, normal = _unknown(dress, "unigram"), tokenizers.normalizers
+    unknown, normal = _unknown(special_tokens, "unigram"), tokenizers.normalizers
     built = tokenizers.Tokenizer(tokenizers.models.Unigram())
     built.normalizer = normal.Sequence([normal.NFKC(), normal.Lowercase()]) if lowercase else normal.NFKC()
     built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     built.decoder = tokenizers.decoders.Metaspace()
     trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=dress.tokens, show_progress=False, unk_token=unknown
+        vocab_size=vocab_size, special_tokens=special_tokens.tokens, show_progress=False, unk_token=unknown
     )
     built.train_from_iterator(texts, trainer)
     document = json.loads(built.to_str())
-    num_special, vocabulary = len(dress.tokens), document["model"]["vocab"]
+    num_special, vocabulary = len(special_tokens.tokens), document["model"]["vocab"]
     pieces = sorted(
         ([token, round(score, DIGITS)] for token, score in vocabulary[num_special:]),
         key=lambda piece: (-piece[1], piece[0]),
@@ -181,8 +186,8 @@ def _unigram(texts: Iterable[str], vocab_size: int, dress: SpecialTokens, lowerc
     return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
-def _unknown(dress: SpecialTokens, kind: Kind) -> str:
-    token = dress.specials.get("unk_token")
+def _unknown(special_tokens: SpecialTokens, kind: Kind) -> str:
+    token = special_tokens.specials.get("unk_token")
     if token is None:
         raise RecipeError(f"tokenizer: a {kind} tokenizer needs an unk_token among its specials.")
     return token

@@ -149,4 +149,4 @@ def give_meaning(dense: Any, stored: Any) -> None:
 def test_a_small_model_is_left_as_it_is(tmp_path: Path) -> None:
     folder = stored_model("llama", tmp_path)
     opened = Transformers().open(folder, Opening(threads=1))
-    assert opened.told == ""  # type: ignore[attr-defined]
+    assert opened.note == ""  # type: ignore[attr-defined]

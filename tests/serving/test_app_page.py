@@ -91,7 +91,7 @@ def test_escape_stops_an_answer_and_frees_its_slot(
         until(chromium, lambda: chromium.find_element(By.CSS_SELECTOR, ".turn.model .text").text)
         chromium.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
         assert measured(chromium) == ["Stopped."]
-        running.until(lambda: not running.served.turner.active)
+        running.until(lambda: not running.served.engine_thread.active)
         assert chromium.find_element(By.ID, "send").is_enabled()
 
 

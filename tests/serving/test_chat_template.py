@@ -74,9 +74,9 @@ def harmful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_template_that_does_harm_harms_one_request(harmful: Running, harm: str) -> None:
     if harm == "forever":
-        harmful.served.prompter._seconds = 0.3
+        harmful.served.template_process._seconds = 0.3
     assert HARMS[harm][1] in prompt_tokens(harmful, [{"role": "user", "content": harm}])
-    harmful.served.prompter._seconds = 60
+    harmful.served.template_process._seconds = 60
     assert prompt_tokens(harmful, HELLO) == len("fine")
 
 

@@ -33,7 +33,7 @@ def test_a_class_is_the_one_that_the_classifier_chooses(tmp_path: Path, serve: C
     own = task("sentiment", "task.labels=[bad,good]")
     bundle = open_bundle(folder)
     rows = [{"id": str(i), "text": text, "label": ""} for i, text in enumerate(ROWS)]
-    expected = Predictor(bundle.load(), bundle.tokenizer, own).chosen(rows)
+    expected = Predictor(bundle.load(), bundle.tokenizer, own).predicted_classes(rows)
     for given in (own, None):
         with serve(folder, task=given) as running:
             found = asked(running, "/v1/classify", input=ROWS)

@@ -40,11 +40,11 @@ def test_what_the_faq_covers_is_answered_and_the_rest_handed_over(
         bare = len("<|user|>my dog?<|end|><|assistant|>")
         assert known["usage"]["prompt_tokens"] > bare + len("No animals.")
         assert known["usage"]["completion_tokens"] == 4
-        turns = running.served.turner.num_turns
+        turns = running.served.engine_thread.num_turns
         strange = ask("Why is the sky blue?", n=2).json()
         assert [c["message"]["content"] for c in strange["choices"]] == ["A person comes."] * 2
         assert strange["choices"][0]["finish_reason"] == "stop"
         assert strange["usage"]["total_tokens"] == 0
         streamed = ask("Why is the sky blue?", stream=True).text
         assert '"content":"A person comes."' in streamed.replace('": "', '":"')
-        assert "[DONE]" in streamed and running.served.turner.num_turns == turns
+        assert "[DONE]" in streamed and running.served.engine_thread.num_turns == turns

@@ -24,11 +24,11 @@ def said(running: Running, **wishes: Any) -> Any:
 def test_sixteen_at_once_are_told_what_each_is_told_alone(chat: Running) -> None:
     prompts = [f"{'word ' * i}end" for i in range(16)]
     alone = [said(chat, prompt=prompt)["text"] for prompt in prompts]
-    before = chat.served.turner.num_turns
+    before = chat.served.engine_thread.num_turns
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda p: said(chat, prompt=p)["text"], prompts))
     assert together == alone
-    assert chat.served.turner.num_turns - before < 16 * 12  # they shared turns
+    assert chat.served.engine_thread.num_turns - before < 16 * 12  # they shared turns
 
 
 def test_a_session_that_nobody_can_join_is_filled_up_each_time(
@@ -39,11 +39,11 @@ def test_a_session_that_nobody_can_join_is_filled_up_each_time(
         alone = [said(running, prompt=prompt)["text"] for prompt in prompts]
         session = running.served.session
         session.abilities -= {"continuous"}
-        turner, start = running.served.turner, session.start
+        engine_thread, start = running.served.engine_thread, session.start
         met: list[tuple[int, int]] = []  # the turn at which each began, and beside how many
 
         def watched(request: Any) -> int:
-            met.append((turner.num_turns, len(turner.active)))
+            met.append((engine_thread.num_turns, len(engine_thread.active)))
             return int(start(request))
 
         session.start = watched
@@ -81,7 +81,7 @@ def test_the_same_words_as_the_model_in_this_process_says(chat: Running, chat_fo
 
 
 def test_a_client_that_hangs_up_gives_its_slot_back(chat: Running) -> None:
-    active = chat.served.turner.active
+    active = chat.served.engine_thread.active
     with chat.client() as client:
         for kind in ({"stream": True}, {}):
             try:
@@ -101,7 +101,7 @@ def test_what_is_refused_leaves_nothing_behind(plain_folder: Path, serve: Callab
                 refused = other.post("/v1/completions", json={**LONG, "n": 2})
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) > 0
-            assert not running.served.turner.waiting
+            assert not running.served.engine_thread.waiting
         assert said(running)["text"]
 
 

@@ -189,7 +189,7 @@ def test_the_log_has_neither_prompts_nor_paths_nor_keys(
         client.post("/v1/completions?my-secret=1", json={"prompt": "my-secret", "max_tokens": 1})
         client.get("/my-secret")
         client.post("/v1/completions", json={"my-secret": 1})
-    chat.until(lambda: not chat.served.turner.active)
+    chat.until(lambda: not chat.served.engine_thread.active)
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert "my-secret" not in json.dumps(lines)
     assert [line["status"] for line in lines] == [200, 404, 400]

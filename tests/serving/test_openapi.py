@@ -63,4 +63,4 @@ def test_nothing_malformed_is_answered_with_5xx(bounded: Running) -> None:
     assert len([number for number in seen if number >= 400]) >= 6, seen
     with bounded.client() as client:
         assert client.get("/healthz").json() == {"status": "ok"}
-    bounded.until(lambda: not bounded.served.turner.active)
+    bounded.until(lambda: not bounded.served.engine_thread.active)

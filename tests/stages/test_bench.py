@@ -139,7 +139,7 @@ def test_a_worker_hands_back_the_users_mistake(tmp_path: Path) -> None:
         worker.close()
 
 
-def racer(name: str, seconds: list[float], **options: Any) -> BenchmarkedModel:
+def benchmarked(name: str, seconds: list[float], **options: Any) -> BenchmarkedModel:
     backend = options.pop("backend", "dense")
     one = BenchmarkedModel(name, Path(name), [[1, 2]], 3, (1,), **options)
     one.opened({"backend": backend, "context": None})
@@ -149,11 +149,11 @@ def racer(name: str, seconds: list[float], **options: Any) -> BenchmarkedModel:
 
 
 def test_only_what_every_round_shows_is_claimed() -> None:
-    base = racer("base", [2.0, 2.0, 2.0])
-    fast, mixed = racer("fast", [1.0, 1.1, 1.0]), racer("mixed", [1.0, 2.2, 1.0])
-    slow = racer("slow", [4.0, 3.0, 4.0])
-    packed = racer("packed", [1.9, 2.1, 2.0], backend="dequantized")
-    native = racer("packed", [20.0], backend="compressed-tensors", native=True)
+    base = benchmarked("base", [2.0, 2.0, 2.0])
+    fast, mixed = benchmarked("fast", [1.0, 1.1, 1.0]), benchmarked("mixed", [1.0, 2.2, 1.0])
+    slow = benchmarked("slow", [4.0, 3.0, 4.0])
+    packed = benchmarked("packed", [1.9, 2.1, 2.0], backend="dequantized")
+    native = benchmarked("packed", [20.0], backend="compressed-tensors", native=True)
     told = verdicts([base, fast, mixed, slow, packed, native])
     assert told[0].startswith("fast: decoding is 2.00 × as fast")
     assert told[1].startswith("mixed: no clear difference")
@@ -162,5 +162,5 @@ def test_only_what_every_round_shows_is_claimed() -> None:
         "packed: transformers reads it as compressed-tensors, at 0.10 × the speed that it has here."
     )
     assert len(told) == 5
-    once = verdicts([racer("base", [2.0]), racer("fast", [1.0])])
+    once = verdicts([benchmarked("base", [2.0]), benchmarked("fast", [1.0])])
     assert "which shows nothing" in once[0]

@@ -88,8 +88,8 @@ def test_it_loads_by_plain_auto_classes_and_says_the_same(world: Path, tmp_path:
         torch.testing.assert_close(alone(**inputs).logits, bundle.module(**inputs).logits)
     assert alone.config.decoder_start_token_id == tokenizer.cls_token_id
     assert open_bundle(tmp_path / "model").card.head == "seq2seq"
-    spoken = alone.generate(**tokenizer("one two", return_tensors="pt"), max_new_tokens=4)
-    assert spoken[0, 0] == tokenizer.cls_token_id
+    answer = alone.generate(**tokenizer("one two", return_tensors="pt"), max_new_tokens=4)
+    assert answer[0, 0] == tokenizer.cls_token_id
 
 
 def test_it_learns_to_translate(world: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lcc.pipeline.planner import pipeline_of
 from lcc.store.store import ROOT
 from lcc.store.sweeps import read_sweep
 from lcc.sweeps.driver import Driver, watched_curve
-from lcc.sweeps.spec import asked, open_sweep
+from lcc.sweeps.spec import open_sweep, parse_sweep
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Stern:
 
 
 def driver() -> Driver:
-    wanted = replace(asked(DATA), sampler=Stern())
+    wanted = replace(parse_sweep(DATA), sampler=Stern())
     sweep = open_sweep(wanted, DATA, verb="run", root=ROOT)
     return Driver(wanted, sweep, wanted.launcher.open(sweep.folder, sweep.folder.name))
 

@@ -45,9 +45,9 @@ def test_the_nearest_entry_stands_first_before_the_conversation(file: str) -> No
 
 def test_a_question_that_leans_on_the_one_before_is_looked_up_with_it(file: str) -> None:
     grounding = decode(Grounding, {"file": file, "entries": 1})
-    entries, coverage = grounding.found(["How many books may I borrow?", "And for how long?"])
+    entries, coverage = grounding.nearest_entries(["How many books may I borrow?", "And for how long?"])
     assert entries[0].answer.startswith("Ten") and coverage > 0.5
-    assert grounding.found(["", "zebra"])[0] == []
+    assert grounding.nearest_entries(["", "zebra"])[0] == []
 
 
 def test_a_person_takes_over_where_too_little_is_covered(file: str) -> None:
@@ -72,12 +72,12 @@ def test_a_faq_that_is_none_says_so(tmp_path: Path, file: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"q": 1}\n')
     with pytest.raises(DataError, match="entry 1 needs question and answer; it has q"):
-        decode(Grounding, {"file": str(path)}).found(["x"])
+        decode(Grounding, {"file": str(path)}).nearest_entries(["x"])
     path.write_text("")
     with pytest.raises(DataError, match="the FAQ holds no entries"):
-        decode(Grounding, {"file": str(path)}).found(["x"])
+        decode(Grounding, {"file": str(path)}).nearest_entries(["x"])
     with pytest.raises(LccError, match="no file"):
-        decode(Grounding, {"file": str(tmp_path / "absent.jsonl")}).found(["x"])
+        decode(Grounding, {"file": str(tmp_path / "absent.jsonl")}).nearest_entries(["x"])
     with pytest.raises(Exception, match="message must say"):
         decode(Grounding, {"file": file, "message": "x"})
     with pytest.raises(Exception, match="give file"):

@@ -13,7 +13,7 @@ import transformers
 
 from lcc.core.errors import RecipeError
 from lcc.tokenization.special_tokens import frame_of
-from lcc.tokenization.train import SpecialTokens, dress_for, train_tokenizer
+from lcc.tokenization.train import SpecialTokens, special_tokens_for, train_tokenizer
 
 TEXTS = [
     "The harbour master counts the boats before the tide turns.",
@@ -26,8 +26,10 @@ KINDS = {"bpe": "causal", "wordpiece": "masked", "unigram": "seq2seq"}
 
 
 def trained(kind: str, *, size: int = 420, lowercase: bool = False):  # type: ignore[no-untyped-def]
-    dress = dress_for(KINDS[kind])  # type: ignore[arg-type]
-    return train_tokenizer(TEXTS, kind=kind, vocab_size=size, dress=dress, lowercase=lowercase)  # type: ignore[arg-type]
+    special_tokens = special_tokens_for(KINDS[kind])  # type: ignore[arg-type]
+    return train_tokenizer(
+        TEXTS, kind=kind, vocab_size=size, special_tokens=special_tokens, lowercase=lowercase
+    )  # type: ignore[arg-type]
 
 
 def digests() -> dict[str, str]:
@@ -40,7 +42,7 @@ def digests() -> dict[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_specials_come_first_and_the_size_is_kept(kind: str) -> None:
     made = trained(kind)
-    tokens = dress_for(KINDS[kind]).tokens  # type: ignore[arg-type]
+    tokens = special_tokens_for(KINDS[kind]).tokens  # type: ignore[arg-type]
     assert [made.convert_tokens_to_ids(token) for token in tokens] == list(range(len(tokens)))
     assert len(made) <= 420
 
@@ -91,7 +93,9 @@ def test_a_vocabulary_without_room_for_what_it_must_have_is_refused(kind: str, l
 
 def test_a_kind_that_knows_unknown_tokens_needs_one() -> None:
     with pytest.raises(RecipeError, match="needs an unk_token"):
-        train_tokenizer(TEXTS, kind="unigram", vocab_size=300, dress=SpecialTokens({"pad_token": "<pad>"}))
+        train_tokenizer(
+            TEXTS, kind="unigram", vocab_size=300, special_tokens=SpecialTokens({"pad_token": "<pad>"})
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,19 +63,19 @@ def _fetch(recipe: Recipe, progress: Progress) -> None:
 
 def _listing(recipe: Recipe, needed: Sequence[Requirement]) -> str:
     lines = [_line(one) for one in needed]
-    absent = [one for one in needed if one.found is None]
+    absent = [one for one in needed if one.path is None]
     if absent:
         lines.append(f"to download: {size(sum(one.bytes for one in absent))} into {cache_root()}")
     elif needed:
         lines.append("nothing to download: all of it is here.")
     on_hub = sources.missing(recipe.model) if recipe.model is not None else None
-    if on_hub and not any(one.found is None for one in sources.requirements(recipe.model)):  # type: ignore[arg-type]
+    if on_hub and not any(one.path is None for one in sources.requirements(recipe.model)):  # type: ignore[arg-type]
         lines.append(on_hub.partition(";")[0])
     return "\n".join(lines) or "nothing to fetch: all of it is local or made on the spot."
 
 
 def _line(one: Requirement) -> str:
-    state = "here" if one.found is not None else "to fetch"
+    state = "here" if one.path is not None else "to fetch"
     kind = "list of apt" if one.index else "Debian package" if one.debian else "package"
     parts = [size(one.bytes) if one.bytes else "", one.licence or "licence not stated", state]
     return f"{kind} {one.requirement}: {', '.join(part for part in parts if part)}"
@@ -87,7 +87,7 @@ def _facts(needed: Sequence[Requirement]) -> list[dict[str, Any]]:
             "requirement": one.requirement,
             "bytes": one.bytes,
             "licence": one.licence,
-            "path": str(one.found) if one.found else None,
+            "path": str(one.path) if one.path else None,
         }
         for one in needed
     ]

@@ -429,7 +429,7 @@ def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation
     chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
     task, session = recipe.task, chosen.open(opening)
     if getattr(session, "told", ""):
-        say(str(session.told))  # type: ignore[attr-defined]
+        say(str(session.note))  # type: ignore[attr-defined]
     return Conversation(
         session,
         options.replaced(task.decode if task else Decode()),

@@ -17,7 +17,7 @@ from lcc.core.errors import DataError, GateError
 from lcc.inference.backends.whisper import Heard
 from lcc.inference.sampler import TextStream
 from lcc.inference.session import Ability, AnswerStep, Finish, Opening, Request, Token
-from lcc.inference.sidecar import Sidecar, read_companions, require_passed
+from lcc.inference.sidecar import Sidecar, read_sidecar, require_passed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,11 +123,11 @@ class Ct2Session:
         answer = self._translated if self.card.head == "seq2seq" else self._continued
         generated = answer(requests, logits=wanted)
         return [
-            self._told(handle, request, each)
+            self._steps_of(handle, request, each)
             for (handle, request), each in zip(group.items(), generated, strict=True)
         ]
 
-    def _told(self, handle: int, request: Request, generated: _Ct2Answer) -> AnswerStep:
+    def _steps_of(self, handle: int, request: Request, generated: _Ct2Answer) -> AnswerStep:
         text, finish, tokens = TextStream(self.tokenizer, request.stop), "length", list[Token]()
         shown, forced = "", self._beside.settings.forced_eos_token_id is not None
         for i, token in enumerate(generated.ids):
@@ -229,7 +229,7 @@ def _token(token: int, logits: np.ndarray[Any, Any] | None, request: Request) ->
 
 def open_ct2(folder: Path, opening: Opening) -> Ct2Session:
     """The session of a CTranslate2 folder; raises GateError where the engine refuses it."""
-    beside = read_companions(folder)
+    beside = read_sidecar(folder)
     kinds = {"causal": ctranslate2.Generator, "seq2seq": ctranslate2.Translator, "embed": ctranslate2.Encoder}
     try:
         engine = kinds[beside.card.head](

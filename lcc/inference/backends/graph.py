@@ -17,7 +17,7 @@ from lcc.core.lazy import torch, transformers
 from lcc.core.signals import kept_signal_stack
 from lcc.inference.engine import ModelRunner, ScheduledSession, joins
 from lcc.inference.session import Ability, AnswerStep, Opening, Request, Session
-from lcc.inference.sidecar import Sidecar, read_companions
+from lcc.inference.sidecar import Sidecar, read_sidecar
 
 # -----------------------------------------------------------------------------
 # Where an exported graph lies in an export's folder, whose code reads it, and its empty past.
@@ -217,7 +217,7 @@ class GraphRunner:
         self._graph, self._batches = None, []
 
     def _run(self, ids: Rows, batch: PastKeyValues) -> Tensor:
-        output = _asked(self._graph, **batch.inputs(ids))
+        output = _run_graph(self._graph, **batch.inputs(ids))
         batch.went_on(output.past_key_values, len(ids[0]))
         logits: Tensor = output.logits.float()
         return logits
@@ -266,10 +266,10 @@ class GraphReader:
 
     def _output(self, row: Sequence[int]) -> Any:
         ids = torch.tensor([list(row)])
-        return _asked(self._graph, input_ids=ids, attention_mask=torch.ones_like(ids))
+        return _run_graph(self._graph, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def _asked(graph: Any, **inputs: Any) -> Any:
+def _run_graph(graph: Any, **inputs: Any) -> Any:
     """Its output for those of the inputs that it was traced with."""
     runner = graph.runners[WHOLE]
     traced = {name: value for name, value in inputs.items() if name in runner.metadata.kwargs}
@@ -281,7 +281,7 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
 
     Raises GateError where the engine refuses the files.
     """
-    beside = read_companions(folder)
+    beside = read_sidecar(folder)
     try:
         with warnings.catch_warnings(), kept_signal_stack():
             warnings.simplefilter("ignore")
@@ -293,11 +293,11 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     if beside.card.head not in ("causal", "seq2seq"):
         return GraphReader(graph, beside, opening)
     context = min(beside.context, opening.context or beside.context)
-    passes: ModelRunner
+    runner: ModelRunner
     if beside.card.head == "seq2seq":
         assert beside.start is not None, folder
-        passes = GraphSeq2SeqRunner(graph, beside.start)
+        runner = GraphSeq2SeqRunner(graph, beside.start)
     else:
         together = joins(lambda num_rows: GraphRunner(graph, together=True))
-        passes = GraphRunner(graph, together=together)
-    return ScheduledSession(passes, beside, opening, context=context)
+        runner = GraphRunner(graph, together=together)
+    return ScheduledSession(runner, beside, opening, context=context)

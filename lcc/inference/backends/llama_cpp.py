@@ -16,7 +16,7 @@ from lcc.core.errors import GateError
 from lcc.inference.engine import ScheduledSession
 from lcc.inference.kv_cache import common
 from lcc.inference.session import Opening
-from lcc.inference.sidecar import GGUF_FILE, read_companions
+from lcc.inference.sidecar import GGUF_FILE, read_sidecar
 
 BATCH_TOKENS = 512  # of one call
 MOST_CELLS = 32_768  # of keys and values, where nobody says how long answers may be
@@ -199,12 +199,12 @@ class GgufSession(ScheduledSession):
     """Also says how the file itself splits a text, which other programs will go by."""
 
     def __init__(self, model: LoadedLlama, folder: Path, opening: Opening) -> None:
-        beside = read_companions(folder)
+        beside = read_sidecar(folder)
         context = room(beside.context, opening.slots, opening.context)
-        passes = LlamaRunner(
+        runner = LlamaRunner(
             model, slots=opening.slots, context=context, threads=opening.threads, keeps=opening.prefix_mb > 0
         )
-        super().__init__(passes, beside, opening, context=context)
+        super().__init__(runner, beside, opening, context=context)
         self._vocabulary = model.get_vocab()
         self.tokenizer.chat_template = model.get_default_chat_template() or None
 
@@ -216,7 +216,7 @@ class GgufSession(ScheduledSession):
 def open_gguf(folder: Path, opening: Opening) -> GgufSession:
     """The session of `model.gguf` in a folder; raises GateError where llama.cpp refuses it."""
     file = folder / GGUF_FILE
-    read_companions(folder)
+    read_sidecar(folder)
     try:
         model = load(file)
     except (ValueError, RuntimeError, MemoryError) as error:

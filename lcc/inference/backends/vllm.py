@@ -69,9 +69,9 @@ class VllmSession:
 
     def step(self) -> list[AnswerStep]:
         """One turn of vLLM's scheduler."""
-        return [self._told(output) for output in self._engine.step()]
+        return [self._steps_of(output) for output in self._engine.step()]
 
-    def _told(self, output: Any) -> AnswerStep:
+    def _steps_of(self, output: Any) -> AnswerStep:
         handle, said = int(output.request_id), output.outputs[0]
         tokens = [self._token(i, said) for i in range(len(said.token_ids))]
         finish = said.finish_reason

@@ -46,10 +46,10 @@ class PromptTuning(Virtual):
         )
         model = adapt(bundle, base, config, seed=seed)
         if self.text:
-            self._say(model, bundle)
+            self._initialise(model, bundle)
         return model
 
-    def _say(self, model: Any, bundle: Bundle) -> None:
+    def _initialise(self, model: Any, bundle: Bundle) -> None:
         ids = plain_ids(self.text, bundle.tokenizer)
         chosen = torch.tensor([ids[i % len(ids)] for i in range(self.num_tokens)])
         weight = model.prompt_encoder["default"].embedding.weight

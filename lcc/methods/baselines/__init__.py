@@ -19,7 +19,7 @@ class Baseline(Protocol):
     revision: ClassVar[int]
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What it does, in words that stand beside its figures."""
         ...
 

@@ -21,11 +21,11 @@ class Entry:
     revision: ClassVar[int] = 1
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return "the answer of the FAQ's nearest entry (BM25)"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         if task.grounding is None:
             raise DataError(f"task.baseline: entry needs task.grounding, which {task.name!r} does not have.")
-        nearest = [task.grounding.found([task.question(row)])[0] for row in rows]
+        nearest = [task.grounding.nearest_entries([task.question(row)])[0] for row in rows]
         return [entries[0].answer if entries else "" for entries in nearest]

@@ -28,15 +28,15 @@ class ExclusiveFrequency:
     of: str = "context"
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return f"the word that is most frequent in the {self.of} and not in the question"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         both = zip(questions(task, rows), texts(rows, self.of), strict=True)
-        return [_chosen(question, text) for question, text in both]
+        return [_most_frequent(question, text) for question, text in both]
 
 
-def _chosen(question: str, text: str) -> str:
+def _most_frequent(question: str, text: str) -> str:
     known = set(words_of(question))
     words = [str(word) for word in UNIT.findall(text) if not is_stop_word(word)]
     stems = [" ".join(words_of(word)) for word in words]

@@ -31,7 +31,7 @@ class Lead:
     words: Annotated[int, Field(ge=1)] = 8
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return f"the first {self.words} words of the {self.of}"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:

@@ -21,7 +21,7 @@ class Majority:
     revision: ClassVar[int] = 1
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return "the training split's most frequent answer"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:

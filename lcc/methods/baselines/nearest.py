@@ -21,7 +21,7 @@ class Nearest:
     revision: ClassVar[int] = 1
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return "the answer of the nearest training question (BM25)"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:

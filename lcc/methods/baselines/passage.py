@@ -29,14 +29,14 @@ class Passage:
     unit: Literal["sentence", "paragraph"] = "paragraph"
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return f"the {self.unit} of the {self.of} nearest to the question (BM25)"
 
     def outputs(self, task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         both = zip(questions(task, rows), texts(rows, self.of), strict=True)
-        return [self._chosen(question, text) for question, text in both]
+        return [self._best_part(question, text) for question, text in both]
 
-    def _chosen(self, question: str, text: str) -> str:
+    def _best_part(self, question: str, text: str) -> str:
         split = ENDS if self.unit == "sentence" else PARAGRAPHS
         parts = [part.strip() for part in split.split(text) if part and part.strip()] or [""]
         matches = Index(parts).nearest(question, 1)

@@ -60,7 +60,7 @@ class Transformers:
         if module is None:
             module = bundle.load(device=opening.device, dtype=opening.dtype)
         session = InProcessSession(bundle, module, opening)
-        session.told = note
+        session.note = note
         return session
 
     def listen(self, folder: Path, opening: Opening) -> Listener:

@@ -48,13 +48,13 @@ class Ctranslate2:
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """`model.bin` with its vocabulary, and the source's tokenizer files beside it."""
         from lcc.export.ctranslate2 import window, write_ct2
-        from lcc.inference.sidecar import write_companions
+        from lcc.inference.sidecar import write_sidecar
 
         facts = write_ct2(source, target, quantization=self.quantization)
         longest = None
         if (source_window := window(source)) is not None:
             longest, facts["longest_text"] = source_window, source_window
-        write_companions(
+        write_sidecar(
             source, target, format="ctranslate2", requires=("ctranslate2",), loads_with="lcc", longest=longest
         )
         return facts

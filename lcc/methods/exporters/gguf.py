@@ -70,7 +70,7 @@ class Gguf:
         """`model.gguf`, and the source's tokenizer files beside it."""
         from lcc.calibration.statistics import StoredStats
         from lcc.export.gguf_writer import write_gguf
-        from lcc.inference.sidecar import GGUF_FILE, write_companions
+        from lcc.inference.sidecar import GGUF_FILE, write_sidecar
 
         stats = None
         if self.importance is not None:
@@ -80,5 +80,5 @@ class Gguf:
                 raise RecipeError(f"format.importance: no statistics lie in {folder}.")
         kind = self.type if self.type == "auto" else self.type.upper()
         facts = write_gguf(source, target / GGUF_FILE, kind=kind, importance=stats)
-        write_companions(source, target, format="gguf", requires=(), loads_with="lcc")
+        write_sidecar(source, target, format="gguf", requires=(), loads_with="lcc")
         return facts

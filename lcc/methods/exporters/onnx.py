@@ -37,8 +37,8 @@ class Onnx:
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """The graph in a folder of its own, and the source's tokenizer files beside it."""
         from lcc.export.graph import write_graph
-        from lcc.inference.sidecar import write_companions
+        from lcc.inference.sidecar import write_sidecar
 
         facts = write_graph(source, target, "onnx", weights=self.weights)
-        write_companions(source, target, format="onnx", requires=("onnxruntime",), loads_with="lcc")
+        write_sidecar(source, target, format="onnx", requires=("onnxruntime",), loads_with="lcc")
         return facts

@@ -35,8 +35,8 @@ class Openvino:
     def write(self, source: Path, target: Path) -> Mapping[str, Any]:
         """The graph in a folder of its own, and the source's tokenizer files beside it."""
         from lcc.export.graph import write_graph
-        from lcc.inference.sidecar import write_companions
+        from lcc.inference.sidecar import write_sidecar
 
         facts = write_graph(source, target, "openvino", weights=self.weights)
-        write_companions(source, target, format="openvino", requires=("openvino",), loads_with="lcc")
+        write_sidecar(source, target, format="openvino", requires=("openvino",), loads_with="lcc")
         return facts

@@ -52,7 +52,7 @@ def run_to_end(child: subprocess.Popen[bytes], task: LaunchedTask) -> int:
 def fate_of(log: Path) -> str:
     """How the task with this log ended elsewhere, in words."""
     try:
-        return told(int(json.loads(_end_file(log).read_text(encoding="utf-8"))))
+        return exit_sentence(int(json.loads(_end_file(log).read_text(encoding="utf-8"))))
     except (OSError, ValueError):
         return "is gone without a word of its own"
 
@@ -112,7 +112,7 @@ def end(child: subprocess.Popen[bytes], *, seconds: float = SECONDS_TO_SAVE) -> 
         time.sleep(0.05)
 
 
-def told(code: int) -> str:
+def exit_sentence(code: int) -> str:
     """An exit status in words."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"

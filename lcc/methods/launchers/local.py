@@ -14,7 +14,7 @@ from pydantic import Field
 from lcc.config.cards import card
 from lcc.core.machine import accelerators, cores
 from lcc.methods.launchers import RESTARTS, LaunchedTask, TaskGroup
-from lcc.methods.launchers._commands import ask_to_end, end, start, told
+from lcc.methods.launchers._commands import ask_to_end, end, exit_sentence, start
 
 
 @card
@@ -106,7 +106,7 @@ class LocalCrew:
         for index, (child, place) in list(self._running.items()):
             code = child.poll()
             if code is not None:
-                self._fates[index] = told(code)
+                self._fates[index] = exit_sentence(code)
                 del self._running[index]
                 self._free = sorted([*self._free, place], key=lambda free: free.number)
         return set(self._running)

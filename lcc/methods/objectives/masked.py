@@ -69,7 +69,7 @@ def masked(
 ) -> MaskedTokens:
     """`ids` with a share of them hidden, at least one; what else stands there is `ordinary`."""
     shown, labels = list(ids), [IGNORED] * len(ids)
-    for place in _chosen(flags, masking, dice):
+    for place in _masked_places(flags, masking, dice):
         labels[place] = ids[place]
         fate = dice.random()
         if fate < masking.mask_share:
@@ -79,7 +79,7 @@ def masked(
     return MaskedTokens(shown, labels)
 
 
-def _chosen(flags: Sequence[int], masking: Masking, dice: random.Random) -> list[int]:
+def _masked_places(flags: Sequence[int], masking: Masking, dice: random.Random) -> list[int]:
     """Places to hide: whole groups in random order, as many as fit into the share."""
     groups = _words(flags) if masking.whole_words else [[i] for i in range(len(flags))]
     room = max(1, round(masking.share * len(flags)))

@@ -41,7 +41,7 @@ class _Blocks(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.found: list[Block] = []
+        self.blocks: list[Block] = []
         self._open: list[tuple[str, Block | None]] = []
         self._silent = 0
 
@@ -53,7 +53,7 @@ class _Blocks(HTMLParser):
         if tag in BLOCKS:
             path = "/".join(t for t, b in self._open if b is not None)
             block = Block(f"{path}/{tag}", dict(attrs).get("id"))
-            self.found.append(block)
+            self.blocks.append(block)
         self._silent += tag in SILENT
         self._open.append((tag, block))
 
@@ -85,7 +85,7 @@ def blocks_of(page: str) -> list[Block]:
     parser = _Blocks()
     parser.feed(page)
     parser.close()
-    return [block for block in parser.found if block.text]
+    return [block for block in parser.blocks if block.text]
 
 
 def aligned_by_id(source: str, target: str) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,7 @@ class Descriptions:
             row = _row(stanza, f"Description-{self.language}: ")
             if row is not None and row["doc"] not in seen:
                 seen.add(row["doc"])
-                asked = _asked(row) if self.gaps else row
+                asked = _cloze_row(row) if self.gaps else row
                 if asked is not None:
                     yield asked
 
@@ -80,7 +80,7 @@ def _row(stanza: str, mark: str) -> Row | None:
     }
 
 
-def _asked(row: Row) -> Row | None:
+def _cloze_row(row: Row) -> Row | None:
     """The summary's word whose digest is the least, of those that stand once in it."""
     summary, context = str(row["target"]), str(row["source"])
     held = {match[0]: match.start() for match in reversed(list(WORD.finditer(context)))}

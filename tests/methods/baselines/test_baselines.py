@@ -31,7 +31,7 @@ def outputs(name: str, *sources: str, **options: Any) -> list[str]:
 @pytest.mark.parametrize("name", sorted(set(names("baselines")) - set(OF_PASSAGES)))
 def test_every_baseline_answers_every_row_and_says_how(name: str) -> None:
     one = decode(find_card("baselines", name), {})
-    assert isinstance(one, Baseline) and one.said
+    assert isinstance(one, Baseline) and one.description
     assert len(outputs(name, "a", "b c", "")) == 3
 
 
