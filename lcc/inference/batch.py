@@ -92,15 +92,10 @@ class BatchInference:
 
     def require(self) -> None:
         """Raise DataError where this engine cannot do what the task asks."""
-        abilities, task = self.session.abilities, self.task
-        wanted = [
-            ("beams", task.decode.num_beams > 1),
-            ("sampling", task.sampling.temperature > 0),
-            ("repetition_penalty", task.sampling.repetition_penalty != 1.0),
-        ]
-        missing = [word for word, asked in wanted if asked and word not in abilities]
-        if self._writes and missing:
-            raise DataError(f"this engine has no {' nor '.join(missing)}; use engine=transformers.")
+        task = self.task
+        lacking = self._request((), 1, 0).lacking(self.session.abilities)
+        if self._writes and lacking:
+            raise DataError(f"this engine has no {' nor '.join(lacking)}; use engine=transformers.")
         if not self._writes and task.head != "classify" and not hasattr(self.session, "module"):
             raise DataError(f"task {task.name!r} chooses among words; only engine=transformers does so.")
 
@@ -153,18 +148,8 @@ class BatchInference:
         return -(one[0] // window), -len(ids), one, ids, limit
 
     def _request(self, ids: Sequence[int], limit: int, number: int) -> Request:
-        how, draw = self.task.decode, self.task.sampling
-        return Request(
-            tuple(ids),
-            limit,
-            temperature=draw.temperature,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
-            repetition_penalty=draw.repetition_penalty,
-            num_beams=how.num_beams,
-            seed=row_seed(self.seed, number),
-            stop=how.stop,
-        )
+        seed = row_seed(self.seed, number)
+        return Request.of(self.task.decode, self.task.sampling, ids, limit=limit, seed=seed)
 
     def _read(self, source: RowSource) -> Iterator[tuple[int, Row, RowAnswer]]:
         while not source.ended:

@@ -74,20 +74,8 @@ class Conversation:
         return self.grounding.ground(self._shown())
 
     def _generate(self, ids: list[int]) -> Iterator[str]:
-        how, draw = self.decode, self.sampling
-        handle = self.session.start(
-            Request(
-                tuple(ids),
-                how.max_new_tokens,
-                temperature=draw.temperature,
-                top_k=draw.top_k,
-                top_p=draw.top_p,
-                repetition_penalty=draw.repetition_penalty,
-                num_beams=how.num_beams,
-                seed=row_seed(self.seed, len(self.turns)),
-                stop=how.stop,
-            )
-        )
+        seed, limit = row_seed(self.seed, len(self.turns)), self.decode.max_new_tokens
+        handle = self.session.start(Request.of(self.decode, self.sampling, ids, limit=limit, seed=seed))
         finished = False
         try:
             while not finished:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lcc.config.cards import decode
-from lcc.core.errors import DataError
 from lcc.evaluation.generate import answer, demanded_settings, eos_ids
 from lcc.evaluation.score import context_length
 from lcc.inference import model_runner
 from lcc.inference.kv_cache import PrefixCache
 from lcc.inference.model_runner import runner_for
 from lcc.inference.sampler import Sampler, TextStream, sample, sampler
-from lcc.inference.session import Ability, AnswerStep, Opening, Request, Token
+from lcc.inference.session import Ability, AnswerStep, BaseSession, Opening, Request, Token, listed
+from lcc.inference.sidecar import Sidecar
 from lcc.models.adapters import is_prompt
 from lcc.tasks.task import Decode
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from lcc.inference.sidecar import Sidecar
     from lcc.models.bundle import Bundle
 
 # -----------------------------------------------------------------------------
@@ -63,12 +61,12 @@ def _says_the_same(begin: Callable[[int], Any], cases: list[tuple[list[int], lis
 
 def _steps_of(begin: Callable[[int], Any], row: list[int], others: list[list[int]]) -> Tensor:
     """Logits (3, vocabulary) of a row's prompt and two tokens more; others were there before it."""
-    runner_for = begin(1 + len(others))
+    runner = begin(1 + len(others))
     for other in others:
-        runner_for.take([other])
-        runner_for.advance([1])
-    logits = [runner_for.take([row])[-1]]
-    logits += [runner_for.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
+        runner.take([other])
+        runner.advance([1])
+    logits = [runner.take([row])[-1]]
+    logits += [runner.advance([1] * len(others) + [token])[-1] for token in (2, 1)]
     return torch.stack(logits)
 
 
@@ -103,183 +101,6 @@ class RunningSequence:
         return AnswerStep(self.handle, text, (token,), "stop" if self.text.stopped else "length")
 
 
-TURN_TOKENS = 2048  # of prompts taken in by one forward, padding included
-READS: dict[str, frozenset[Ability]] = {
-    "classify": frozenset({"classify", "logits", "embed"}),
-    "embed": frozenset({"embed"}),
-    "masked": frozenset({"logits", "embed"}),
-    "paired": frozenset({"logits", "embed"}),
-    "extract": frozenset({"embed"}),  # answers are found by what knows the passage
-    "transcribe": frozenset(),  # see inference.listening
-}
-WHOLE: frozenset[Ability] = frozenset({"beams", "logits", "embed"})
-CONTINUOUS: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})
-
-
-@dataclass
-class _Queue:
-    """Admitted, not begun."""
-
-    waiting: list[RunningSequence] = field(default_factory=list)
-    whole: list[RunningSequence] = field(default_factory=list)
-
-
-class InProcessSession:
-    """A loaded module that answers; see `inference.sessions.Session` for the contract."""
-
-    def __init__(self, bundle: Bundle, module: Any, opening: Opening) -> None:
-        self.card, self.tokenizer = bundle.card, bundle.tokenizer
-        room = context_length(module)
-        self.context = min(room, opening.context or room)
-        self.note = ""  # how the module was opened, where that was chosen here
-        self.module, self._slots = module.eval(), opening.slots
-        self._handles, self._queue = count(), _Queue()
-        self._running: list[RunningSequence] = []  # by row
-        self._runner: Any = None
-        self.abilities = READS.get(self.card.head, WHOLE)
-        if self.card.head in ("causal", "seq2seq"):
-            self._ends = frozenset(eos_ids(module, self.tokenizer))
-            self._settings = module.generation_config = demanded_settings(module)
-            self._settings.eos_token_id = sorted(self._ends) or None
-            with torch.inference_mode():
-                if not is_prompt(module) and joins(partial(runner_for, module)):
-                    self.abilities = WHOLE | CONTINUOUS
-                    self._runner = runner_for(module, opening.slots, _prefixes(module, opening))
-
-    @property
-    def free_slots(self) -> int:
-        """How many more requests may be started now."""
-        return self._slots - len(self._running) - len(self._queue.waiting) - len(self._queue.whole)
-
-    def start(self, request: Request) -> int:
-        """Admit a request; raises DataError for one that this model cannot take."""
-        self._require(request)
-        room = self.context - (0 if self.card.head == "seq2seq" else len(request.ids))
-        limit = min(request.max_new_tokens, room)
-        before = [self._runner.start] if hasattr(self._runner, "start") else list(request.ids)
-        one = RunningSequence(
-            next(self._handles),
-            request,
-            limit,
-            sampler(request, before, limit, self._settings),
-            TextStream(self.tokenizer, request.stop),
-        )
-        is_whole = self._runner is None or request.num_beams > 1
-        (self._queue.whole if is_whole else self._queue.waiting).append(one)
-        return one.handle
-
-    def _require(self, request: Request) -> None:
-        if self.card.head not in ("causal", "seq2seq"):
-            raise DataError(f"model {self.card.name!r} ({self.card.head}) writes no answers.")
-        if self.free_slots <= 0:
-            raise DataError(f"all {self._slots} slots are taken; step until one is free.")
-        longest = self.context - (self.card.head == "causal")
-        if not 0 < len(request.ids) <= longest:
-            raise DataError(f"a prompt of {len(request.ids)} tokens; this model takes 1 to {longest}.")
-        if request.max_new_tokens < 1:
-            raise DataError("max_new_tokens must be at least 1.")
-        alone = request.num_beams > 1 or self._runner is None
-        asked = [
-            word
-            for word, is_asked in [
-                ("temperature", request.temperature > 0),
-                ("logprobs", request.logprobs >= 0),
-                ("repetition_penalty", request.repetition_penalty != 1.0),
-            ]
-            if is_asked
-        ]
-        if alone and asked:
-            why = "beams" if request.num_beams > 1 else "this model"
-            raise DataError(f"{why} cannot be combined with {' and '.join(asked)}.")
-
-    def step(self) -> list[AnswerStep]:
-        """One token more of every answer; who waits is taken in first, beams run whole."""
-        with torch.inference_mode():
-            steps = [self._whole(one) for one in self._queue.whole]
-            self._queue.whole = []
-            steps += self._advance() if self._running else []
-            return steps + self._take_in()
-
-    def drop(self, handle: int) -> None:
-        """Forget a request; nothing happens where it is finished already."""
-        for queue in (self._queue.waiting, self._queue.whole):
-            queue[:] = [one for one in queue if one.handle != handle]
-        rows = [row for row, one in enumerate(self._running) if one.handle == handle]
-        with torch.inference_mode():
-            for row in rows:
-                self._leave(row)
-
-    def logits(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
-        """Per row (num_tokens, vocabulary); (num_labels,) of a classifier."""
-        return model_runner.logits(self.module, self.tokenizer, rows, self.card.head)
-
-    def embed(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
-        """Per row the mean of its last hidden states."""
-        return model_runner.vectors(self.module, self.tokenizer, rows)
-
-    def close(self) -> None:
-        """Forget the module."""
-        self.module = self._runner = None
-        self._running, self._queue = [], _Queue()
-
-    def _advance(self) -> list[AnswerStep]:
-        logits = self._runner.advance([one.last for one in self._running])
-        return self._steps_of(logits, list(range(len(self._running))))
-
-    def _take_in(self) -> list[AnswerStep]:
-        steps: list[AnswerStep] = []
-        waiting, self._queue.waiting = self._queue.waiting, []
-        lengths = [self._runner.num_new(one.request.ids) for one in waiting] if waiting else []
-        for batch in model_runner.by_length(lengths, TURN_TOKENS):
-            begun = [waiting[i] for i in batch]
-            logits = self._runner.take([one.request.ids for one in begun])
-            rows = range(len(self._running), len(self._running) + len(begun))
-            self._running += begun
-            steps += self._steps_of(logits, list(rows))
-        return steps
-
-    def _steps_of(self, logits: Tensor, rows: list[int]) -> list[AnswerStep]:
-        """Choose a token for each of `rows`; those that end leave."""
-        answers = [self._running[row] for row in rows]
-        tokens = sample(logits, [one.sampler for one in answers])
-        steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
-        for row, step in sorted(zip(rows, steps, strict=True), key=lambda pair: -pair[0]):
-            if step.finish is not None:
-                self._leave(row)
-        return steps
-
-    def _leave(self, row: int) -> None:
-        self._runner.remove(row)
-        last = self._running.pop()
-        if row < len(self._running):
-            self._running[row] = last
-
-    def _whole(self, one: RunningSequence) -> AnswerStep:
-        request = one.request
-        settings = decode(
-            Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams, "stop": list(request.stop)}
-        )
-        generated = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
-        tokens = tuple(Token(token) for token in generated.ids)
-        return AnswerStep(one.handle, generated.text, tokens, "stop" if generated.finished else "length")
-
-
-def _prefixes(module: Any, opening: Opening) -> PrefixCache | None:
-    """Where texts that were read are kept, if asked for and if the model goes on from them."""
-    asked = PrefixCache(opening.prefix_mb * 1_000_000)
-    if not asked.budget or not goes_on(partial(runner_for, module, prefixes=PrefixCache(0, least=1))):
-        return None
-    return asked
-
-
-# -----------------------------------------------------------------------------
-# A session over any engine that gives the logits of the next token, a turn at a time.
-
-
-TURNS: frozenset[Ability] = frozenset({"sampling", "logprobs", "repetition_penalty", "logits"})
-JOINS: frozenset[Ability] = frozenset({"continuous"})
-
-
 class ModelRunner(Protocol):
     """What an engine does in a turn; its rows are those that were taken in, in order.
 
@@ -289,11 +110,11 @@ class ModelRunner(Protocol):
 
     joins: bool
 
-    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> list[Tensor | int]:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool]) -> Sequence[Tensor | int]:
         """A row for each prompt; logits (vocabulary,) of each one's next token."""
         ...
 
-    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> list[Tensor | int]:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool]) -> Sequence[Tensor | int]:
         """One more token of every row; logits (vocabulary,) of each one's next."""
         ...
 
@@ -301,92 +122,75 @@ class ModelRunner(Protocol):
         """Forget a row; the last one takes its number."""
         ...
 
-    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Logits (num_tokens, vocabulary) of a whole text; of an encoder–decoder (1, vocabulary)
-        of what its answer begins with."""
-        ...
 
-    def close(self) -> None:
-        """Give memory back."""
-        ...
+class ScheduledSession(BaseSession):
+    """Answers under way, a token of each a turn; see `inference.session.Session` for the contract."""
 
+    def __init__(self, runner: ModelRunner | None, sidecar: Sidecar, *, context: int, slots: int) -> None:
+        super().__init__(sidecar.card, sidecar.tokenizer, context=context, slots=slots)
+        self._runner: Any = runner
+        self._ends, self._settings, self._start = sidecar.ends, sidecar.settings, sidecar.start
+        self._waiting = list[RunningSequence]()
+        self._running = list[RunningSequence]()  # by row
 
-class ScheduledSession:
-    """See `inference.sessions.Session` for the contract."""
-
-    def __init__(self, runner_for: ModelRunner, beside: Sidecar, opening: Opening, *, context: int) -> None:
-        self.card, self.tokenizer, self.context = beside.card, beside.tokenizer, context
-        self._runner, self._slots = runner_for, opening.slots
-        self._ends, self._settings, self._start = beside.ends, beside.settings, beside.start
-        self._handles, self._waiting = count(), list[RunningSequence]()
-        self._running: list[RunningSequence] = []  # by row
-        self.abilities = TURNS | JOINS if runner_for.joins else TURNS
-
-    @property
-    def free_slots(self) -> int:
-        """How many more requests may be started now."""
-        return self._slots - len(self._running) - len(self._waiting)
+    def _num_admitted(self) -> int:
+        return len(self._running) + len(self._waiting)
 
     def start(self, request: Request) -> int:
         """Admit a request; raises DataError for one that this model cannot take."""
         self._require(request)
-        prompt = len(request.ids) if self._start is None else 1
-        limit = min(request.max_new_tokens, self.context - prompt)
         before = list(request.ids) if self._start is None else [self._start]
-        choice = sampler(request, before, limit, self._settings)
-        text = TextStream(self.tokenizer, request.stop)
-        one = RunningSequence(next(self._handles), request, limit, choice, text)
-        self._waiting.append(one)
+        # An encoder-decoder's answer begins with its start token, which takes a place only in exports.
+        limit = min(request.max_new_tokens, self._room(len(before)))
+        one = RunningSequence(
+            next(self._handles),
+            request,
+            limit,
+            sampler(request, before, limit, self._settings),
+            TextStream(self.tokenizer, request.stop),
+        )
+        self._admit(one)
         return one.handle
 
-    def _require(self, request: Request) -> None:
-        if self.free_slots <= 0:
-            raise DataError(f"all {self._slots} slots are taken; step until one is free.")
-        if not 0 < len(request.ids) < self.context:
-            raise DataError(
-                f"a prompt of {len(request.ids)} tokens; this session takes 1 to {self.context - 1}."
-            )
-        if request.max_new_tokens < 1:
-            raise DataError("max_new_tokens must be at least 1.")
-        if request.num_beams > 1:
-            raise DataError("this engine has no beams; leave num_beams at 1.")
+    def _room(self, num_before: int) -> int:
+        return self.context - num_before
+
+    def _admit(self, one: RunningSequence) -> None:
+        self._waiting.append(one)
 
     def step(self) -> list[AnswerStep]:
         """A token more of every answer; who waits is taken in where the engine lets rows join."""
-        steps = []
-        if self._running:
-            going = self._running[:]
-            logits = self._runner.advance([one.last for one in going], _plain(going))
-            steps += self._steps_of(logits, going)
-        if self._waiting and (self._runner.joins or not self._running):
-            begun, self._waiting = self._waiting, []
-            logits = self._runner.take([one.request.ids for one in begun], _plain(begun))
-            self._running += begun
-            steps += self._steps_of(logits, begun)
+        steps = list[AnswerStep]()
+        with torch.inference_mode():
+            if going := self._running[:]:
+                logits = self._runner.advance([one.last for one in going], _plain(going))
+                steps += self._sampled(logits, going)
+            if self._waiting and (self._runner.joins or not self._running):
+                waiting, self._waiting = self._waiting, []
+                for begun in self._batches(waiting):
+                    logits = self._runner.take([one.request.ids for one in begun], _plain(begun))
+                    self._running += begun
+                    steps += self._sampled(logits, begun)
         return steps
+
+    def _batches(self, waiting: list[RunningSequence]) -> list[list[RunningSequence]]:
+        """Those whose prompts are read together."""
+        return [waiting]
 
     def drop(self, handle: int) -> None:
         """Forget a request; nothing happens where it is finished already."""
         self._waiting = [one for one in self._waiting if one.handle != handle]
-        for one in self._running:
+        for one in self._running[:]:
             if one.handle == handle:
-                self._leave(one)
-                return
-
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
-        """Per row (num_tokens, vocabulary); (1, vocabulary) of an encoder–decoder."""
-        return [self._runner.read(row) for row in rows]
-
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
-        """Refused: this engine gives no hidden states of a generating model."""
-        raise DataError("this engine gives no embeddings; use engine=transformers.")
+                with torch.inference_mode():
+                    self._leave(one)
 
     def close(self) -> None:
         """Give memory back."""
         self._running, self._waiting = [], []
-        self._runner.close()
 
-    def _steps_of(self, logits: list[Tensor | int], answers: list[RunningSequence]) -> list[AnswerStep]:
+    def _sampled(self, logits: Any, answers: list[RunningSequence]) -> list[AnswerStep]:
+        """A token for each of `answers`; those that end leave."""
         tokens = sample(logits, [one.sampler for one in answers])
         steps = [one.take(token, self._ends) for one, token in zip(answers, tokens, strict=True)]
         for one, step in zip(answers, steps, strict=True):
@@ -404,3 +208,128 @@ class ScheduledSession:
 
 def _plain(answers: Sequence[RunningSequence]) -> list[bool]:
     return [one.sampler.is_plain for one in answers]
+
+
+TURN_TOKENS = 2048  # of prompts taken in by one forward, padding included
+READS: dict[str, frozenset[Ability]] = {
+    "classify": frozenset({"classify", "logits", "embed"}),
+    "embed": frozenset({"embed"}),
+    "masked": frozenset({"logits", "embed"}),
+    "paired": frozenset({"logits", "embed"}),
+    "extract": frozenset({"embed"}),  # answers are found by what knows the passage
+    "transcribe": frozenset(),  # see inference.backends.whisper
+}
+WHOLE: frozenset[Ability] = frozenset({"beams", "logits", "embed"})
+SAMPLES: frozenset[Ability] = frozenset({"sampling", "min_p", "repetition_penalty", "logprobs"})
+EXPORTED: frozenset[Ability] = SAMPLES | {"logits"}
+JOINS: frozenset[Ability] = frozenset({"continuous"})
+
+
+class InProcessSession(ScheduledSession):
+    """A loaded module that answers; beams, and models whose rows cannot join, answer whole."""
+
+    def __init__(self, bundle: Bundle, module: Any, opening: Opening) -> None:
+        card, room = bundle.card, context_length(module)
+        self.module, self.note = module.eval(), ""  # how it was opened, where that was chosen here
+        runner: Any = None
+        ends, settings = frozenset[int](), None
+        self.abilities = READS.get(card.head, WHOLE)
+        if card.head in ("causal", "seq2seq"):
+            ends = frozenset(eos_ids(module, bundle.tokenizer))
+            settings = module.generation_config = demanded_settings(module)
+            settings.eos_token_id = sorted(ends) or None
+            with torch.inference_mode():
+                if not is_prompt(module) and joins(partial(runner_for, module)):
+                    self.abilities = WHOLE | SAMPLES | JOINS
+                    runner = runner_for(module, opening.slots, _prefixes(module, opening))
+        sidecar = Sidecar(card, bundle.tokenizer, settings, ends, getattr(runner, "start", None), room, ())
+        super().__init__(runner, sidecar, context=min(room, opening.context or room), slots=opening.slots)
+        self._whole = list[RunningSequence]()
+
+    def _num_admitted(self) -> int:
+        return super()._num_admitted() + len(self._whole)
+
+    def _room(self, num_before: int) -> int:
+        return self.context - (num_before if self.card.head == "causal" else 0)
+
+    def _admit(self, one: RunningSequence) -> None:
+        is_whole = self._runner is None or one.request.num_beams > 1
+        (self._whole if is_whole else self._waiting).append(one)
+
+    def _refusal(self, lacking: Sequence[Ability]) -> str:
+        return f"this model cannot be combined with {listed(lacking)}."
+
+    def step(self) -> list[AnswerStep]:
+        """One token more of every answer; who waits is taken in, beams run whole."""
+        whole, self._whole = self._whole, []
+        return [self._answer(one) for one in whole] + super().step()
+
+    def _batches(self, waiting: list[RunningSequence]) -> list[list[RunningSequence]]:
+        lengths = [self._runner.num_new(one.request.ids) for one in waiting]
+        return [[waiting[i] for i in batch] for batch in model_runner.by_length(lengths, TURN_TOKENS)]
+
+    def drop(self, handle: int) -> None:
+        """Forget a request; nothing happens where it is finished already."""
+        self._whole = [one for one in self._whole if one.handle != handle]
+        super().drop(handle)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
+        """Per row (num_tokens, vocabulary); (num_labels,) of a classifier."""
+        return model_runner.logits(self.module, self.tokenizer, rows, self.card.head)
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
+        """Per row the mean of its last hidden states."""
+        return model_runner.vectors(self.module, self.tokenizer, rows)
+
+    def close(self) -> None:
+        """Forget the module."""
+        super().close()
+        self.module, self._runner, self._whole = None, None, []
+
+    def _answer(self, one: RunningSequence) -> AnswerStep:
+        request = one.request
+        settings = decode(
+            Decode, {"max_new_tokens": one.limit, "num_beams": request.num_beams, "stop": list(request.stop)}
+        )
+        with torch.inference_mode():
+            generated = answer(self.module, self.tokenizer, [list(request.ids)], decode=settings)[0]
+        tokens = tuple(Token(token) for token in generated.ids)
+        return AnswerStep(one.handle, generated.text, tokens, "stop" if generated.finished else "length")
+
+
+def _prefixes(module: Any, opening: Opening) -> PrefixCache | None:
+    """Where texts that were read are kept, if asked for and if the model goes on from them."""
+    asked = PrefixCache(opening.prefix_mb * 1_000_000)
+    if not asked.budget or not goes_on(partial(runner_for, module, prefixes=PrefixCache(0, least=1))):
+        return None
+    return asked
+
+
+class ExportedRunner(ModelRunner, Protocol):
+    """A ModelRunner of another tool's engine, which also reads whole texts."""
+
+    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Logits (num_tokens, vocabulary) of a whole text; of an encoder–decoder (1, vocabulary)
+        of what its answer begins with."""
+        ...
+
+    def close(self) -> None:
+        """Give memory back."""
+        ...
+
+
+class ExportedSession(ScheduledSession):
+    """An export in an engine that gives the logits of each next token."""
+
+    def __init__(self, runner: ExportedRunner, sidecar: Sidecar, opening: Opening, *, context: int) -> None:
+        super().__init__(runner, sidecar, context=context, slots=opening.slots)
+        self.abilities = EXPORTED | JOINS if runner.joins else EXPORTED
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+        """Per row (num_tokens, vocabulary); (1, vocabulary) of an encoder–decoder."""
+        return [self._runner.read(row) for row in rows]
+
+    def close(self) -> None:
+        """Give memory back."""
+        super().close()
+        self._runner.close()

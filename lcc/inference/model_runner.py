@@ -30,6 +30,8 @@ class CausalRunner:
     values.
     """
 
+    joins = True
+
     def __init__(self, module: Any, num_rows: int, prefixes: PrefixCache | None = None) -> None:
         self.module, self.prefixes = module, prefixes
         self.slots = KVCache(num_rows, _num_layers(module), crossed=False)
@@ -42,7 +44,7 @@ class CausalRunner:
         """How many of its tokens must be read."""
         return len(prompt) - self._known(prompt)[1]
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool] = ()) -> Tensor:
         """Give each prompt a row."""
         known, first_row = [self._known(prompt) for prompt in prompts], len(self._read)
         lengths = [len(prompt) for prompt in prompts]
@@ -61,7 +63,7 @@ class CausalRunner:
         ids, _ = padded(rows, 0, left=True, device=self.module.device)
         return self._logits(ids)
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool] = ()) -> Tensor:
         """One more token of every row."""
         self.slots.advance()
         for read, token in zip(self._read, tokens, strict=True):
@@ -114,6 +116,8 @@ class Seq2SeqRunner:
     Where positions of the decoder's tokens are embedded, each row is given its own.
     """
 
+    joins = True
+
     def __init__(self, module: Any, num_rows: int) -> None:
         self.module = module
         self.slots = KVCache(num_rows, _num_layers(module), crossed=True)
@@ -128,7 +132,7 @@ class Seq2SeqRunner:
         """How many of its tokens must be read."""
         return len(prompt)
 
-    def take(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def take(self, prompts: Sequence[Sequence[int]], plain: Sequence[bool] = ()) -> Tensor:
         """Give each prompt a row; logits (rows, vocabulary) of the first token."""
         device, sources = self.module.device, [len(prompt) for prompt in prompts]
         ids, mask = padded([list(p) for p in prompts], 0, left=False, device=device)
@@ -137,7 +141,7 @@ class Seq2SeqRunner:
         encoded = self.module.get_encoder()(input_ids=ids, attention_mask=mask)
         return self._logits(encoded.last_hidden_state, mask, first)
 
-    def advance(self, tokens: Sequence[int]) -> Tensor:
+    def advance(self, tokens: Sequence[int], plain: Sequence[bool] = ()) -> Tensor:
         """One more token of every row."""
         self.slots.advance()
         device, sources = self.module.device, torch.tensor(self.slots.sources)[:, None]
@@ -181,7 +185,7 @@ class Seq2SeqRunner:
 def runner_for(
     module: Any, num_rows: int, prefixes: PrefixCache | None = None
 ) -> CausalRunner | Seq2SeqRunner:
-    """The passes that fit the model's kind; an encoder–decoder's share nothing."""
+    """The runner that fits the model's kind; an encoder–decoder's rows share nothing."""
     if module.config.is_encoder_decoder:
         return Seq2SeqRunner(module, num_rows)
     return CausalRunner(module, num_rows, prefixes)

@@ -38,11 +38,11 @@ def sampler(request: Request, seen: Sequence[int], limit: int, settings: Any) ->
     The order is that of transformers' `generate`, so that equal settings give equal tokens.
     """
     sampler = Sampler(request, list(seen))
-    if request.repetition_penalty != 1.0:
-        penalty = transformers.RepetitionPenaltyLogitsProcessor(request.repetition_penalty)
+    if request.sampling.repetition_penalty != 1.0:
+        penalty = transformers.RepetitionPenaltyLogitsProcessor(request.sampling.repetition_penalty)
         sampler.processors.append(penalty)
     sampler.processors += _required_processors(settings, len(seen), limit)
-    if request.temperature > 0:
+    if request.sampling.temperature > 0:
         seed = int.from_bytes(os.urandom(7)) if request.seed is None else request.seed
         sampler.generator = torch.Generator().manual_seed(seed % (1 << 63))
     return sampler
@@ -96,16 +96,17 @@ def _one(logits: Tensor | int, row: Sampler) -> Token:
 
 
 def _draw(scores: Tensor, row: Sampler) -> int:
-    """A token drawn after temperature, then the `top_k` likeliest, then their `top_p` share."""
-    request = row.request
-    scores = scores / request.temperature
+    """A token drawn after temperature, from the `top_k` likeliest, their `top_p` share, then `min_p`."""
+    sampling = row.request.sampling
+    scores = scores / sampling.temperature
     ids: Tensor | None = None
-    if 0 < request.top_k < len(scores):
-        scores, ids = scores.topk(request.top_k)
+    if 0 < sampling.top_k < len(scores):
+        scores, ids = scores.topk(sampling.top_k)
     shares = scores.softmax(-1)
-    if request.top_p < 1.0:
-        shares, order = _nucleus(shares, request.top_p)
+    if sampling.top_p < 1.0:
+        shares, order = _nucleus(shares, sampling.top_p)
         ids = order if ids is None else ids[order]
+    shares = shares.where(shares >= sampling.min_p * shares.max(), 0.0)
     drawn = int(torch.multinomial(shares, 1, generator=row.generator))
     return drawn if ids is None else int(ids[drawn])
 

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lcc.config.cards import decode, find_card
-from lcc.core.errors import RecipeError
+from lcc.core.errors import DataError, RecipeError
+from lcc.tasks.task import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from lcc.models.card import Card
+    from lcc.tasks.task import Decode
 
 Ability = Literal[
-    "beams", "sampling", "logprobs", "logits", "embed", "classify", "continuous", "repetition_penalty"
+    "beams",
+    "sampling",
+    "min_p",
+    "repetition_penalty",
+    "logprobs",
+    "logits",
+    "embed",
+    "classify",
+    "continuous",
 ]
 """What a session can be asked for beyond greedy answers; `continuous`: joins at any turn."""
+
+# Field of `Sampling` → what an engine must have for any but its default; top_k and top_p draw, too.
+SAMPLING_ABILITIES: dict[str, Ability] = {
+    "temperature": "sampling",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,52 @@ class Session(Protocol):
         ...
 
 
+class BaseSession:
+    """Slots, and the checks that a request passes before an engine takes it."""
+
+    abilities: frozenset[Ability] = frozenset()
+    with_beams: frozenset[Ability] = frozenset({"beams"})  # what may be asked for beside them
+
+    def __init__(self, card: Card, tokenizer: PreTrainedTokenizerBase, *, context: int, slots: int) -> None:
+        self.card, self.tokenizer, self.context = card, tokenizer, context
+        self._slots, self._handles = slots, count()
+
+    def _num_admitted(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def free_slots(self) -> int:
+        """How many more requests may be started now."""
+        return self._slots - self._num_admitted()
+
+    def _require(self, request: Request) -> None:
+        """Raise DataError for a request that this session cannot take."""
+        if self.card.head not in ("causal", "seq2seq"):
+            raise DataError(f"model {self.card.name!r} ({self.card.head}) writes no answers.")
+        if self.free_slots <= 0:
+            raise DataError(f"all {self._slots} slots are taken; step until one is free.")
+        longest = self.context - (self.card.head == "causal")
+        if not 0 < len(request.ids) <= longest:
+            raise DataError(f"a prompt of {len(request.ids)} tokens; this session takes 1 to {longest}.")
+        if request.max_new_tokens < 1:
+            raise DataError("max_new_tokens must be at least 1.")
+        if lacking := request.lacking(self.abilities):
+            raise DataError(self._refusal(lacking))
+        if request.num_beams > 1 and (others := request.lacking(self.with_beams)):
+            raise DataError(f"beams cannot be combined with {listed(others)}.")
+
+    def _refusal(self, lacking: Sequence[Ability]) -> str:
+        return f"this engine has no {' nor '.join(lacking)}; use engine=transformers."
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+        """Refused by an engine that gives none."""
+        raise DataError("this engine gives no logits; use engine=transformers.")
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+        """Refused by an engine that gives no hidden states."""
+        raise DataError("this engine gives no embeddings; use engine=transformers.")
+
+
 # -----------------------------------------------------------------------------
 # What is asked of an engine, and what it says: tokens in, tokens out.
 
@@ -87,28 +151,50 @@ class Session(Protocol):
 Finish = Literal["stop", "length"]
 """Why an answer ended: by an end token or a stop string, or at its limit."""
 
+GREEDY = Sampling()
+
 
 @dataclass(frozen=True)
 class Request:
     """One text to go on with (or, for an encoder–decoder, to answer), by its tokens.
 
-    `temperature` 0 is greedy, and then `top_k`, `top_p` and `seed` say nothing; `top_k` 0 is all.
-    `stop` strings end an answer and do not stand in it. `logprobs` is how many likeliest tokens are
-    told beside each chosen one; -1 tells none, not even its own. `ignore_ends` goes on to the
-    limit, for measuring: past an end, or, in CTranslate2, by never saying one; beams do not.
+    `sampling` at temperature 0 is greedy, and then `seed` changes nothing. `stop` strings end an
+    answer and are no part of it. `logprobs` is how many likeliest tokens are reported beside each
+    chosen one; -1 reports none, not even its own. `ignore_ends` generates up to the limit, for
+    measuring: past an end, or, in CTranslate2, by never choosing one; beams do not.
     """
 
     ids: tuple[int, ...]
     max_new_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    sampling: Sampling = GREEDY
     num_beams: int = 1
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int = -1
     ignore_ends: bool = False
+
+    @staticmethod
+    def of(decode: Decode, sampling: Sampling, ids: Sequence[int], *, limit: int, **fields: Any) -> Request:
+        """A prompt answered as a task says; `fields` are further ones, in place of the task's."""
+        of_task = {"sampling": sampling, "num_beams": decode.num_beams, "stop": decode.stop}
+        return Request(tuple(ids), limit, **{**of_task, **fields})
+
+    def lacking(self, abilities: Collection[Ability]) -> list[Ability]:
+        """What this asks for and an engine of these abilities has not."""
+        wanted: list[Ability] = [
+            ability
+            for name, ability in SAMPLING_ABILITIES.items()
+            if getattr(self.sampling, name) != getattr(GREEDY, name)
+        ]
+        wanted += ["beams"] if self.num_beams > 1 else []
+        wanted += ["logprobs"] if self.logprobs >= 0 else []
+        return [ability for ability in wanted if ability not in abilities]
+
+
+def listed(abilities: Sequence[Ability]) -> str:
+    """Abilities by the fields that ask for them."""
+    fields = {ability: name for name, ability in SAMPLING_ABILITIES.items()}
+    return " and ".join(fields.get(ability, ability) for ability in abilities)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def answering(
             pool.close()
         return
     session = job.opened()
-    if getattr(session, "told", ""):
+    if getattr(session, "note", ""):
         say(str(session.note))  # type: ignore[attr-defined]
     try:
         yield dataclasses.replace(job.asking(session), show=show).answers

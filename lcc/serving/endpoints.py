@@ -411,19 +411,9 @@ class Translate:
         most = body.max_tokens or self.served.options.max_tokens
         if task is None:
             return Request(tuple(ids), room(self.served, len(ids), most))
-        limit = min(most, task.decode.limit(len(ids)))
+        limit = room(self.served, len(ids), min(most, task.decode.limit(len(ids))))
         beams = task.decode.num_beams if "beams" in abilities else 1
-        draw = task.sampling
-        return Request(
-            tuple(ids),
-            room(self.served, len(ids), limit),
-            num_beams=beams,
-            stop=task.decode.stop,
-            temperature=draw.temperature,
-            top_k=draw.top_k,
-            top_p=draw.top_p,
-            repetition_penalty=draw.repetition_penalty,
-        )
+        return Request.of(task.decode, task.sampling, ids, limit=limit, num_beams=beams)
 
     async def _events(self, generation: Generation, steps: Any) -> AsyncIterator[Any]:
         async for index, step in steps:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
@@ -26,6 +26,7 @@ from lcc.serving.protocol import (
     TokenUsage,
     TranslateBody,
 )
+from lcc.tasks.task import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +45,19 @@ def request_of(
     samples = "sampling" in served.session.abilities
     usual = served.options.temperature
     usual = (1.0 if samples else 0.0) if usual is None else usual
-    temperature = float(usual if body.temperature is None else body.temperature)
+    # The fields of `Sampling` have the names of the body's.
+    wishes = {f.name: getattr(body, f.name) for f in fields(Sampling)} | {
+        "temperature": usual if body.temperature is None else body.temperature
+    }
+    sampling = Sampling(**{name: wish for name, wish in wishes.items() if wish is not None})
     return Request(
         ids=tuple(ids),
         max_new_tokens=room(served, len(ids), limit),
-        temperature=temperature if temperature >= COLDEST else 0.0,
-        top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else max(LEAST_SHARE, float(body.top_p)),
-        repetition_penalty=float(body.repetition_penalty or 1.0),
+        sampling=replace(
+            sampling,
+            temperature=sampling.temperature if sampling.temperature >= COLDEST else 0.0,
+            top_p=max(LEAST_SHARE, sampling.top_p),
+        ),
         seed=None if body.seed is None else (body.seed + number) % SEEDS,
         stop=body.stops,
         logprobs=logprobs,

@@ -9,9 +9,11 @@ from pydantic import TypeAdapter
 
 from lcc.config.cards import card_schema
 from lcc.core.machine import version_of
+from lcc.inference.session import SAMPLING_ABILITIES
 from lcc.serving import protocol
 from lcc.serving.model import Served
 from lcc.serving.protocol import Refusal
+from lcc.tasks.task import Sampling
 
 # -----------------------------------------------------------------------------
 # How much a body may ask for: one table that requests are checked by and OpenAPI is drawn from.
@@ -21,7 +23,7 @@ MAX_MESSAGES = 1000
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what asks for nothing, where an engine cannot do it
     "logprobs": (False,),
     "top_logprobs": (),
-    "repetition_penalty": (1.0,),
+    **{name: (getattr(Sampling(), name),) for name in SAMPLING_ABILITIES},
 }
 
 
@@ -76,11 +78,10 @@ def caps_of(served: Served) -> Caps:
     }
     if "sampling" not in abilities:
         most["temperature"] = 0
-    absent = set()
+    absent = {name for name, ability in SAMPLING_ABILITIES.items() if ability not in abilities}
+    absent -= {"temperature"}  # clients always send one: it is bounded
     if "logprobs" not in abilities:
         absent |= {"logprobs", "top_logprobs"}
-    if "repetition_penalty" not in abilities:
-        absent.add("repetition_penalty")
     longest = {"messages": MAX_MESSAGES, "prompt": options.max_choices, "input": options.max_inputs}
     return Caps(most, longest, frozenset(absent))
 

@@ -83,12 +83,14 @@ def require_sound(task: Task) -> None:
 class Sampling:
     """What inference does beside `decode`; temperature 0 is greedy, `top_k` 0 is all.
 
-    `repetition_penalty` divides what was said already (Keskar et al., 2019); 1 changes nothing.
+    `min_p` keeps the tokens that are at least so likely in terms of the likeliest (Nguyen et al.,
+    2024). `repetition_penalty` divides what was said already (Keskar et al., 2019); 1 changes nothing.
     """
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
 
 

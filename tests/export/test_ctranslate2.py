@@ -14,6 +14,7 @@ from lcc.config.cards import find_card
 from lcc.core.errors import DataError, RecipeError
 from lcc.inference.session import Opening, Request, answers, greedy
 from lcc.models.checkpoint import save
+from lcc.tasks.task import Sampling
 
 pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed: lcc[ctranslate2]")
 
@@ -82,11 +83,11 @@ def test_requests_of_different_kinds_are_answered_each_in_its_way(tmp_path: Path
             Request(tuple(asked[0]), 5),
             Request(tuple(asked[0]), 3, logprobs=2),
             Request(tuple(asked[0]), 5, num_beams=3),
-            Request(tuple(asked[0]), 5, temperature=1.0, top_k=5),
+            Request(tuple(asked[0]), 5, sampling=Sampling(temperature=1.0, top_k=5)),
         ],
     )
     with pytest.raises(DataError, match="cannot draw the same answer twice"):
-        session.start(Request(tuple(asked[0]), 5, temperature=1.0, seed=3))
+        session.start(Request(tuple(asked[0]), 5, seed=3, sampling=Sampling(temperature=1.0)))
     session.close()
     assert mixed[0].ids == alone[0] and mixed[1].ids == alone[0][:3]
     assert mixed[1].tokens[0].top[0][0] == alone[0][0] and len(mixed[1].tokens[0].top) == 2

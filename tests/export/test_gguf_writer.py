@@ -18,6 +18,7 @@ from lcc.export.gguf_writer import TypeMixture, fitting, rounded
 from lcc.inference.session import Opening, Request, answers, greedy
 from lcc.models.bundle import open_bundle
 from lcc.models.safetensors_io import StoredTensors
+from lcc.tasks.task import Sampling
 
 bindings = pytest.importorskip(
     "cyllama.llama.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
@@ -182,7 +183,8 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     together = [answer.ids for answer in greedy(session, asked, 6)]
     alone = [greedy(session, [prompt], 6)[0].ids for prompt in asked]
     drawn = [
-        answers(session, [Request(tuple(asked[0]), 6, temperature=1.0, seed=s)])[0].ids for s in (1, 1, 2)
+        answers(session, [Request(tuple(asked[0]), 6, Sampling(temperature=1.0), seed=s)])[0].ids
+        for s in (1, 1, 2)
     ]
     session.close()
     assert together == alone
@@ -196,22 +198,22 @@ def test_sequences_that_run_together_are_given_in_order_and_lie_side_by_side(
     session = find_card("engines", "llamacpp")().open(
         tmp_path / "out", Opening(threads=1, slots=6, prefix_mb=1)
     )
-    passes, given = session._passes, list[int]()
+    runner, given = session._runner, list[int]()
 
     class Recorded(bindings.LlamaBatch):  # type: ignore[misc]
         def add(self, token: int, position: int, sequences: list[int], last: bool) -> None:
             given.extend(sequences)
             super().add(token, position, sequences, last)
 
-    passes._batch = Recorded(n_tokens=64, embd=0, n_seq_max=1)
-    passes.take([[5, 6], [7, 8], [9, 10]], [True] * 3)
-    passes.remove(0)
+    runner._batch = Recorded(n_tokens=64, embd=0, n_seq_max=1)
+    runner.take([[5, 6], [7, 8], [9, 10]], [True] * 3)
+    runner.remove(0)
     given.clear()
-    passes.advance([1, 2], [True] * 2)
+    runner.advance([1, 2], [True] * 2)
     assert given == [1, 2]
-    passes.take([[11, 12]], [True])
+    runner.take([[11, 12]], [True])
     given.clear()
-    assert len(passes.advance([3, 4, 5], [True] * 3)) == 3
+    assert len(runner.advance([3, 4, 5], [True] * 3)) == 3
     assert given in ([0, 1, 2], [1, 2, 3])
     session.close()
 
@@ -220,18 +222,18 @@ def test_a_single_token_gets_the_number_of_threads_that_is_fastest_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
-    clock, run, chosen = [0.0], llama_cpp.LlamaPasses._run, dict[int, tuple[int, int]]()
+    clock, run, chosen = [0.0], llama_cpp.LlamaRunner._run, dict[int, tuple[int, int]]()
 
-    def costly(passes: Any, context: Any) -> None:
-        run(passes, context)
+    def costly(runner: Any, context: Any) -> None:
+        run(runner, context)
         num = context.n_threads()
         clock[0] += 1 / num if num <= fastest else 2.0
 
-    monkeypatch.setattr(llama_cpp.LlamaPasses, "_run", costly)
+    monkeypatch.setattr(llama_cpp.LlamaRunner, "_run", costly)
     monkeypatch.setattr("lcc.inference.backends.llama_cpp.time.perf_counter", lambda: clock[0])
     for fastest in (1, 2, 4):
         session = find_card("engines", "llamacpp")().open(tmp_path / "out", Opening(threads=4))
-        context = session._passes._context
+        context = session._runner._context
         chosen[fastest] = (context.n_threads(), context.n_threads_batch())
         assert len(greedy(session, [[5, 6, 7]], 3)[0].ids) <= 3
         session.close()
@@ -253,14 +255,14 @@ def test_a_conversation_goes_on_from_what_was_read(
     without, keeping = (
         engine.open(tmp_path / "out", Opening(threads=1, slots=2, prefix_mb=kept)) for kept in (0, 1)
     )
-    read, run = list[int](), llama_cpp.LlamaPasses._run
+    read, run = list[int](), llama_cpp.LlamaRunner._run
 
-    def counted(passes: Any, context: Any) -> None:
-        if passes is keeping._passes:
-            read.append(passes._batch.n_tokens)
-        run(passes, context)
+    def counted(runner: Any, context: Any) -> None:
+        if runner is keeping._runner:
+            read.append(runner._batch.n_tokens)
+        run(runner, context)
 
-    monkeypatch.setattr(llama_cpp.LlamaPasses, "_run", counted)
+    monkeypatch.setattr(llama_cpp.LlamaRunner, "_run", counted)
     talks = [list(range(5, 45)), list(range(60, 90))]
     for turn in range(3):
         for talk in talks:

@@ -44,10 +44,10 @@ def test_answers_written_together_are_what_their_source_writes_alone(
     _need(*{"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}[format])
     source = saved("gemma3", tmp_path / "model", **WINDOWED)
     exported(source, tmp_path / "out", format)
-    sizes, run = list[int](), graph_session._asked
+    sizes, run = list[int](), graph_session._run_graph
     monkeypatch.setattr(
         graph_session,
-        "_asked",
+        "_run_graph",
         lambda graph, **inputs: (sizes.append(len(inputs["input_ids"])), run(graph, **inputs))[1],
     )
     mine = find_card("engines", "transformers")().open(source, Opening(threads=1))

@@ -87,11 +87,11 @@ def test_answers_that_end_where_the_same_file_reads_on_close_it(
     source = saved("llama", tmp_path / "model")
     end = json.loads((source / "config.json").read_text())["eos_token_id"]
 
-    def silent(passes: Any, places: list[Any]) -> list[int]:
-        passes._run(passes._context)
+    def silent(runner: Any, places: list[Any]) -> list[int]:
+        runner._run(runner._context)
         return [end] * len(places)
 
-    monkeypatch.setattr(llama_cpp.LlamaPasses, "_next", silent)
+    monkeypatch.setattr(llama_cpp.LlamaRunner, "_next", silent)
     said = refusal(Gguf(type="f32"), source, tmp_path / "out")
     assert "100.0% of the tokens that it writes are not what it says" in said
 

@@ -13,6 +13,7 @@ from speakers import answered, expected, ids_of, prompts, session, text_of
 
 from lcc.core.errors import DataError
 from lcc.inference.session import AnswerStep, Request
+from lcc.tasks.task import Sampling
 
 FAMILIES = ["llama", "gemma3", "gpt2", "t5", "marian", "bart"]
 
@@ -80,7 +81,7 @@ def test_an_unknown_kind_of_memory_is_answered_request_by_request() -> None:
     told = answered(running, asked(rows))
     assert [ids_of(steps) for steps in told] == [one.ids for one in wanted]
     with pytest.raises(DataError, match="cannot be combined with temperature"):
-        running.start(asked(rows, temperature=1.0)[0])
+        running.start(asked(rows, sampling=Sampling(temperature=1.0))[0])
 
 
 def test_stop_strings_end_an_answer_and_are_never_shown() -> None:
@@ -106,7 +107,7 @@ def test_whoever_measures_goes_on_past_every_end() -> None:
 
 def test_a_seed_repeats_and_another_differs_in_any_company() -> None:
     module, rows = speakers.llama(), prompts(6)
-    options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9}
+    options = {"sampling": Sampling(temperature=1.5, top_k=40, top_p=0.9)}
     requests = [Request(tuple(row), 12, seed=i, **options) for i, row in enumerate(rows)]  # type: ignore[arg-type]
     together = [ids_of(steps) for steps in answered(session(module), requests)]
     one_by_one = [ids_of(steps) for steps in answered(session(module, slots=2), requests)]
@@ -121,7 +122,9 @@ def test_draws_follow_the_shares_that_the_model_gives() -> None:
         shares = module(torch.tensor([row])).logits[0, -1].div(0.5).softmax(-1)
     values, ids = shares.topk(4)
     wanted = dict(zip(ids.tolist(), (values / values.sum()).tolist(), strict=True))
-    requests = [Request(tuple(row), 1, temperature=0.5, top_k=4, seed=i) for i in range(2000)]
+    requests = [
+        Request(tuple(row), 1, seed=i, sampling=Sampling(temperature=0.5, top_k=4)) for i in range(2000)
+    ]
     told = answered(session(module, slots=200), requests)
     counts = Counter(ids_of(steps)[0] for steps in told if ids_of(steps))
     counts.update({2: 2000 - counts.total()} if counts.total() < 2000 else {})
@@ -136,7 +139,9 @@ def test_top_p_keeps_the_smallest_share_that_reaches_it() -> None:
         shares = module(torch.tensor([row])).logits[0, -1].softmax(-1).sort(descending=True)
     kept = int((shares.values.cumsum(-1) < 0.6).sum()) + 1
     allowed = set(shares.indices[:kept].tolist())
-    requests = [Request(tuple(row), 1, temperature=1.0, top_p=0.6, seed=i) for i in range(300)]
+    requests = [
+        Request(tuple(row), 1, seed=i, sampling=Sampling(temperature=1.0, top_p=0.6)) for i in range(300)
+    ]
     told = answered(session(module, slots=100), requests)
     assert {ids_of(steps)[0] for steps in told if ids_of(steps)} <= allowed
 
@@ -145,13 +150,15 @@ def test_a_top_p_of_nearly_nothing_keeps_the_likeliest() -> None:
     module, row = speakers.llama(), [1, 9, 30]
     with torch.no_grad():
         best = int(module(torch.tensor([row])).logits[0, -1].argmax())
-    request = Request(tuple(row), 1, temperature=1.0, top_p=5e-324, seed=1)  # zero in float32
+    request = Request(
+        tuple(row), 1, seed=1, sampling=Sampling(temperature=1.0, top_p=5e-324)
+    )  # zero in float32
     assert ids_of(answered(session(module), [request])[0]) in ((best,), ())
 
 
 def test_likelihoods_are_those_of_the_unchanged_distribution() -> None:
     module, row = speakers.llama(), prompts(1)[0]
-    request = Request(tuple(row), 5, logprobs=3, repetition_penalty=1.3)
+    request = Request(tuple(row), 5, logprobs=3, sampling=Sampling(repetition_penalty=1.3))
     tokens = [t for s in answered(session(module), [request])[0] for t in s.tokens]
     ids = list(row)
     for token in tokens:
@@ -164,7 +171,7 @@ def test_likelihoods_are_those_of_the_unchanged_distribution() -> None:
 
 def test_a_penalty_is_the_librarys_own() -> None:
     module, rows = speakers.llama(), prompts(5)
-    told = answered(session(module), asked(rows, 12, repetition_penalty=1.8), arriving=1)
+    told = answered(session(module), asked(rows, 12, sampling=Sampling(repetition_penalty=1.8)), arriving=1)
     for row, steps in zip(rows, told, strict=True):
         with torch.no_grad():
             whole = module.generate(

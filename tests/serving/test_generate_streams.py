@@ -61,6 +61,16 @@ def test_a_seed_repeats_and_another_differs(chat: Running) -> None:
     assert said(chat, **wishes, seed=1) != said(chat, **wishes, seed=2)
 
 
+def test_min_p_of_a_body_bounds_its_draws(chat: Running) -> None:
+    wishes: dict[str, Any] = {"temperature": 1.0, "seed": 4, "max_tokens": 30}
+    # Only a token as likely as the likeliest is left: the answer is the greedy one.
+    assert said(chat, min_p=1.0, **wishes)["text"] == said(chat, max_tokens=30)["text"]
+    assert said(chat, **wishes)["text"] != said(chat, max_tokens=30)["text"]
+    with chat.client() as client:
+        refused = client.post("/v1/completions", json={"prompt": "x", "min_p": 2})
+    assert refused.status_code == 400 and "min_p" in refused.text
+
+
 def test_an_answer_ends_before_its_stop_string(chat: Running) -> None:
     whole = said(chat, temperature=1.0, seed=4, max_tokens=60)["text"]
     stop = next(c for i, c in enumerate(whole) if i > 4 and c.isascii())

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from pydantic import Field
 from lcc.cli.arguments import Arguments
 from lcc.config.cards import card, decode
 from lcc.core.errors import DataError, RecipeError
+from lcc.tasks.task import Decode, Sampling
 
 if TYPE_CHECKING:
     from lcc.cli.commands._monitor import Report
@@ -45,13 +47,7 @@ class InferOptions:
     report_watch: str = "negative"
     report_window: Annotated[int, Field(ge=2)] = 50
     system: str = ""
-    max_new_tokens: Count | None = None
-    num_beams: Count | None = None
-    stop: tuple[str, ...] | None = None
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    of_task: dict[str, Any] = field(default_factory=dict)  # fields of its `decode` and `sampling`
 
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.endswith(".jsonl"):
@@ -66,15 +62,26 @@ class InferOptions:
         """Strictly; raises Mistakes with the nearest names."""
         from lcc.inference.session import named
 
-        asked = decode(InferOptions, own, "")
+        of_task: dict[str, Any] = {}
+        for kind in (Decode, Sampling):
+            mine = {name: own[name] for name in names_of(kind) if name in own}
+            decoded = decode(kind, mine, "")
+            of_task |= {name: getattr(decoded, name) for name in mine}
+        rest = {name: value for name, value in own.items() if name not in of_task}
+        asked = dataclasses.replace(decode(InferOptions, rest, ""), of_task=of_task)
         if asked.engine != "auto":
             named(asked.engine)
         return asked
 
     def replaced(self, card: Any) -> Any:
         """The task's `decode` or `sampling` with what was asked in its place."""
-        mine = {f.name: getattr(self, f.name, None) for f in dataclasses.fields(card)}
-        return dataclasses.replace(card, **{k: v for k, v in mine.items() if v is not None})
+        names = names_of(type(card))
+        return dataclasses.replace(card, **{n: v for n, v in self.of_task.items() if n in names})
+
+
+def names_of(*cards: type[Any]) -> set[str]:
+    """The fields of these cards."""
+    return {f.name for card in cards for f in dataclasses.fields(card)}
 
 
 def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -83,7 +90,7 @@ def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     own: dict[str, Any] = {}
     rest = []
-    names = {f.name for f in dataclasses.fields(InferOptions)}
+    names = names_of(InferOptions, Decode, Sampling) - {"of_task"}
     for word in words:
         name, _, value = word.partition("=")
         if name not in names:
@@ -337,8 +344,8 @@ report=FILE.html (or .md) shows classes, trend and alerts beside the output, wri
 second: report_watch=negative is the class that alerts are about, of report_window=50 texts each.
 engine=auto tries every engine that can run the model, and says which is fastest here.
 slots=N and batch_tokens=N bound what is answered at once; prefix_mb=N what is kept of what was
-read, for prompts that begin so. max_new_tokens, num_beams, stop, temperature, top_k, top_p and
-repetition_penalty replace those of the task; seed makes draws repeat.
+read, for prompts that begin so. max_new_tokens, max_length_ratio, num_beams, stop, temperature,
+top_k, top_p, min_p and repetition_penalty replace those of the task; seed makes draws repeat.
 
 Nothing is shown beside the prompt, so a base model that needs examples answers worse here than in
 its evaluation."""
@@ -417,7 +424,6 @@ def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation
     from lcc.inference.chat import Conversation
     from lcc.models.card import examine, read_card
     from lcc.store.store import ROOT, Store
-    from lcc.tasks.task import Decode, Sampling
 
     if options.output is not None:
         raise RecipeError("--chat writes to the terminal; leave output out.")
@@ -428,7 +434,7 @@ def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation
     opening = dataclasses.replace(opening_of(recipe, options, say), slots=1)
     chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
     task, session = recipe.task, chosen.open(opening)
-    if getattr(session, "told", ""):
+    if getattr(session, "note", ""):
         say(str(session.note))  # type: ignore[attr-defined]
     return Conversation(
         session,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ import torch
 from lcc.core.errors import DataError, GateError
 from lcc.inference.backends.whisper import Heard
 from lcc.inference.sampler import TextStream
-from lcc.inference.session import Ability, AnswerStep, Finish, Opening, Request, Token
+from lcc.inference.session import Ability, AnswerStep, BaseSession, Finish, Opening, Request, Token
 from lcc.inference.sidecar import Sidecar, read_sidecar, require_passed
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     Matrix = np.ndarray[Any, Any]
 
+# It has no min_p: its options for drawing are a temperature, top_k and top_p.
 WRITES: frozenset[Ability] = frozenset({"beams", "sampling", "logprobs", "logits", "repetition_penalty"})
 READS: frozenset[Ability] = frozenset({"embed"})
 
@@ -36,40 +36,29 @@ class _Ct2Answer:
     logits: list[np.ndarray[Any, Any]]
 
 
-class Ct2Session:
-    """See `inference.sessions.Session` for the contract."""
+class Ct2Session(BaseSession):
+    """Requests that wait are answered together, each whole; see `inference.session.Session`."""
+
+    with_beams = frozenset({"beams", "repetition_penalty"})
 
     def __init__(self, engine: Any, folder: Path, beside: Sidecar, opening: Opening) -> None:
-        self.card, self.tokenizer = beside.card, beside.tokenizer
-        self.context = min(beside.context, opening.context or beside.context)
+        context = min(beside.context, opening.context or beside.context)
+        super().__init__(beside.card, beside.tokenizer, context=context, slots=opening.slots)
         self.abilities = READS if self.card.head == "embed" else WRITES
-        self._engine, self._beside, self._slots = engine, beside, opening.slots
-        self._handles, self._waiting = count(), dict[int, Request]()
+        self._engine, self._beside, self._waiting = engine, beside, dict[int, Request]()
         self._pieces, self._numbers = list[str](), dict[str, int]()
         if self.card.head != "embed":
             self._pieces = _vocabulary(folder)
             self._numbers = {piece: i for i, piece in enumerate(self._pieces)}
         self._ends = [self._piece(i) for i in sorted(beside.ends)]
 
-    @property
-    def free_slots(self) -> int:
-        """How many more requests may be started now."""
-        return self._slots - len(self._waiting)
+    def _num_admitted(self) -> int:
+        return len(self._waiting)
 
     def start(self, request: Request) -> int:
         """Admit a request; raises DataError for one that cannot be taken."""
-        if self.card.head == "embed":
-            raise DataError(f"model {self.card.name!r} (embed) writes no answers.")
-        if self.free_slots <= 0:
-            raise DataError(f"all {self._slots} slots are taken; step until one is free.")
-        if not 0 < len(request.ids) < self.context or request.max_new_tokens < 1:
-            raise DataError(
-                f"a prompt of {len(request.ids)} tokens and {request.max_new_tokens} "
-                f"new ones; this session takes 1 to {self.context - 1}."
-            )
-        if request.num_beams > 1 and (request.temperature > 0 or request.logprobs >= 0):
-            raise DataError("beams cannot be combined with temperature or logprobs.")
-        if request.temperature > 0 and request.seed is not None:
+        self._require(request)
+        if request.sampling.temperature > 0 and request.seed is not None:
             raise DataError(
                 "CTranslate2 cannot draw the same answer twice; leave seed out, or use engine=transformers."
             )
@@ -189,13 +178,13 @@ class Ct2Session:
         options = {
             "beam_size": request.num_beams,
             "return_logits_vocab": logits,
-            "repetition_penalty": request.repetition_penalty,
+            "repetition_penalty": request.sampling.repetition_penalty,
         }
-        if request.temperature > 0:
+        if request.sampling.temperature > 0:
             options |= {
-                "sampling_temperature": request.temperature,
-                "sampling_topk": request.top_k,
-                "sampling_topp": request.top_p,
+                "sampling_temperature": request.sampling.temperature,
+                "sampling_topk": request.sampling.top_k,
+                "sampling_topp": request.sampling.top_p,
             }
         return options
 
@@ -208,9 +197,9 @@ class Ct2Session:
 
 def _kind(handle: int, request: Request) -> Any:
     """What requests must share to be one batch; who draws does so alone."""
-    if request.temperature > 0:
+    if request.sampling.temperature > 0:
         return handle
-    return (request.num_beams, request.repetition_penalty, request.logprobs >= 0, request.ignore_ends)
+    return (request.num_beams, request.sampling, request.logprobs >= 0, request.ignore_ends)
 
 
 def _vectors(result: Any) -> list[np.ndarray[Any, Any]]:
@@ -256,7 +245,7 @@ FORBIDDEN = -1e30  # what the engine sets to less may not be said
 
 
 class Ct2Listener:
-    """See `inference.listening.Listener`."""
+    """See `inference.backends.whisper.Listener`."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine

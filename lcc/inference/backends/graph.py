@@ -15,7 +15,7 @@ from torch import Tensor
 from lcc.core.errors import DataError, GateError
 from lcc.core.lazy import torch, transformers
 from lcc.core.signals import kept_signal_stack
-from lcc.inference.engine import ModelRunner, ScheduledSession, joins
+from lcc.inference.engine import ExportedRunner, ExportedSession, joins
 from lcc.inference.session import Ability, AnswerStep, Opening, Request, Session
 from lcc.inference.sidecar import Sidecar, read_sidecar
 
@@ -58,7 +58,7 @@ class _GraphRow:
 
 
 class GraphSeq2SeqRunner:
-    """See `inference.turning.Passes`; rows share nothing, so that they come and go."""
+    """See `inference.engine.ExportedRunner`; rows share nothing, so that they come and go."""
 
     joins = True
 
@@ -170,7 +170,7 @@ Vectors = list[np.ndarray[Any, Any]]
 
 
 class GraphRunner:
-    """See `inference.turning.Passes`; rows go on together where the graph hides what pads them."""
+    """See `inference.engine.ExportedRunner`; rows go on together where the graph hides what pads them."""
 
     joins = True
 
@@ -224,7 +224,7 @@ class GraphRunner:
 
 
 class GraphReader:
-    """A classifier, masked model or encoder; see `inference.sessions.Session`."""
+    """A classifier, masked model or encoder; see `inference.session.Session`."""
 
     free_slots = 0
 
@@ -293,11 +293,11 @@ def open_graph(folder: Path, opening: Opening, **options: Any) -> Session:
     if beside.card.head not in ("causal", "seq2seq"):
         return GraphReader(graph, beside, opening)
     context = min(beside.context, opening.context or beside.context)
-    runner: ModelRunner
+    runner: ExportedRunner
     if beside.card.head == "seq2seq":
         assert beside.start is not None, folder
         runner = GraphSeq2SeqRunner(graph, beside.start)
     else:
         together = joins(lambda num_rows: GraphRunner(graph, together=True))
         runner = GraphRunner(graph, together=together)
-    return ScheduledSession(runner, beside, opening, context=context)
+    return ExportedSession(runner, beside, opening, context=context)

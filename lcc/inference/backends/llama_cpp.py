@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lcc.core.errors import GateError
-from lcc.inference.engine import ScheduledSession
+from lcc.inference.engine import ExportedSession
 from lcc.inference.kv_cache import common
 from lcc.inference.session import Opening
 from lcc.inference.sidecar import GGUF_FILE, read_sidecar
@@ -47,7 +47,7 @@ def room(context: int, slots: int, asked: int | None) -> int:
 
 
 class LlamaRunner:
-    """See `inference.turning.Passes`.
+    """See `inference.engine.ExportedRunner`.
 
     With `keeps` a sequence that was left stays as it is until its place is needed, and a prompt
     that begins as it did goes on from there.
@@ -195,7 +195,7 @@ def _logits(context: Any, place: int) -> np.ndarray[Any, Any]:
 # An exported GGUF file as a session.
 
 
-class GgufSession(ScheduledSession):
+class GgufSession(ExportedSession):
     """Also says how the file itself splits a text, which other programs will go by."""
 
     def __init__(self, model: LoadedLlama, folder: Path, opening: Opening) -> None:

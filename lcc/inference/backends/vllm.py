@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from lcc.core.errors import DataError
-from lcc.inference.session import Ability, AnswerStep, Opening, Request, Token
+from lcc.inference.session import Ability, AnswerStep, BaseSession, Opening, Request, Token
 from lcc.models.bundle import open_bundle
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    Vectors = list[np.ndarray[Any, Any]]
+class VllmSession(BaseSession):
+    """vLLM schedules by itself, a turn a step; see `inference.session.Session` for the contract."""
 
-
-class VllmSession:
-    """See `inference.sessions.Session` for the contract."""
-
-    abilities: frozenset[Ability] = frozenset({"sampling", "logprobs", "continuous", "repetition_penalty"})
+    abilities: frozenset[Ability] = frozenset(
+        {"sampling", "min_p", "repetition_penalty", "logprobs", "continuous"}
+    )
 
     def __init__(self, folder: Path, opening: Opening) -> None:
         bundle = open_bundle(folder)
-        self.card, self.tokenizer = bundle.card, bundle.tokenizer
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(folder),
@@ -37,27 +30,25 @@ class VllmSession:
                 disable_log_stats=True,
             )
         )
-        self.context = int(self._engine.model_config.max_model_len)
-        self._slots, self._running, self._handles = opening.slots, set[int](), count()
+        context = int(self._engine.model_config.max_model_len)
+        super().__init__(bundle.card, bundle.tokenizer, context=context, slots=opening.slots)
+        self._running = set[int]()
 
-    @property
-    def free_slots(self) -> int:
-        """How many more requests may be started now."""
-        return self._slots - len(self._running)
+    def _num_admitted(self) -> int:
+        return len(self._running)
 
     def start(self, request: Request) -> int:
         """Admit a request; raises DataError for one that cannot be taken."""
-        room = self.context - len(request.ids)
-        if request.num_beams > 1 or room < 1 or not request.ids:
-            raise DataError("vLLM takes a prompt with room for an answer, and no beams.")
-        handle = next(self._handles)
+        self._require(request)
+        handle, sampling = next(self._handles), request.sampling
         params = SamplingParams(
-            temperature=request.temperature,
-            top_k=request.top_k,
-            top_p=request.top_p,
-            repetition_penalty=request.repetition_penalty,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             seed=request.seed,
-            max_tokens=min(request.max_new_tokens, room),
+            max_tokens=min(request.max_new_tokens, self.context - len(request.ids)),
             stop=list(request.stop) or None,
             logprobs=request.logprobs if request.logprobs >= 0 else None,
             ignore_eos=request.ignore_ends,
@@ -94,14 +85,6 @@ class VllmSession:
         """Forget a request."""
         self._running.discard(handle)
         self._engine.abort_request([str(handle)])
-
-    def logits(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """vLLM gives none."""
-        raise DataError("vLLM gives no logits; use engine=transformers.")
-
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """vLLM's generating engine gives none."""
-        raise DataError("vLLM gives no vectors of a causal model; use engine=transformers.")
 
     def close(self) -> None:
         """Give the GPU back."""
