@@ -122,7 +122,7 @@ class Lesson:
         )
         if not fits:
             raise DataError(
-                f"finetune.teacher: {self.name!r} predicts {theirs} classes, the model "
+                f"{self.stepper.stage}.teacher: {self.name!r} predicts {theirs} classes, the model "
                 f"{own}; choose a teacher with the same vocabulary (after `vocab`)."
             )
         teacher_ids = None if ids is None else torch.tensor(ids, device=context.device)
@@ -131,7 +131,7 @@ class Lesson:
     def _ids(self, bundle: Bundle, teacher: Bundle, context: Context) -> list[int] | None:
         if not _have_tokenizers(bundle, teacher):
             return None
-        ids = vocabulary_map(bundle.tokenizer, teacher.tokenizer)
+        ids = vocabulary_map(bundle.tokenizer, teacher.tokenizer, stage=self.stepper.stage)
         if ids is None:
             return None
         task = context.required_task.for_data(context.data)
@@ -142,7 +142,7 @@ class Lesson:
             )
             if [ids[i] for i in own] != theirs:
                 raise DataError(
-                    f"finetune.teacher: {self.name!r} knows the model's tokens but splits texts"
+                    f"{self.stepper.stage}.teacher: {self.name!r} knows the model's tokens but splits texts"
                     " otherwise; choose a teacher with the same tokenizer."
                 )
         return ids
@@ -252,8 +252,8 @@ class Finetune(TrainingOptions):
         require_loss(task.head)
         if self.packing:
             require_packable(task.head)
-        _refuse_unfit_packing(bundle, task)
-        _give_head(bundle, task, context.seed)
+        _refuse_unfit_packing(bundle, task, self.word)
+        _give_head(bundle, task, context.seed, self.word)
         train = self._examples("train", bundle, task, context, limit=self.samples)
         validation = self._examples("validation", bundle, task, context, limit=self.eval_samples)
         device = load_device(self.distributed, context.device)
@@ -284,7 +284,7 @@ class Finetune(TrainingOptions):
         examples = EncodedExamples(encoded, task.head)
         if split == "train" and not len(examples):
             raise DataError(
-                f"finetune: none of {len(rows)} training rows has a target within "
+                f"{self.word}: none of {len(rows)} training rows has a target within "
                 f"max_length={self.max_length}."
             )
         return examples
@@ -301,10 +301,10 @@ class Finetune(TrainingOptions):
         if self.dropout is not None:
             set_dropout(model, self.dropout)
         if self.gradient_checkpointing:
-            _refuse_recomputing(self.method)
+            _refuse_recomputing(self.method, self.word)
             checkpoint_blocks(model)
         if self.packing:
-            _refuse_packed_prompts(model, self.method)
+            _refuse_packed_prompts(model, self.method, self.word)
             allow_packing(model)
         head = context.required_task.head
         masked = bundle.card.sparse is not None and self.method.produces == "dense"
@@ -328,6 +328,7 @@ class Finetune(TrainingOptions):
             loss_chunk=self.loss_chunk,
             sharded=sharded,
             distributed=self.distributed,
+            stage=self.word,
         )
         if self.teacher is not None:
             lesson = Lesson(self.teacher, self.distill, stepper, train)
@@ -386,40 +387,40 @@ class Finetune(TrainingOptions):
         return notes
 
 
-def _refuse_recomputing(method: Any) -> None:
+def _refuse_recomputing(method: Any, stage: str) -> None:
     if not getattr(method, "recomputes", True):
         raise RecipeError(
-            f"finetune.gradient_checkpointing: {name_of(method)} puts its prefix into the cache,"
+            f"{stage}.gradient_checkpointing: {name_of(method)} puts its prefix into the cache,"
             " where a second forward would find the first one's keys; set it to false."
         )
 
 
-def _refuse_packed_prompts(model: Module, method: Any) -> None:
+def _refuse_packed_prompts(model: Module, method: Any, stage: str) -> None:
     if is_prompt(model):
         raise RecipeError(
-            f"finetune.packing: {name_of(method)} puts its vectors before a row, not "
+            f"{stage}.packing: {name_of(method)} puts its vectors before a row, not "
             "before each text in it; set it to false."
         )
 
 
-def _refuse_unfit_packing(bundle: Bundle, task: Task) -> None:
+def _refuse_unfit_packing(bundle: Bundle, task: Task, stage: str) -> None:
     """Packed weights are trained around, never opened: what is missing in them stays missing."""
     if bundle.card.form != "packed":
         return
     if bundle.lacks_head(task.head):
         raise RecipeError(
-            f"finetune: packed model {bundle.card.name!r} has no {task.head} head and can be given"
+            f"{stage}: packed model {bundle.card.name!r} has no {task.head} head and can be given"
             " none; train the head before packing."
         )
     if bundle.path is not None and rounds_inputs(bundle.path):
         raise RecipeError(
-            f"finetune: model {bundle.card.name!r} rounds the inputs of its layers, "
+            f"{stage}: model {bundle.card.name!r} rounds the inputs of its layers, "
             "and no gradient passes through rounding; train before it, or pack "
             "weights alone."
         )
 
 
-def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
+def _give_head(bundle: Bundle, task: Task, seed: int, stage: str) -> None:
     """The task owns the head: create a missing one, in place."""
     if task.head == "classify":
         names = task.label_names
@@ -429,7 +430,7 @@ def _give_head(bundle: Bundle, task: Task, seed: int) -> None:
             config.pad_token_id = _pad_id(bundle)
     elif task.is_cloze and bundle.lacks_head(task.head):
         raise RecipeError(
-            f"finetune: model {bundle.card.name!r} has no head that fills gaps; train one first,"
+            f"{stage}: model {bundle.card.name!r} has no head that fills gaps; train one first,"
             " with the stage pretrain and objective=masked."
         )
     elif bundle.lacks_head(task.head):

@@ -147,6 +147,7 @@ class Pretrain(TrainingOptions):
             loss_chunk=self.loss_chunk,
             distributed=self.distributed,
             sharded=sharded,
+            stage=self.word,
         )
         if sharded is not None:
             sharded.shard()

@@ -258,7 +258,7 @@ def require_loss(head: Head) -> None:
 
 def unsupervised(head: Head) -> DataError:
     return DataError(
-        f"finetune: a task with the head {head!r} has no supervised loss to train on; "
+        f"a task with the head {head!r} has no supervised loss to train on; "
         "choose a task with the head causal, seq2seq or classify."
     )
 

@@ -145,6 +145,7 @@ class CheckpointManager:
     dist: Dist
     device: str
     warn: Callable[[str], None]
+    stage: str = "training"  # as errors name it
 
     def newest(self, *, among: Collection[int] | None = None) -> LoadedState | None:
         """The newest sound one: one process judges and sets aside, then all read the same."""
@@ -175,7 +176,7 @@ class CheckpointManager:
         bad = next((n for n, t in every if not bool(local(t).isfinite().all())), None)
         if self.dist.sum([bad is not None], self.device)[0]:
             raise DivergedError(
-                f"finetune: {bad or 'a number'} is not finite after step {step}; that state is not "
+                f"{self.stage}: {bad or 'a number'} is not finite after step {step}; that state is not "
                 "kept, but one before it where there was one; lower lr or clip harder."
             )
         write_state(

@@ -168,7 +168,9 @@ StatesOf = Callable[[Batch], tuple["Tensor", "Sequence[Tensor]"]]
 RIDGE = 1e-3  # of the mean squared state: what keeps a projection small where nothing is seen
 
 
-def vocabulary_map(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[int] | None:
+def vocabulary_map(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, stage: str = "training"
+) -> list[int] | None:
     """The teacher's id of every token of the student; None where both number alike.
 
     Raises DataError for a token that the teacher does not know: a cut vocabulary has none.
@@ -179,7 +181,7 @@ def vocabulary_map(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenize
     strange = next((token for token in own if token not in known), None)
     if strange is not None or sorted(own.values()) != list(range(len(own))):
         raise DataError(
-            f"finetune.teacher: it does not know the token {strange!r}; choose a teacher with the"
+            f"{stage}.teacher: it does not know the token {strange!r}; choose a teacher with the"
             " same vocabulary, or with one that the model's was cut from."
         )
     return [known[token] for token, _ in sorted(own.items(), key=lambda item: item[1])]
@@ -205,7 +207,7 @@ def states_function(model: Any, head: Head) -> StatesOf:
     """Logits and hidden states of one forward; of a classifier, at every token but padding."""
     if head == "extract":
         raise DataError(
-            "finetune.distill: hidden states are not compared for the head extract; leave hidden_weight out."
+            "distill: hidden states are not compared for the head extract; leave hidden_weight out."
         )
 
     def states(batch: Batch) -> tuple[Tensor, Sequence[Tensor]]:

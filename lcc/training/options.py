@@ -140,7 +140,7 @@ def state_before(
 
     The data go on behind the spike. Raises DivergedError when that was done too often.
     """
-    what = f"finetune: a loss of {loss:.3g} in step {counters.step + 1} is a spike"
+    what = f"{generations.stage}: a loss of {loss:.3g} in step {counters.step + 1} is a spike"
     if counters.rollbacks == spike.max_rollbacks:
         raise DivergedError(
             f"{what} and {counters.rollbacks} rollbacks were enough; lower lr, "
@@ -174,6 +174,7 @@ class TrainingOptions:
     `max_nonfinite` in a row stop. With `ema` the average of the weights is evaluated and published.
     """
 
+    word: ClassVar[str] = "training"  # the stage, as its errors name it
     epochs: Annotated[float, Field(gt=0)] = 1
     max_steps: Annotated[int, Field(ge=1)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None

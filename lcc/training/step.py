@@ -71,6 +71,7 @@ class Stepper:
     sharded: Sharded | None = None
     distributed: Distributed = field(default_factory=Distributed)
     own_loss: Callable[[Batch], Tensor] | None = None
+    stage: str = "training"  # as errors name it
 
     def __post_init__(self) -> None:
         self.reduction = Reduction(self.dist, self.distributed)
@@ -132,7 +133,7 @@ class Stepper:
                 # The others wait in a gather for this process: only a fresh group can try again.
                 self._halve(examples, pieces)
                 raise LostError(
-                    f"finetune: out of memory; tried again with micro_tokens="
+                    f"{self.stage}: out of memory; tried again with micro_tokens="
                     f"{self.micro_tokens}, which can be set at once."
                 )
             # Ranks must agree: a lone retry would leave the others waiting for its gradients.
@@ -276,7 +277,7 @@ class Stepper:
         widest = max(size([examples.lengths[i] for i in piece]) for piece in pieces)
         if all(len(piece) == 1 for piece in pieces):
             raise ResourceError(
-                f"finetune: out of memory on a single example of {widest} tokens; lower "
+                f"{self.stage}: out of memory on a single example of {widest} tokens; lower "
                 "max_length, set gradient_checkpointing=true, or choose a smaller model."
             )
         self.micro_tokens = math.ceil(widest / 2)

@@ -178,7 +178,9 @@ class Training:
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
-        self.generations = CheckpointManager(self.state, self.dist, self.stepper.device, self.progress.warn)
+        self.generations = CheckpointManager(
+            self.state, self.dist, self.stepper.device, self.progress.warn, stage=o.word
+        )
         self.spike = o.spike
         self.goes_back = o.spike is not None and o.spike.rollback is not None
         self.average = Average(o.ema, self.trainable())
@@ -201,7 +203,7 @@ class Training:
                 self._train()
             except PreemptedError:
                 saved = f"the state after step {save(self)} is saved."
-                raise PreemptedError(f"finetune: asked to stop; {saved}") from None
+                raise PreemptedError(f"{self.options.word}: asked to stop; {saved}") from None
             except LostError:
                 note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
                 raise
@@ -320,7 +322,7 @@ class Training:
             return
         save(self)
         raise DivergedError(
-            f"finetune: {num} steps in a row had a loss or gradient that is not finite; the state "
+            f"{self.options.word}: {num} steps in a row had a loss or gradient that is not finite; the state "
             f"after step {good} is kept; lower lr (now {self.lr:g}) or clip harder."
         )
 

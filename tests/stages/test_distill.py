@@ -13,7 +13,7 @@ from test_depth import one_thread  # noqa: F401
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lcc.config.cards import Mistakes, decode
-from lcc.core.errors import DataError
+from lcc.core.errors import DataError, DivergedError
 from lcc.models.checkpoint import save
 from lcc.stages.distill import Distill
 from lcc.stages.finetune import Finetune
@@ -178,3 +178,8 @@ def test_hidden_states_are_not_cached() -> None:
     with pytest.raises(Mistakes, match="use mode: online with hidden_weight"):
         decode(Distill, {"distill": {"mode": "cached", "hidden_weight": 1.0}}, "plan.distill")
     assert decode(Distill, {}).teacher == "plan_input"
+
+
+def test_a_training_that_diverges_names_its_stage(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"^distill: "):
+        distilled(world, tmp_path, optimizer="sgd", lr=1e38, max_nonfinite=2)

@@ -18,7 +18,7 @@ from pretrain_cases import OBJECTIVES, PARENTS, SHARDED, TEXT, pretrained, pretr
 from training_cases import Signalling
 
 import lcc
-from lcc.core.errors import PreemptedError, RecipeError
+from lcc.core.errors import DivergedError, PreemptedError, RecipeError
 from lcc.distributed.dist import SINGLE, Distributed
 from lcc.distributed.launch import launch
 from lcc.methods.trackers.none import NoneTracker
@@ -217,3 +217,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, place, chosen, number = sys.argv[1:]
     run_killed(Path(folder), Path(place), chosen, Signalling(int(number), signal.SIGKILL))
+
+
+def test_a_training_that_diverges_names_its_stage(world: Path, tmp_path: Path) -> None:
+    chosen = stage(**OBJECTIVES["causal"], max_steps=6, optimizer="sgd", lr=1e38, max_nonfinite=2)
+    with pytest.raises(DivergedError, match=r"^pretrain: "):
+        chosen.run(parent(world, "causal"), tuning.context(tmp_path, world, TEXT))
