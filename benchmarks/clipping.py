@@ -32,9 +32,8 @@ from lcc.methods.trackers.none import NoneTracker
 from lcc.models.sources import Scratch, TokenizerRecipe, make_module, make_tokenizer
 from lcc.training.batches import EncodedExamples
 from lcc.training.loss import logits_function
-from lcc.training.options import TrainingOptions
 from lcc.training.step import Stepper
-from lcc.training.trainer import Training
+from lcc.training.trainer import Training, TrainingOptions
 
 LENGTH, BATCH_TOKENS, HELD_OUT = 64, 1024, 32  # tokens a block, tokens a step, blocks judged on
 RATES = {"sgd": (0.3, 3.0), "adamw": (3e-3, 0.1)}

@@ -123,7 +123,7 @@ class Reduction:
             gradient.add_(part.view_as(gradient))
         self._unsent = None
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the next sum depends on: tensors, of which each process has its own, and numbers."""
         facts: dict[str, Any] = {"bytes_sent": self.bytes_sent}
         if self._unsent is not None:
@@ -138,10 +138,10 @@ class Reduction:
             tensors[ERROR] = self.dist.stacked(power.error_dict[0])
         return tensors, facts | {"iteration": power.iter}
 
-    def restore(
+    def load_state_dict(
         self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, device: str = "cpu"
     ) -> None:
-        """Go on from `state`; in a group of another size, what was never sent is dealt anew."""
+        """Continue from `state_dict`; in a group of another size, what was never sent is dealt anew."""
         self.bytes_sent = int(facts["bytes_sent"])
         errors = tensors[ERROR].to(device) if ERROR in tensors else None  # (processes, elements)
         size = self.dist.world_size

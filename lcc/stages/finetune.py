@@ -41,10 +41,9 @@ from lcc.training.distillation import (
 )
 from lcc.training.loss import logits_function, projection_of
 from lcc.training.optim import allocation_of, checkpoint_blocks, set_dropout
-from lcc.training.options import TrainingOptions
 from lcc.training.packing import allow_packing, require_packable
 from lcc.training.step import Stepper
-from lcc.training.trainer import Training
+from lcc.training.trainer import Training, TrainingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

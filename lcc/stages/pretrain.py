@@ -26,11 +26,10 @@ from lcc.stages._training import load_device, sharded_for, training_measures
 from lcc.tokenization.train import special_tokens_for
 from lcc.training.loss import projection_of
 from lcc.training.optim import set_dropout
-from lcc.training.options import TrainingOptions
 from lcc.training.packing import isolates
 from lcc.training.pretraining import DrawnExamples
 from lcc.training.step import Stepper
-from lcc.training.trainer import Training
+from lcc.training.trainer import Training, TrainingOptions
 
 if TYPE_CHECKING:
     from torch.nn import Module

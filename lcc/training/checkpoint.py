@@ -30,8 +30,8 @@ Groups = Mapping[str, Mapping[str, "Tensor"]]
 
 
 @dataclass
-class LoadedState:
-    """One generation of training state read back: tensors by group, and everything else."""
+class TrainingState:
+    """The state of a training: tensors by group, and numbers as JSON has them."""
 
     facts: dict[str, Any]
     tensors: Groups = field(default_factory=dict)
@@ -125,13 +125,13 @@ def newest_state(
     return None
 
 
-def load_state(path: Path) -> LoadedState:
+def load_state(path: Path) -> TrainingState:
     """A generation that was found to be sound; its tensors are read when they are asked for."""
     facts = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    return LoadedState(facts, open_tensors(path))
+    return TrainingState(facts, open_tensors(path))
 
 
-def read_state(folder: Path, warn: Callable[[str], None]) -> LoadedState | None:
+def read_state(folder: Path, warn: Callable[[str], None]) -> TrainingState | None:
     """The newest sound generation, or None."""
     path = newest_state(folder, warn)
     return None if path is None else load_state(path)
@@ -147,7 +147,7 @@ class CheckpointManager:
     warn: Callable[[str], None]
     stage: str = "training"  # as errors name it
 
-    def newest(self, *, among: Collection[int] | None = None) -> LoadedState | None:
+    def newest(self, *, among: Collection[int] | None = None) -> TrainingState | None:
         """The newest sound one: one process judges and sets aside, then all read the same."""
         path = newest_state(self.folder, self.warn, among=among) if self.dist.is_main else None
         name = self.dist.gather(path.name if path else None, self.device)[0]
@@ -271,7 +271,7 @@ def noted_micro_tokens(folder: Path) -> int | None:
     return int(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
-def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state_dict(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as named tensors and JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -284,8 +284,10 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {"numbers": numbers, "groups": state["param_groups"]}
 
 
-def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Give `optimizer` back what `optimizer_state` took, sharded as its parameters are now."""
+def load_optimizer_state_dict(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Give `optimizer` back what `optimizer_state_dict` took, sharded as its parameters are now."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, Any] = {}
     for path, value in [*tensors.items(), *facts["numbers"].items()]:

@@ -227,19 +227,14 @@ class RankAllocation:
             if "lora_E" in name
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a resumed training needs, by name; with `pattern`, all of it."""
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, list[bool]] | None]:
+        """Averages by name, and which values are kept, as decided last."""
         known = {kind: getattr(self._allocator, kind) for kind in AVERAGES}
-        return {f"{kind}/{n}": t for kind, named in known.items() for n, t in named.items()}
+        tensors = {f"{kind}/{n}": t for kind, named in known.items() for n, t in named.items()}
+        return tensors, self._config.rank_pattern
 
-    @property
-    def pattern(self) -> dict[str, list[bool]] | None:
-        """Which values are kept, as decided last."""
-        pattern: dict[str, list[bool]] | None = self._config.rank_pattern
-        return pattern
-
-    def restore(self, tensors: Mapping[str, Tensor], pattern: dict[str, list[bool]] | None) -> None:
-        """Go on from what `tensors` and `pattern` said."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor], pattern: dict[str, list[bool]] | None) -> None:
+        """Continue from what `state_dict` returned."""
         self._config.rank_pattern = pattern
         self._allocator.reset_ipt()
         for path, tensor in tensors.items():

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
+
+from lcc.config.cards import card
 from lcc.core import signals
 from lcc.core.errors import DivergedError, LostError, PreemptedError
 from lcc.core.lazy import torch
@@ -21,120 +24,71 @@ from lcc.training.batches import TrainingSet, batches_from, epoch_ends
 from lcc.training.checkpoint import (
     CheckpointManager,
     Counters,
-    Groups,
-    LoadedState,
+    TrainingState,
+    load_optimizer_state_dict,
     no_others,
     note_micro_tokens,
     noted_micro_tokens,
-    optimizer_state,
-    restore_optimizer,
+    optimizer_state_dict,
 )
+from lcc.training.ema import AVERAGE_BYTES, EMA, Average
+from lcc.training.loss_spikes import Spike, state_before
 from lcc.training.optim import (
     OPTIMIZER_BYTES,
     Clip,
     ClipResult,
     OptimizerCard,
     RankAllocation,
+    ScheduleName,
     parameter_groups,
     schedule_of,
     with_own_rates,
 )
-from lcc.training.options import AVERAGE_BYTES, Average, TrainingOptions, state_before
 from lcc.training.step import Stepper
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-# -----------------------------------------------------------------------------
-# What of a training is saved, and how it is put back.
 
+@card
+class TrainingOptions:
+    """What a recipe may say about any training, beside its method.
 
-def save(training: Training) -> int:
-    """The state after the last finite step, which is returned.
-
-    Raises DivergedError where a number in it is not finite.
+    `batch_tokens` make one optimizer step, `micro_tokens` (padding included) go through the model
+    at once. With `packing` texts stand one behind the other, none seeing another, in place of
+    padded rows; logits of at most `loss_chunk` targets are held at once (null: of all); `compile`
+    has torch compile the blocks. Without `eval_every` (steps) validation runs once an epoch;
+    `patience` evaluations without a gain stop early. State for resuming is saved every
+    `save_seconds`, and `save_every` steps if given. Steps that are not finite change nothing, and
+    `max_nonfinite` in a row stop. With `ema` the average of the weights is evaluated and published.
     """
-    stepper = training.stepper
-    is_good = not training.counters.nonfinite_in_row
-    counters, best = (training.counters, training.best) if is_good else training.good
-    counters.micro_tokens = stepper.micro_tokens
-    tensors, optimizer = optimizer_state(training.optimizer)
-    reduction, sent = stepper.reduction.state()
-    allocation = training.allocation
-    groups: Groups = {
-        "trainable": training.trainable(),
-        "optimizer": tensors,
-        "best": best,
-        "reduction": reduction,
-        **({"allocation": allocation.tensors()} if allocation is not None else {}),
-        **({"average": training.average.tensors} if training.options.ema else {}),
-    }
-    facts = {
-        "counters": dataclasses.asdict(counters),
-        "optimizer": optimizer,
-        "schedule": training.schedule.state_dict(),
-        "reduction": sent,
-        "threads": torch.get_num_threads(),
-        "ranks": allocation and allocation.pattern,
-        "world_size": training.dist.world_size,
-    }
-    if stepper.sharded is not None:
-        groups = stepper.sharded.as_saved(groups)
-    spike = training.spike
-    needed = no_others if spike is None else partial(spike.needed, counters.anchors)
-    training.generations.write(counters.step, facts=facts, tensors=groups, needed=needed)
-    return counters.step
 
-
-def restore(training: Training) -> None:
-    """Put `training`, in place, where its newest sound state left off."""
-    saved = training.generations.newest()
-    if saved is not None:
-        _continue(training, saved)
-    counters, stepper = training.counters, training.stepper
-    if training.dist.is_main:
-        # A step whose evaluation was cut off tells its numbers once more.
-        training.curves.rewind(counters.step - (counters.row is not None))
-    noted = noted_micro_tokens(training.state) or stepper.micro_tokens
-    stepper.micro_tokens = min(stepper.micro_tokens, noted)
-
-
-def _continue(training: Training, saved: LoadedState) -> None:
-    facts = saved.facts
-    counters = training.counters = Counters(**facts["counters"])
-    training.stepper.micro_tokens = counters.micro_tokens
-    parameters = training.trainable()
-    training.best = {
-        name: kept_copy(placed(tensor, parameters[name])) for name, tensor in saved.tensors["best"].items()
-    }
-    training.good = counters.copy(), training.best
-    take_up(training, saved)
-    training.schedule.load_state_dict(facts["schedule"])
-    if facts["world_size"] == training.dist.world_size:
-        # Sums differ in their last bits between thread counts.
-        torch.set_num_threads(facts["threads"])
-    training.progress.say(f"resumed after step {counters.step}.")
-
-
-def take_up(training: Training, saved: LoadedState) -> None:
-    """Weights, optimizer, ranks and error feedback as they were, in place."""
-    facts, tensors, reduction = saved.facts, saved.tensors, training.stepper.reduction
-    training.load(tensors["trainable"])
-    if training.allocation is not None:
-        training.allocation.restore(tensors["allocation"], facts["ranks"])
-    if training.options.ema is not None:
-        training.average.restore(tensors["average"])
-    restore_optimizer(training.optimizer, tensors["optimizer"], facts["optimizer"])
-    sent = max(reduction.bytes_sent, facts["reduction"]["bytes_sent"])
-    facts_of_reduction = {**facts["reduction"], "bytes_sent": sent}
-    reduction.restore(tensors["reduction"], facts_of_reduction, device=training.stepper.device)
-
-
-def kept_copy(parameter: Tensor) -> Tensor:
-    """A copy in main memory; a piece of a sharded one stays where it is."""
-    value = parameter.detach()
-    return value.clone() if is_sharded(value) else value.cpu().clone()
+    word: ClassVar[str] = "training"  # the stage, as its errors name it
+    epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleName = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema: EMA | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    batch_tokens: Annotated[int, Field(ge=1)] = 2048
+    micro_tokens: Annotated[int, Field(ge=1)] = 2048
+    max_length: Annotated[int, Field(ge=2)] = 512
+    packing: bool = False
+    loss_chunk: Annotated[int, Field(ge=1)] | None = 256
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    eval_samples: Annotated[int, Field(ge=0)] = 256
+    patience: Annotated[int, Field(ge=1)] | None = None
+    keep_best: bool = True
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    save_seconds: Annotated[float, Field(gt=0)] = 120
+    max_nonfinite: Annotated[int, Field(ge=1)] = 5
+    spike: Spike | None = None
 
 
 @dataclass
@@ -178,7 +132,7 @@ class Training:
         self.schedule = schedule_of(
             o.schedule, self.optimizer, num_steps=self.num_steps, warmup_ratio=o.warmup_ratio
         )
-        self.generations = CheckpointManager(
+        self.checkpoints = CheckpointManager(
             self.state, self.dist, self.stepper.device, self.progress.warn, stage=o.word
         )
         self.spike = o.spike
@@ -191,18 +145,18 @@ class Training:
     def run(self) -> Counters:
         """Train to the end, or raise PreemptedError or DivergedError with the state saved."""
         with signals.watched():
-            restore(self)
+            self._resume()
             # Before hours of work: is there room for all that will be saved?
             each = getattr(self.optimizer_card, "state_bytes", OPTIMIZER_BYTES)
             each += AVERAGE_BYTES if self.options.ema else 0
-            self.generations.require_space(self.trainable(), each, best=self.options.keep_best)
+            self.checkpoints.require_space(self.trainable(), each, best=self.options.keep_best)
             if self.stepper.sharded is None:
                 self.dist.broadcast_(list(self.trainable().values()))
             self.average.start()
             try:
                 self._train()
             except PreemptedError:
-                saved = f"the state after step {save(self)} is saved."
+                saved = f"the state after step {self._save()} is saved."
                 raise PreemptedError(f"{self.options.word}: asked to stop; {saved}") from None
             except LostError:
                 note_micro_tokens(self.state, self.stepper.micro_tokens, rank=self.dist.rank)
@@ -213,6 +167,81 @@ class Training:
             self.average.publish()
         return self.counters
 
+    def state_dict(self) -> TrainingState:
+        """What a resumed training needs: the state after the last finite step."""
+        is_good = not self.counters.nonfinite_in_row
+        counters, best = (self.counters, self.best) if is_good else self.good
+        counters.micro_tokens = self.stepper.micro_tokens
+        optimizer, numbers = optimizer_state_dict(self.optimizer)
+        reduction, sent = self.stepper.reduction.state_dict()
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "trainable": self.trainable(),
+            "optimizer": optimizer,
+            "best": best,
+            "reduction": reduction,
+        }
+        facts = {
+            "counters": dataclasses.asdict(counters),
+            "optimizer": numbers,
+            "schedule": self.schedule.state_dict(),
+            "reduction": sent,
+            "threads": torch.get_num_threads(),
+            "ranks": None,
+            "world_size": self.dist.world_size,
+        }
+        if self.allocation is not None:
+            groups["allocation"], facts["ranks"] = self.allocation.state_dict()
+        if self.options.ema is not None:
+            groups["average"] = self.average.state_dict()
+        sharded = self.stepper.sharded
+        return TrainingState(facts, groups if sharded is None else sharded.as_saved(groups))
+
+    def load_state_dict(self, state: TrainingState) -> None:
+        """Continue, in place, where `state` left off."""
+        counters = self.counters = Counters(**state.facts["counters"])
+        self.stepper.micro_tokens = counters.micro_tokens
+        parameters = self.trainable()
+        self.best = {n: _copy(placed(t, parameters[n])) for n, t in state.tensors["best"].items()}
+        self.good = counters.copy(), self.best
+        self._load_weights(state)
+        self.schedule.load_state_dict(state.facts["schedule"])
+        if state.facts["world_size"] == self.dist.world_size:
+            # Sums differ in their last bits between thread counts.
+            torch.set_num_threads(state.facts["threads"])
+
+    def _load_weights(self, state: TrainingState) -> None:
+        """Weights, optimizer, ranks and error feedback as they were; counters and schedule go on."""
+        facts, tensors, reduction = state.facts, state.tensors, self.stepper.reduction
+        self.load(tensors["trainable"])
+        if self.allocation is not None:
+            self.allocation.load_state_dict(tensors["allocation"], facts["ranks"])
+        if self.options.ema is not None:
+            self.average.load_state_dict(tensors["average"])
+        load_optimizer_state_dict(self.optimizer, tensors["optimizer"], facts["optimizer"])
+        sent = max(reduction.bytes_sent, facts["reduction"]["bytes_sent"])
+        numbers = {**facts["reduction"], "bytes_sent": sent}
+        reduction.load_state_dict(tensors["reduction"], numbers, device=self.stepper.device)
+
+    def _save(self) -> int:
+        """Write `state_dict`; returns its step. Raises DivergedError where a number is not finite."""
+        state = self.state_dict()
+        step, anchors = int(state.facts["counters"]["step"]), state.facts["counters"]["anchors"]
+        needed = no_others if self.spike is None else partial(self.spike.needed, anchors)
+        self.checkpoints.write(step, facts=state.facts, tensors=state.tensors, needed=needed)
+        return step
+
+    def _resume(self) -> None:
+        """Load the newest sound state, where there is one."""
+        saved = self.checkpoints.newest()
+        if saved is not None:
+            self.load_state_dict(saved)
+            self.progress.say(f"resumed after step {self.counters.step}.")
+        if self.dist.is_main:
+            # A step whose evaluation was cut off reports its numbers once more.
+            self.curves.rewind(self.counters.step - (self.counters.row is not None))
+        noted = noted_micro_tokens(self.state) or self.stepper.micro_tokens
+        self.stepper.micro_tokens = min(self.stepper.micro_tokens, noted)
+
     def _train(self) -> None:
         """Every step from here on; raises PreemptedError, on all ranks together, between two."""
         counters = self.counters
@@ -220,7 +249,7 @@ class Training:
             counters.validation_before = self.stepper.validate(self.validation)
         if self.goes_back and not counters.step and not counters.anchors:
             counters.anchors.append(0)
-            save(self)
+            self._save()
         saved_at = time.monotonic()
         # Ranks must stop at the same step: the stepper asks all of them, the bar only this one.
         done = counters.step - (counters.row is not None)
@@ -232,7 +261,7 @@ class Training:
                 if self._conclude(bar):
                     return
                 if self._is_save_due(saved_at):
-                    save(self)
+                    self._save()
                     saved_at = time.monotonic()
 
     def _stop(self) -> int:
@@ -250,7 +279,7 @@ class Training:
         is_spike = self.spike.sees(counters.recent, loss) if self.spike else False
         if is_spike and self.goes_back:
             assert self.spike is not None
-            take_up(self, state_before(self.spike, loss, counters, self.generations))
+            self._load_weights(state_before(self.spike, loss, counters, self.checkpoints))
         elif is_finite:
             self.optimizer.step()
             self.schedule.step()
@@ -320,7 +349,7 @@ class Training:
         num, good = self.counters.nonfinite_in_row, self.good[0].step
         if num < self.options.max_nonfinite:
             return
-        save(self)
+        self._save()
         raise DivergedError(
             f"{self.options.word}: {num} steps in a row had a loss or gradient that is not finite; the state "
             f"after step {good} is kept; lower lr (now {self.lr:g}) or clip harder."
@@ -342,7 +371,7 @@ class Training:
             counters.best_loss, counters.best_step = loss, counters.step
             counters.evaluations_without_gain = 0
             if self.options.keep_best:
-                self.best = {k: kept_copy(v) for k, v in self.trainable().items()}
+                self.best = {k: _copy(v) for k, v in self.trainable().items()}
         else:
             counters.evaluations_without_gain += 1
         return loss
@@ -377,3 +406,9 @@ class Training:
             for name, tensor in tensors.items():
                 like = parameters[name]
                 like.copy_(tensor if is_sharded(tensor) else placed(tensor, like))
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    """A copy in main memory; a piece of a sharded one stays where it is."""
+    value = parameter.detach()
+    return value.clone() if is_sharded(value) else value.cpu().clone()

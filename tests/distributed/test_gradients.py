@@ -70,7 +70,7 @@ def test_what_was_never_sent_is_not_lost_when_one_process_goes_on(together: Toge
     errors = open_tensors(state)["reduction"]["error"]
     assert errors.shape == (2, NUM_WEIGHTS) and float(errors.abs().max()) > 0
     alone = Reduction(SINGLE, Distributed())
-    alone.restore(open_tensors(state)["reduction"], {"bytes_sent": 7, "iteration": 3})
+    alone.load_state_dict(open_tensors(state)["reduction"], {"bytes_sent": 7, "iteration": 3})
     parameters = [torch.nn.Parameter(torch.zeros(p.shape)) for p in model().parameters()]
     for _ in range(2):  # the second sum finds nothing left
         for parameter in parameters:
@@ -91,7 +91,7 @@ def test_feedback_is_dealt_to_a_group_of_another_size() -> None:
     for rank in range(3):
         chosen = Distributed(world_size=3, gradients="powersgd")
         reduction = Reduction(Dist(rank, 3), chosen)
-        reduction.restore({"error": errors}, facts)
+        reduction.load_state_dict({"error": errors}, facts)
         dealt.append(reduction._power.error_dict[0])
     torch.testing.assert_close(sum(dealt), errors.sum(0))
 

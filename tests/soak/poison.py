@@ -82,9 +82,9 @@ class Watched:
 
     def __post_init__(self) -> None:
         self.step, self.run._step = self.run._step, self._poisoned  # type: ignore[method-assign]
-        write = self.run.generations.write
+        write = self.run.checkpoints.write
         look = partial(self._looked_at, write)
-        object.__setattr__(self.run.generations, "write", look)  # frozen
+        object.__setattr__(self.run.checkpoints, "write", look)  # frozen
 
     def _poisoned(self, epoch: int, batch: list[int]) -> None:
         number = self.run.counters.step + 1

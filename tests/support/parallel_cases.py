@@ -21,7 +21,7 @@ from lcc.distributed.launch import launch
 from lcc.methods.optimizers.adam import AdamW
 from lcc.models.adapter_io import zero_masks
 from lcc.training.batches import Batch, epoch_batches
-from lcc.training.options import EMA
+from lcc.training.ema import EMA
 
 Together = tuple[Path, dict[str, Any]]
 """A folder of trainings by name, and the weights that each ended with."""

@@ -21,9 +21,8 @@ from lcc.methods.optimizers.adam import AdamW
 from lcc.methods.trackers.none import NoneTracker
 from lcc.training.batches import EncodedExamples
 from lcc.training.loss import logits_function
-from lcc.training.options import TrainingOptions
 from lcc.training.step import Stepper
-from lcc.training.trainer import Training
+from lcc.training.trainer import Training, TrainingOptions
 
 
 @dataclass(frozen=True)

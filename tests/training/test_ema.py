@@ -13,7 +13,7 @@ import torch
 from training_cases import Signalling, model, stepper, training
 
 from lcc.core.errors import PreemptedError
-from lcc.training.options import EMA
+from lcc.training.ema import EMA
 
 
 @pytest.fixture(autouse=True)

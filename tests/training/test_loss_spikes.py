@@ -14,7 +14,7 @@ from training_cases import Signalling, model, training
 
 from lcc.core.errors import DivergedError, PreemptedError
 from lcc.training.checkpoint import generations, step_of
-from lcc.training.options import Spike
+from lcc.training.loss_spikes import Spike
 from lcc.training.trainer import Training
 
 WATCH = Spike(factor=1.5, window=3, rollback=2)
