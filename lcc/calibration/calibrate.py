@@ -25,6 +25,7 @@ from lcc.core.progress import Progress
 from lcc.distributed.dist import SINGLE, Dist
 from lcc.models.blocks import blocks
 from lcc.models.safetensors_io import raw_bytes
+from lcc.tasks.encode import IGNORED, pad_id, padded, padded_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def encoded_batches(
             examples.append(task.encode(row, tokenizer, max_length=min(longest, left)))
             left -= len(examples[-1].input_ids)
     examples.sort(key=lambda example: len(example.input_ids))
-    pad = tokenizer.pad_token_id or 0
+    pad = pad_id(tokenizer)
     batches: list[list[Any]] = []
     for example in examples:
         longest = len(example.input_ids)  # Sorted: the newest is the longest of its batch.
@@ -78,23 +79,16 @@ def encoded_batches(
 
 
 def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
-    ids, mask = _padded([example.input_ids for example in examples], pad, device)
+    ids, mask = padded([example.input_ids for example in examples], pad, device=device)
     batch = {"input_ids": ids, "attention_mask": mask}
     if any(any(example.kinds or ()) for example in examples):
         kinds = [example.kinds or [0] * len(example.input_ids) for example in examples]
-        batch["token_type_ids"], _ = _padded(kinds, 0, device)
+        batch["token_type_ids"] = padded_rows(kinds, 0, device=device)
     if model.config.is_encoder_decoder:
-        labels, seen = _padded([example.labels for example in examples], -100, device)
+        labels, seen = padded([example.labels for example in examples], IGNORED, device=device)
         batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         batch["decoder_attention_mask"] = seen
     return batch
-
-
-def _padded(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids, mask
 
 
 # -----------------------------------------------------------------------------

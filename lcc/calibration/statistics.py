@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcc.core.disk import write_json
 from lcc.core.errors import DataError
 from lcc.core.lazy import safetensors_torch, torch
 
@@ -141,9 +142,7 @@ def write_stats(stats: Mapping[str, LayerStats], folder: Path) -> None:
             "num_tokens": layer_stats.num_tokens,
             "num_inputs": len(layer_stats.diagonal),
         }
-    draft = folder / f"{INDEX}.new"
-    draft.write_text(json.dumps(index, indent=1), encoding="utf-8")
-    draft.replace(folder / INDEX)
+    write_json(folder / INDEX, index)
 
 
 def _file(source: str) -> str:

@@ -6,7 +6,6 @@ the change leaves, and so on in turns.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.calibration.calibrate import InputGroup
 from lcc.compression.quantize import Rounding, by_grid
 from lcc.core.lazy import peft, safetensors_torch, torch
-from lcc.models.card import read_json
+from lcc.models.card import read_json, write_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,7 +229,7 @@ def write_adapter(changes: Mapping[str, Change], folder: Path, *, head: str, bas
     file = folder / "adapter_config.json"
     # A set in peft: its order changes between processes.
     facts = read_json(file) | {"target_modules": sorted(changes)}
-    file.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(file, facts)
     tensors: dict[str, Tensor] = {}
     for name, (up, down) in changes.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.cpu()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
+from lcc.models.card import write_config
 from lcc.models.checkpoint import write_streamed
 from lcc.models.safetensors_io import TensorFolder
 
@@ -135,7 +136,7 @@ def write_packed(
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config |= {"dtype": bundle.card.dtype, "quantization_config": quantization_config}
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(file, config)
 
 
 def packed_state(module: Any, replaced: Replaced, *, dtype: str) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lcc.core.errors import IntegrityError, LccError, ResourceError
+from lcc.core.format import size
 from lcc.core.machine import free_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -28,7 +29,7 @@ def require_space(folder: Path, bytes: int, what: str) -> None:
 def too_full(folder: Path, bytes: int, what: str) -> ResourceError:
     """The sentence that says how much `what` needs and how much there is."""
     return ResourceError(
-        f"{what} needs {_size(bytes)} of free disk in {folder}, where {_size(free_bytes(folder))} "
+        f"{what} needs {size(bytes)} of free disk in {folder}, where {size(free_bytes(folder))} "
         "is free; make room, for example with lcc store gc."
     )
 
@@ -61,8 +62,14 @@ def is_full(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in SAYS_FULL)
 
 
-def _size(bytes: int) -> str:
-    return f"{bytes / 1e9:,.2f} GB" if bytes >= 1e8 else f"{bytes / 1e6:,.1f} MB"
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below `folder`; one that vanishes meanwhile counts as nothing."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total
 
 
 # -----------------------------------------------------------------------------

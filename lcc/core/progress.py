@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, runtime_checkable
 
 from lcc.core import signals
 from lcc.core.disk import write_text
+from lcc.core.format import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -254,10 +255,7 @@ def _plural(unit: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 # -----------------------------------------------------------------------------

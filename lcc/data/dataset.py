@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from lcc.config.cards import Choice, card, describe, digest
+from lcc.core import format
+from lcc.core.disk import write_json
 from lcc.core.errors import DataError, did_you_mean
 from lcc.core.progress import Progress
 from lcc.data.cleaning import Cleaning
@@ -269,7 +271,7 @@ def missing(spec: DatasetSpec) -> str | None:
         return None
     size = sum(one.bytes for one in absent)
     licences = ", ".join(dict.fromkeys(one.licence for one in absent if one.licence))
-    download = f"{size / 1e6:,.1f} MB" + (f"; {licences}" if licences else "")
+    download = format.size(size) + (f"; {licences}" if licences else "")
     packages = "1 package" if len(absent) == 1 else f"{len(absent)} packages"
     return f"dataset '{spec.name}' needs {packages} ({download}); run: lcc fetch dataset={spec.name}"
 
@@ -289,8 +291,7 @@ def prepare(spec: DatasetSpec, folder: Path, progress: Progress) -> Counts:
     for name, rows in dealt.items():
         write_rows(folder / f"{name}.jsonl", rows)
     counts = _counted(spec, dealt, read=len(raw), removed=removed, left_out=left_out)
-    text = json.dumps(asdict(counts), ensure_ascii=False, indent=1)
-    (folder / "counts.json").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / "counts.json", asdict(counts))
     check_fence(folder)
     return counts
 

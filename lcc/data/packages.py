@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from lcc.core.disk import folder_bytes
 from lcc.core.errors import DataError, IntegrityError, ResourceError, SafetyError
+from lcc.core.format import size
 from lcc.core.progress import Bar, Progress
 
 # -----------------------------------------------------------------------------
@@ -167,21 +169,9 @@ def _run(
 
 def _watch(folder: Path, bar: Bar, done: threading.Event) -> None:
     while not done.wait(POLL_SECONDS):
-        grown = _size(folder) - bar.done
+        grown = folder_bytes(folder) - bar.done
         if grown > 0:
             bar.advance(min(grown, bar.total - bar.done) if bar.total else grown)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the files below `folder`; one that vanishes meanwhile counts as nothing."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.stat(os.path.join(root, name)).st_size
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def _stand_in_backend(folder: Path) -> Path:
@@ -461,8 +451,8 @@ def _staging(num_bytes: int, what: str) -> Path:
     # While pip works, its temporary copy and the finished file exist side by side.
     if free < 2 * num_bytes + SPARE_BYTES:
         raise ResourceError(
-            f"'{what}' needs {(2 * num_bytes + SPARE_BYTES) / 1e6:,.0f} MB in {staging}, which "
-            f"has {free / 1e6:,.0f} MB free; clear some space or point LCC_HOME to another disk."
+            f"'{what}' needs {size(2 * num_bytes + SPARE_BYTES)} in {staging}, which "
+            f"has {size(free)} free; clear some space or point LCC_HOME to another disk."
         )
     return staging
 

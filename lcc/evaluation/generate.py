@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lcc.core import signals
 from lcc.core.lazy import torch, transformers
 from lcc.models.adapters import is_prompt
+from lcc.tasks.encode import pad_id, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,26 +131,6 @@ def eos_ids(module: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         value = getattr(config, "eos_token_id", None)
         named += value if isinstance(value, list | tuple) else [value]
     return sorted({int(i) for i in named if i is not None})
-
-
-def padded(rows: Sequence[list[int]], pad: int, *, left: bool, device: Any) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), each (num_rows, longest)."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, where] = torch.tensor(row)
-        mask[i, where] = 1
-    return ids.to(device), mask.to(device)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills short rows; masked, so any token will do where the tokenizer has none."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lcc.evaluation.score import (
     nats,
     token_windows,
 )
+from lcc.models.card import class_names
 from lcc.tasks.chat import assistant_turns, exchanges
 from lcc.tasks.cloze import word_ids
 from lcc.tasks.encode import needs_bos, plain_ids
@@ -99,7 +100,7 @@ class Predictor:
 
     def predicted_classes(self, rows: Sequence[Row]) -> list[str]:
         """The class name that a classifier gives each row."""
-        names = class_names(self.module, self.task)
+        names = self.task.classes(class_names(self.module.config.to_dict()))
         room = context_length(self.module)
         ids = [self._prompt(row, max_length=room) for row in rows]
         numbers = choices(self.module, self.tokenizer, ids, batch_size=self.batch_size, advance=self.advance)
@@ -240,19 +241,6 @@ class Predictor:
     ) -> list[int]:
         shown = self.demos if shown is None else shown
         return self.task.prompt_ids(row, self.tokenizer, demos=shown, max_length=max_length)
-
-
-def class_names(module: Any, task: Task) -> list[str]:
-    """The model's classes by number; raises DataError when they are not the task's."""
-    named = {int(i): str(name) for i, name in (module.config.id2label or {}).items()}
-    known = task.label_names
-    if len(named) != len(known):
-        raise DataError(
-            f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
-            f"{', '.join(known)}; fine-tune it on this task first."
-        )
-    has_names = set(named.values()) == set(known)
-    return [named[i] for i in range(len(known))] if has_names else list(known)
 
 
 def majority(task: Task, training: Sequence[Row], rows: Sequence[Row]) -> list[Prediction]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core import signals
 from lcc.core.lazy import torch
-from lcc.evaluation.generate import ends_batch, pad_id, padded
+from lcc.evaluation.generate import ends_batch
 from lcc.models.adapters import is_prompt, num_virtual
-from lcc.tasks.encode import IGNORED
+from lcc.tasks.encode import IGNORED, pad_id, padded
 from lcc.tasks.extractive_qa import PassageWindow, passage_windows
 from lcc.training.loss import PairBatch, masked_logits, pair_logits
 from lcc.training.pretraining import DrawnExamples

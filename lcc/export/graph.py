@@ -21,6 +21,7 @@ from transformers.exporters.configs import ExportFormat
 from transformers.exporters.quantizers.base import ExportQuantizer
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from lcc.core.disk import folder_bytes
 from lcc.core.errors import RecipeError
 from lcc.core.signals import kept_signal_stack
 from lcc.inference.backends.graph import DECODER, ENCODER, GRAPH_FOLDER, WHOLE, exporters
@@ -77,7 +78,7 @@ def write_graph(source: Path, target: Path, kind: Kind, *, weights: str) -> dict
             raise RecipeError(f"format {kind}: transformers' exporter fails: {reason}") from None
         exported = theirs.ExportedModel(components, exporter.export_format, config=module.config)
         exported.save_pretrained(target / GRAPH_FOLDER)
-    size = sum(file.stat().st_size for file in (target / GRAPH_FOLDER).iterdir())
+    size = folder_bytes(target / GRAPH_FOLDER)
     return {"bytes_of_type": {weights: size}}
 
 

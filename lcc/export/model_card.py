@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lcc.core.format import size
 from lcc.export.parity import Parity
 from lcc.models.card import Card, read_json
 
@@ -271,7 +272,7 @@ def _made(origin: Provenance, format: str, facts: Mapping[str, Any]) -> str:
     lines.append(f"{len(lines) + 1}. export as {format}")
     kinds = facts.get("bytes_of_type")
     if kinds:
-        sizes = ", ".join(f"{kind} {size / 1e6:.2f} MB" for kind, size in kinds.items())
+        sizes = ", ".join(f"{kind} {size(num)}" for kind, num in kinds.items())
         lines.append(f"\nTypes: {sizes}.")
     others = facts.get("other_types")
     if others:

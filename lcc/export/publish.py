@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.config.cards import describe, digest, name_of
 from lcc.config.cards import find_card as card_named
+from lcc.core.disk import folder_bytes, write_json
 from lcc.core.errors import GateError, RecipeError
 from lcc.core.machine import versions
 from lcc.export.audio_parity import compare_heard, features, transcript_prompt
@@ -186,9 +186,9 @@ def write_and_compare(
         "refused": refusals,
         "versions": versions(),
     }
-    _write_json(folder / REPORT_FILE, report)
+    write_json(folder / REPORT_FILE, report)
     if refusals:
-        _write_json(folder / FAILED_FILE, {"refused": refusals, "shown": parity.shown})
+        write_json(folder / FAILED_FILE, {"refused": refusals, "shown": parity.shown})
     card = read_card(folder if (folder / "lcc_card.json").is_file() else source)
     text = model_card(card, origin, format=name_of(exporter), facts=facts, parity=parity)
     write_model_card(folder, text)
@@ -206,11 +206,6 @@ def closed(exporter: Any, parity: Parity, refusals: Sequence[str], kept: Path) -
         for word in ("prompt", "source", "export"):
             lines.append(f"  {word}: {pair[word]!r}")
     return "\n".join(lines)
-
-
-def folder_bytes(folder: Path) -> int:
-    """What all files take."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _parity(source: Path, folder: Path, exporter: Any, trial: ParityTrial) -> Parity:
@@ -286,7 +281,3 @@ def _seal(folder: Path, ingredients: Mapping[str, Any]) -> None:
     for name in names:
         (folder / name).chmod(0o644)
     artifact.write(folder, digest(ingredients), files=artifact.digests(folder, names))
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lcc.core import signals
+from lcc.core.disk import write_json
 from lcc.core.errors import BusyError, DataError, RecipeError
 from lcc.inference.session import Finish, Request
 from lcc.tasks.chat import handed_over
@@ -278,9 +279,7 @@ class OrderedFile:
             return
         if self.num_done:
             raise RecipeError(f"output {self.path} is there and was not made by infer; choose another.")
-        draft = file.with_name(f"{file.name}.draft")
-        draft.write_text(json.dumps(dict(maker), indent=1) + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_json(file, dict(maker))
 
 
 def maker_file(path: Path) -> Path:

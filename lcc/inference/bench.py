@@ -20,6 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lcc.core import errors, signals
+from lcc.core.disk import folder_bytes
 from lcc.core.lazy import torch, transformers
 from lcc.core.machine import LOOK_SECONDS, busy_ticks, cores
 from lcc.inference.workers import PRELOADED, no_main
@@ -153,7 +154,8 @@ class MeasuringWorker:
 
         Without `new_tokens` (an encoder) a request is one forward pass.
         """
-        from lcc.evaluation.generate import padded, token_times
+        from lcc.evaluation.generate import token_times
+        from lcc.tasks.encode import padded
 
         if self.session is not None:
             first, whole = zip(*(self._answered(prompts, new_tokens) for _ in range(requests)), strict=True)
@@ -356,7 +358,7 @@ class BenchmarkedModel:
             "load_peak_memory_bytes": self.memory["load_peak"],
             "load_seconds": self.loaded["seconds"],
             "parameters": None if self.native else self.loaded["parameters"],
-            "disk_bytes": disk_bytes(self.folder),
+            "disk_bytes": folder_bytes(self.folder),
         }
 
 
@@ -434,8 +436,3 @@ def _quantile(values: list[float], share: float) -> float:
     """The nearest-rank quantile: with few requests, p99 is the slowest."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def disk_bytes(folder: Path) -> int:
-    """Everything in a model folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

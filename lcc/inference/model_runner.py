@@ -11,9 +11,9 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from lcc.evaluation.generate import pad_id, padded
 from lcc.evaluation.score import MAX_LOGITS
 from lcc.inference.kv_cache import CachedPrefix, KVCache, PrefixCache, common
+from lcc.tasks.encode import pad_id, padded
 from lcc.training.loss import token_logits
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lcc.core import format
 from lcc.core.lazy import compressed_tensors, transformers
 from lcc.core.machine import keep_large_blocks, return_large_blocks
 from lcc.models.formats import FORMAT as FACTORED
@@ -337,9 +338,9 @@ def _sentence(by_layer: dict[str, StoredMatrix], timing: str) -> str:
     words = " and ".join(
         sorted({"GridWeights": "codes of its grid", "HalfWeights": "bfloat16"}[k] for k in kinds)
     )
-    size = sum(weights.bytes for weights in by_layer.values()) / 1e6
+    size = format.size(sum(weights.bytes for weights in by_layer.values()))
     grid = "; the grid's own numbers, without the rounding of a dense load" if len(words) > 8 else ""
-    return f"weights: {words}, as stored ({size:,.0f} MB){grid}{timing and '; ' + timing}."
+    return f"weights: {words}, as stored ({size}){grid}{timing and '; ' + timing}."
 
 
 def _weights(name: str, weight: Tensor, stored: StoredTensors) -> StoredMatrix | None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from lcc.core.disk import write_json
 from lcc.core.errors import GateError, IntegrityError
 from lcc.core.lazy import transformers
 from lcc.evaluation.generate import demanded_settings, eos_ids
 from lcc.evaluation.score import context_length
-from lcc.models.card import TOKENIZER_FILES, Card, read_card, read_json, write_card
+from lcc.models.card import TOKENIZER_FILES, Card, class_names, read_card, read_json, write_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,12 +58,11 @@ def write_sidecar(source: Path, target: Path, *, longest: int | None = None, **c
         settings.eos_token_id = eos_ids(shell, _tokenizer(source)) or None
         text = settings.to_json_string(use_diff=True)
         (target / SETTINGS_FILE).write_text(text, encoding="utf-8")
-    names = getattr(shell.config, "id2label", None) if head == "classify" else None
     facts = {
         "context_length": min(context_length(shell), longest or context_length(shell)),
-        "labels": [str(names[i]) for i in sorted(names)] if names else [],
+        "labels": class_names(shell.config.to_dict()) if head == "classify" else [],
     }
-    (target / MODEL_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(target / MODEL_FILE, facts)
 
 
 def read_sidecar(folder: Path) -> Sidecar:

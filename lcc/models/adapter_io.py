@@ -13,7 +13,7 @@ from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.models.adapters import Bottlenecks, hush, merge_adapter, put_adapter, write_bottlenecks
 from lcc.models.bundle import Bundle
-from lcc.models.card import auto_class
+from lcc.models.card import auto_class, write_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,8 +101,8 @@ def attach(bundle: Bundle, model: Any, note: AdapterNote) -> None:
         config["base_model_name_or_path"] = written.card.name
         if isinstance(config.get("target_modules"), list):
             config["target_modules"].sort()  # a set: its order changes between processes
-        _write_json(file, config)
-        _write_json(folder / NOTE_FILE, asdict(note))
+        write_config(file, config)
+        write_config(folder / NOTE_FILE, asdict(note))
 
     bundle.module = model
     bundle.write = write
@@ -114,7 +114,7 @@ def attach_bottlenecks(bundle: Bundle, model: Module, note: AdapterNote, shape: 
 
     def write(written: Bundle, folder: Path) -> None:
         write_bottlenecks(model, shape, folder)
-        _write_json(folder / NOTE_FILE, asdict(note))
+        write_config(folder / NOTE_FILE, asdict(note))
 
     bundle.module = model
     bundle.write = write
@@ -237,7 +237,3 @@ def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[Tensor]:
             extra = {"decoder_input_ids": ids} if is_pair else {}
             logits.append(model(input_ids=ids, **extra).logits.float())
     return logits
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

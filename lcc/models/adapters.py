@@ -6,7 +6,6 @@ peft finds no adapter of its own there and refuses the folder.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import IntegrityError
 from lcc.core.lazy import peft, safetensors_torch, torch
-from lcc.models.card import read_json
+from lcc.models.card import read_json, write_config
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -79,8 +78,7 @@ def write_bottlenecks(model: Module, shape: Bottlenecks, folder: Path) -> None:
         if p.requires_grad
     }
     safetensors_torch.save_file(trained, folder / TENSORS, metadata={"format": "pt"})
-    text = json.dumps(asdict(shape), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    write_config(folder / CONFIG, asdict(shape))
 
 
 def has_bottlenecks(folder: Path) -> bool:

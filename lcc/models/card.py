@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise IntegrityError(f"{path}: expected a JSON object, got {type(value).__name__}.")
     return value
+
+
+def write_config(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object of a model folder, laid out as transformers and peft lay out theirs."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a model's classes by number, from its config.json; empty where it has none."""
+    names = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    return tuple(names[number] for number in sorted(names))
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from lcc.models.card import (
     read_json,
     weight_files,
     write_card,
+    write_config,
 )
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def _cast(state: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def _patch_config(file: Path, **changes: Any) -> None:
-    config = read_json(file) | changes
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(file, read_json(file) | changes)
 
 
 def _save_adapter(bundle: Bundle, folder: Path) -> None:

@@ -6,7 +6,6 @@ and draw the missing matrices at random, so the config names an architecture the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lcc.core.errors import IntegrityError, RecipeError
 from lcc.core.lazy import safetensors_torch, tokenizers, torch, transformers
-from lcc.models.card import hush, read_json, weight_files
+from lcc.models.card import hush, read_json, weight_files, write_config
 from lcc.models.safetensors_io import StoredTensors, TensorEntry
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ def write_factored(module: Any, folder: Path, *, dtype: str, ranks: Mapping[str,
     config = module.config.to_dict()
     facts = {"model_type": config["model_type"], "ranks": dict(ranks)}
     config |= {"model_type": MODEL_TYPE, KEY: facts, "dtype": dtype}
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
+    write_config(folder / "config.json", config)
     if module.can_generate():
         module.generation_config.save_pretrained(folder)
 

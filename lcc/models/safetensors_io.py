@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcc.core.errors import IntegrityError
 from lcc.core.lazy import torch
-from lcc.models.card import read_header, weight_files
+from lcc.models.card import read_header, weight_files, write_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,8 +206,7 @@ def write_model(entries: Sequence[TensorEntry], folder: Path, *, max_bytes: int 
         write_file(shard, folder / name)
         where |= {one.name: name for one in shard}
     index = {"metadata": {"total_size": sum(e.bytes for e in entries)}, "weight_map": where}
-    file = folder / "model.safetensors.index.json"
-    file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(folder / "model.safetensors.index.json", index)
 
 
 class TensorFolder(MutableMapping[str, dict[str, "Tensor"]]):

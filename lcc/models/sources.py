@@ -18,6 +18,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.errors import IntegrityError, RecipeError, ResourceError
+from lcc.core.format import size
 from lcc.core.lazy import torch, transformers
 from lcc.core.progress import Progress
 from lcc.core.types import AUTO_CLASSES, UNTRAINED, Head
@@ -323,7 +324,7 @@ def missing(spec: ModelSpec) -> str | None:
         if not absent:
             return None
         what = f"{len(absent)} package{'s' if len(absent) > 1 else ''}"
-    facts = [what, f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else "", spec.licence]
+    facts = [what, size(spec.bytes) if spec.bytes else "", spec.licence]
     listed = ", ".join(fact for fact in facts if fact)
     return f"model {spec.name!r} is not here: {listed}; run: lcc fetch model={spec.name}"
 

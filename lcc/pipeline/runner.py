@@ -13,7 +13,7 @@ from typing import Any
 from lcc.config.cards import describe, digest
 from lcc.config.search_space import Listed, ranges
 from lcc.core import disk, signals
-from lcc.core.disk import write_json, write_text
+from lcc.core.disk import folder_bytes, write_json, write_text
 from lcc.core.errors import GateError, LccError, PreemptedError, RecipeError
 from lcc.core.machine import machine, versions
 from lcc.core.progress import Progress
@@ -245,7 +245,7 @@ def _execute(work: Work, run: RunRecord, step: Step, recipe: Recipe, *, space: i
     outcome = work_in(work.path, step, run.artifacts, recipe, run.name, space=space)
     seconds = round(time.monotonic() - started, 2)
     model = work.path / "model"
-    size = sum(f.stat().st_size for f in model.rglob("*") if f.is_file()) if model.is_dir() else None
+    size = folder_bytes(model) if model.is_dir() else None
     return {
         "format": 1,
         "name": step.name,

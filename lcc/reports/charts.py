@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lcc.reports import format, results
+from lcc.core import format
+from lcc.reports import results
 from lcc.reports.document import Cell, Column, Figure, Table
 from lcc.reports.results import CheckpointRow, results_table
 from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, AxisScale, Box, Drawing, padded

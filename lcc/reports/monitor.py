@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lcc.reports import format
+from lcc.core import format
 from lcc.reports.document import (
     Block,
     Bullets,

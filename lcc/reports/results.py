@@ -9,7 +9,7 @@ from typing import Any
 
 from lcc.config.cards import find_card
 from lcc.config.cards import names as card_names
-from lcc.reports import format
+from lcc.core import format
 from lcc.reports.document import Cell, Column, Table, Tone
 from lcc.store.runs import MetricFacts, RunFacts, RunStep, StepReport
 

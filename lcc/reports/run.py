@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lcc.reports import charts, format, results
+from lcc.core import format
+from lcc.reports import charts, results
 from lcc.reports import charts as pareto
 from lcc.reports.document import (
     Block,

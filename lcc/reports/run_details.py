@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lcc.reports import format
+from lcc.core import format
 from lcc.reports.document import Block, Bullets, Cell, Chain, Code, Collapsible, Column, Prose, Table
 from lcc.store.runs import RunFacts, RunStep, StepReport
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from lcc.reports.format import clean
+from lcc.core.format import clean
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 40  # room for the axes' words, in SVG units
 LETTER = 7.4  # mean width of a letter at the charts' font size

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lcc.config.search_space import Direction
-from lcc.reports import format, results
+from lcc.core import format
+from lcc.reports import results
 from lcc.reports.document import (
     Block,
     Bullets,

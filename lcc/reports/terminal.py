@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from lcc.reports import charts, format, results
+from lcc.core import format
+from lcc.reports import charts, results
 from lcc.reports.document import Cell, Column, Table
 from lcc.reports.results import results_table
 from lcc.reports.run import baseline_table, headline, sensitivity_table

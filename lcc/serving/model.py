@@ -20,7 +20,7 @@ from lcc.core.errors import DataError, RecipeError, SafetyError
 from lcc.core.machine import free_cores
 from lcc.export.select_engine import select
 from lcc.inference.session import Opening
-from lcc.models.card import examine, read_card, read_json
+from lcc.models.card import class_names, examine, read_card, read_json
 from lcc.serving.chat_template import ChatTemplateProcess
 from lcc.serving.engine_thread import EngineThread
 from lcc.serving.protocol import Refusal
@@ -226,8 +226,7 @@ class Served:
     def labels(self) -> tuple[str, ...]:
         """The classes by number: the model's own, or the task's label words."""
         if self.session.card.head == "classify":
-            named = read_json(self.folder / "config.json").get("id2label") or {}
-            return tuple(str(named[i]) for i in sorted(named, key=int))
+            return class_names(read_json(self.folder / "config.json"))
         assert self.task is not None
         return self.task.label_names
 
@@ -339,10 +338,8 @@ def _fitting(task: Task | None, folder: Path) -> Task | None:
         )
     if task.labels != "from_data":
         return task
-    named = read_json(folder / "config.json").get("id2label") or {}
     if head != "classify":
         raise RecipeError(
             f"task {task.name!r} takes its labels from data; name them: 'task.labels=[negative,positive]'."
         )
-    names = tuple(str(named[i]) for i in sorted(named, key=int))
-    return dataclasses.replace(task, labels=names)
+    return dataclasses.replace(task, labels=class_names(read_json(folder / "config.json")))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
+from lcc.core.disk import folder_bytes
 from lcc.core.errors import DataError, ResourceError
+from lcc.core.format import size
 from lcc.core.lazy import torch
 from lcc.core.machine import available_bytes
 from lcc.core.progress import Measure
 from lcc.evaluation.metrics import chosen_rows
-from lcc.inference.bench import BenchmarkedModel, Load, MeasuringProcess, disk_bytes, verdicts, workers
+from lcc.inference.bench import BenchmarkedModel, Load, MeasuringProcess, verdicts, workers
 from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 
@@ -145,9 +147,9 @@ def _machine_measures(
 def _require_memory(measured_models: list[BenchmarkedModel]) -> None:
     """All models stay loaded while they take turns; four bytes a parameter, two on disk."""
     free = available_bytes()
-    needed = sum(4 * disk_bytes(benchmarked.folder) for benchmarked in measured_models)
+    needed = sum(4 * folder_bytes(benchmarked.folder) for benchmarked in measured_models)
     if free is not None and needed > free:
         raise ResourceError(
-            f"bench: {len(measured_models)} models in turns need about {needed / 1e9:.1f} GB of memory, "
-            f"{free / 1e9:.1f} GB are free; name fewer in stages.bench.checkpoints."
+            f"bench: {len(measured_models)} models in turns need about {size(needed)} of memory, "
+            f"{size(free)} are free; name fewer in stages.bench.checkpoints."
         )

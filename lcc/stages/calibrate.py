@@ -9,6 +9,7 @@ from pydantic import Field
 from lcc.calibration.calibrate import Calibration, collect
 from lcc.calibration.statistics import StoredStats, write_stats
 from lcc.config.cards import card
+from lcc.core.disk import folder_bytes
 from lcc.core.progress import Measure
 from lcc.distributed.dist import Distributed
 from lcc.models.blocks import as_linear, block_linears
@@ -58,7 +59,7 @@ class Calibrate:
         measures: dict[str, Any] = {
             "num_tokens": Measure(num_tokens, "count"),
             "num_inputs": Measure(len(files), "count"),
-            "stats": Measure(sum(f.stat().st_size for f in stored.folder.iterdir()), "bytes"),
+            "stats": Measure(folder_bytes(stored.folder), "bytes"),
         }
         warnings = few_tokens(num_tokens, widest, self.calibration) if self.gram else []
         return Outcome(measures=measures, warnings=warnings)

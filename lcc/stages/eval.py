@@ -15,7 +15,6 @@ from lcc.config.cards import card, name_of
 from lcc.core.errors import DataError
 from lcc.core.progress import Measure
 from lcc.evaluation.bootstrap import draws, interval, paired, rule, verdict
-from lcc.evaluation.generate import pad_id
 from lcc.evaluation.metrics import (
     Metric,
     Prediction,
@@ -32,6 +31,7 @@ from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 from lcc.stages._corpus import material_of, sentences
 from lcc.store.runs import MetricFacts
+from lcc.tasks.encode import pad_id
 from lcc.training.pretraining import Document, DrawnExamples, Encoding, Objective, TextRows
 
 if TYPE_CHECKING:

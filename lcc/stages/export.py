@@ -9,12 +9,13 @@ from pydantic import Field
 
 from lcc.calibration.calibrate import Calibration
 from lcc.config.cards import Choice, card, name_of
+from lcc.core.disk import folder_bytes
 from lcc.core.errors import GateError
 from lcc.core.lazy import torch
 from lcc.core.progress import Measure
 from lcc.export.model_card import Provenance
 from lcc.export.parity import task_prompts
-from lcc.export.publish import ParityTrial, closed, folder_bytes, write_and_compare
+from lcc.export.publish import ParityTrial, closed, write_and_compare
 from lcc.pipeline.stage import Outcome
 
 if TYPE_CHECKING:

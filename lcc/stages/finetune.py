@@ -27,6 +27,7 @@ from lcc.models.formats import rounds_inputs
 from lcc.models.safetensors_io import StoredTensors, entry, require_sealed, write_file
 from lcc.pipeline.stage import Noun, Outcome
 from lcc.stages._training import load_device, sharded_for, training_measures
+from lcc.tasks.encode import pad_id
 from lcc.training.batches import EncodedExamples, LogitsOf, collate, micro_batches, require_loss
 from lcc.training.distillation import (
     Distillation,
@@ -315,7 +316,7 @@ class Finetune(TrainingOptions):
             head=head,
             student=logits_function(model, head),
             micro_tokens=min(self.micro_tokens, -(-self.batch_tokens // context.dist.world_size)),
-            pad=_pad_id(bundle),
+            pad=pad_id(bundle.tokenizer),
             seed=context.seed,
             device=context.device,
             dtype=context.dtype,
@@ -426,7 +427,7 @@ def _give_head(bundle: Bundle, task: Task, seed: int, stage: str) -> None:
         bundle.with_head("classify", num_labels=len(names), seed=seed, labels=names)
         config = bundle.load(dtype=None).config
         if config.pad_token_id is None:  # a decoder finds a text's last token by it
-            config.pad_token_id = _pad_id(bundle)
+            config.pad_token_id = pad_id(bundle.tokenizer)
     elif task.is_cloze and bundle.lacks_head(task.head):
         raise RecipeError(
             f"{stage}: model {bundle.card.name!r} has no head that fills gaps; train one first,"
@@ -434,11 +435,3 @@ def _give_head(bundle: Bundle, task: Task, seed: int, stage: str) -> None:
         )
     elif bundle.lacks_head(task.head):
         bundle.with_head(task.head, seed=seed)
-
-
-def _pad_id(bundle: Bundle) -> int:
-    tokenizer = bundle.tokenizer
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(candidate, int):
-            return candidate
-    return 0

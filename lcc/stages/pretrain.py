@@ -13,7 +13,6 @@ from lcc.core.errors import DataError
 from lcc.core.progress import CurveFile, Measure
 from lcc.core.types import Form
 from lcc.distributed.dist import Distributed
-from lcc.evaluation.generate import pad_id
 from lcc.methods.adapters.full import Full
 from lcc.methods.clipping.norm import Norm
 from lcc.methods.objectives.causal import Causal
@@ -23,6 +22,7 @@ from lcc.models.blocks import compiled_blocks
 from lcc.pipeline.stage import Noun, Outcome
 from lcc.stages._corpus import Documents, NewTokenizer, corpus_of, material_of, renew_vocabulary
 from lcc.stages._training import load_device, sharded_for, training_measures
+from lcc.tasks.encode import pad_id
 from lcc.tokenization.train import special_tokens_for
 from lcc.training.loss import projection_of
 from lcc.training.optim import set_dropout

@@ -53,6 +53,7 @@ from lcc.methods.criteria.wanda import Wanda
 from lcc.models.blocks import as_linear, block_linears
 from lcc.pipeline.stage import Outcome
 from lcc.stages._input_groups import SEQUENTIAL, Needs, few_tokens, input_groups, reads, text_batches
+from lcc.tasks.encode import pad_id
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,7 +185,7 @@ class WidthPruning:
             model,
             examples,
             head=self.bundle.card.head,
-            pad=self.bundle.tokenizer.pad_token_id or 0,
+            pad=pad_id(self.bundle.tokenizer),
             batch_tokens=calibration.batch_tokens,
         )
         return sensitivities(model, self.units, losses, criterion.score_by_gradient)

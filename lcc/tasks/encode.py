@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from lcc.core.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # what cross entropy skips
@@ -25,6 +29,32 @@ class Example:
     num_prompt: int = 0
     num_truncated: int = 0
     kinds: list[int] | None = None  # of a pair, which text each token is of
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills short rows; masked, so any token will do where the tokenizer has none."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    return 0
+
+
+def padded_rows(
+    rows: Sequence[Sequence[int]], value: int, *, left: bool = False, device: Any = None
+) -> Tensor:
+    """(num_rows, longest), filled up with `value` on the right, or on the left."""
+    width = max(map(len, rows))
+    fillers = [[value] * (width - len(row)) for row in rows]
+    filled = [[*f, *row] if left else [*row, *f] for f, row in zip(fillers, rows, strict=True)]
+    return torch.tensor(filled, device=device)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, *, left: bool = False, device: Any = None
+) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), each (num_rows, longest)."""
+    mask = padded_rows([[1] * len(row) for row in rows], 0, left=left, device=device)
+    return padded_rows(rows, pad, left=left, device=device), mask
 
 
 def needs_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -241,6 +241,20 @@ class Task:
             raise DataError(f"task {self.name!r}: its labels are not known without data.")
         return self.labels
 
+    def classes(self, named: Sequence[str]) -> tuple[str, ...]:
+        """The classes of a model that has them `named` by number, empty where its config names none.
+
+        Raises DataError when they are not the task's.
+        """
+        if self.labels is None or self.labels == "from_data":
+            return tuple(named) or ("LABEL_0", "LABEL_1")
+        if named and len(named) != len(self.labels):
+            raise DataError(
+                f"the model has {len(named)} classes, task {self.name!r} has {len(self.labels)}: "
+                f"{', '.join(self.labels)}; fine-tune it on this task first."
+            )
+        return tuple(named) if set(named) == set(self.labels) else self.labels
+
     def label(self, row: Row) -> int:
         """The number of a row's class; raises DataError for a class the task does not have."""
         name = self.completion(row).strip()

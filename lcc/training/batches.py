@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
+from lcc.tasks.encode import padded_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,18 +208,18 @@ def num_tokens(example: EncodedExample, head: Head) -> int:
 
 def collate(examples: Sequence[EncodedExample], *, head: Head, pad: int, device: str) -> Batch:
     """Pad on the right to the longest example."""
-    ids = _padded([e.input_ids for e in examples], pad)
-    mask = _padded([[1] * len(e.input_ids) for e in examples], 0)
+    ids = padded_rows([e.input_ids for e in examples], pad)
+    mask = padded_rows([[1] * len(e.input_ids) for e in examples], 0)
     inputs = {"input_ids": moved(ids, device), "attention_mask": moved(mask, device)}
     kinds = [getattr(e, "kinds", None) or [] for e in examples]
     if any(map(any, kinds)):
-        inputs["token_type_ids"] = moved(_padded(kinds, 0), device)
+        inputs["token_type_ids"] = moved(padded_rows(kinds, 0), device)
     if head in ("classify", "extract"):
         each = [e.labels if isinstance(e.labels, list) else [e.labels] for e in examples]
         # Of a span first where it begins, for every row, then where it ends.
         targets = torch.tensor(each).T.flatten()
         return Batch(inputs, None, moved(targets, device))
-    labels = _padded([_sequence(e) for e in examples], IGNORED)
+    labels = padded_rows([_sequence(e) for e in examples], IGNORED)
     if head == "seq2seq":
         inputs["labels"] = moved(labels, device)
     elif head == "causal":
@@ -243,11 +244,6 @@ def pack(examples: Sequence[EncodedExample], *, device: str) -> Batch:
 def _sequence(example: EncodedExample) -> list[int]:
     assert isinstance(example.labels, list), example
     return example.labels
-
-
-def _padded(rows: list[list[int]], value: int) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])  # (B, T)
 
 
 def require_loss(head: Head) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lcc.core import signals
 from lcc.core.errors import DataError, PreemptedError
-from lcc.core.lazy import safetensors, torch
+from lcc.core.lazy import safetensors
 from lcc.core.progress import Progress
 from lcc.store.artifact import fsync
 from lcc.tasks.encode import IGNORED, needs_bos
@@ -425,10 +425,3 @@ def require_mask(material: Material) -> None:
             "pretrain: this tokenizer has no mask token; train one with "
             "tokenizer: {kind: wordpiece}, or choose objective causal."
         )
-
-
-def padded_rows(rows: Sequence[Sequence[int]], value: int, device: str) -> Tensor:
-    """(num_rows, longest), filled up with `value` on the right."""
-    width = max(len(row) for row in rows)
-    filled = [[*row, *[value] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, device=device)

@@ -148,7 +148,7 @@ def test_what_is_missing_is_said_with_size_licence_and_command(
 ) -> None:
     monkeypatch.setenv("LCC_HOME", str(tmp_path))
     spec = _packaged("vader_movie")
-    told = "dataset 'vader_movie' needs 1 package (2.5 MB; MIT); run: lcc fetch dataset=vader_movie"
+    told = "dataset 'vader_movie' needs 1 package (2.47 MB; MIT); run: lcc fetch dataset=vader_movie"
     assert dataset.missing(spec) == told
     assert dataset.fingerprint(spec) == dataset.fingerprint(_packaged("vader_movie"))
     with pytest.raises(DataError, match="lcc fetch dataset=vader_movie"):

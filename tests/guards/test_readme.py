@@ -14,7 +14,7 @@ from lcc.cli.arguments import Arguments, parse
 from lcc.config.files import GROUPS, choices
 from lcc.config.search_space import chosen_words
 from lcc.pipeline.planner import pipeline_of
-from lcc.sweeps.spec import asked
+from lcc.sweeps.spec import parse_sweep
 
 ROOT = Path(lcc.__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_a_command_is_one_that_lcc_takes(words: list[str]) -> None:
 
 
 def _require_composes(verb: str, arguments: Arguments) -> None:
-    wanted = asked(arguments.overrides)
+    wanted = parse_sweep(arguments.overrides)
     assert arguments.multirun == (wanted.sampler.total(wanted.search) > 1)
     trial = wanted.sampler.ask(wanted.search)
     pipeline = pipeline_of(chosen_words(wanted.words, trial.chosen), "run" if verb == "why" else verb)

@@ -89,8 +89,8 @@ def test_fingerprints_need_no_torch_and_follow_the_content(tmp_path: Path) -> No
         file.write("\n")
     assert fingerprint(local) != before
     code = (
-        "import sys; from lcc.models.sources import ModelSpec, Source, fingerprint; "
-        f"fingerprint(ModelSpec(name='m', source=Source(path={str(tmp_path / 'model')!r}))); "
+        "import sys; from lcc.models.sources import ModelSpec, ModelSource, fingerprint; "
+        f"fingerprint(ModelSpec(name='m', source=ModelSource(path={str(tmp_path / 'model')!r}))); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,7 +19,7 @@ from typing import Any
 import nursery
 import world
 
-SAYS = re.compile(r"needs ([\d.,]+) MB of free disk in \S+, where ([\d.,]+) MB is free")
+SAYS = re.compile(r"needs [\d.,]+ [kM]?B of free disk in \S+, where [\d.,]+ [kM]?B is free")
 BLOCK = 4096
 
 

@@ -59,14 +59,14 @@ def test_a_trial_says_what_the_whole_changed_model_says(family: str) -> None:
     with as_linear(model):
         stops, given = blocks(model), batches(model)
         probing = LayerProbe(model, stops, given)
-        whole = probing._said(given[0])
+        whole = probing._outputs(given[0])
         for block in stops:
             name, layer = next((n, m) for n, m in block_linears(model).items() if n.startswith(f"{block}."))
             before = layer.weight.data
             got = probing.divergence(block, {layer: before.roll(1, 0)})
             assert layer.weight.data_ptr() == before.data_ptr(), name
             layer.weight.data = before.roll(1, 0)
-            expected = divergence(whole, probing._said(given[0])) / len(whole[0])
+            expected = divergence(whole, probing._outputs(given[0])) / len(whole[0])
             layer.weight.data = before
             assert got == pytest.approx(expected, rel=1e-4, abs=1e-9) and got > 0
 

@@ -289,5 +289,5 @@ def test_too_little_disk_is_said_before_the_step(store: Store) -> None:
     with pytest.raises(ResourceError) as caught:
         store.require_space(10**18, "finetune")
     assert caught.value.exit_code == 6
-    assert "finetune needs 1,000,000,000.00 GB of free disk" in str(caught.value)
+    assert "finetune needs 1,000,000,000 GB of free disk" in str(caught.value)
     assert "lcc store gc" in str(caught.value)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lcc.cli.arguments import Arguments, emit
-from lcc.core import machine
+from lcc.core import format, machine
 from lcc.core.errors import RecipeError
-from lcc.reports import format
 
 USAGE = """usage: lcc doctor [--json]
 

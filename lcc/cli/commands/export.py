@@ -10,6 +10,7 @@ from lcc.cli.arguments import Arguments, emit
 from lcc.cli.commands._models import ModelFolder, model_of_run, named_model
 from lcc.config.cards import decode, find_card, names
 from lcc.core.errors import RecipeError, did_you_mean
+from lcc.core.format import size
 from lcc.store.store import ROOT
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _origin(source: ModelFolder) -> Provenance:
 
 
 def _print(source: ModelFolder, made: Exported, format: str, *, as_json: bool) -> None:
-    text = f"exported {source.name} to {made.folder} ({made.bytes / 1e6:.1f} MB, {format})"
+    text = f"exported {source.name} to {made.folder} ({size(made.bytes)}, {format})"
     parity = made.parity
     if parity.kind != "bytes":
         text += (

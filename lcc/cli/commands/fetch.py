@@ -8,12 +8,12 @@ from typing import Any
 
 from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import RecipeError
+from lcc.core.format import size
 from lcc.core.progress import Progress
 from lcc.data import dataset
 from lcc.data.packages import Requirement, cache_root, fetch_all
 from lcc.models import sources
 from lcc.pipeline.recipe import Recipe, load_recipe
-from lcc.reports.format import size
 
 USAGE = """usage: lcc fetch [model=NAME] [dataset=NAME] | +recipe=NAME [--dry-run] [--json]
 

@@ -289,7 +289,7 @@ def _described(task: Task) -> Any:
 
 def _fitting(task: Task, folder: Path, options: InferOptions) -> Task:
     """The task with its labels known and what was asked; raises RecipeError for another head."""
-    from lcc.models.card import examine, read_card, read_json
+    from lcc.models.card import class_names, examine, read_card, read_json
 
     examine(folder)
     card = read_card(folder)
@@ -298,29 +298,15 @@ def _fitting(task: Task, folder: Path, options: InferOptions) -> Task:
             f"model {card.name!r} has no trained {task.head} head; choose "
             "another model, or fine-tune it on this task."
         )
-    names = read_json(folder / "config.json").get("id2label") or {}
+    names = class_names(read_json(folder / "config.json"))
     labels = task.labels
     if task.head == "classify":
-        labels = _class_names(task, {int(number): str(name) for number, name in names.items()})
+        labels = task.classes(names)
     elif labels == "from_data":
-        labels = tuple(str(names[number]) for number in sorted(names, key=int))
+        labels = names
     return dataclasses.replace(
         task, labels=labels, decode=options.replaced(task.decode), sampling=options.replaced(task.sampling)
     )
-
-
-def _class_names(task: Task, named: dict[int, str]) -> tuple[str, ...]:
-    """The model's classes by number; raises DataError when they are not the task's."""
-    if task.labels is None or task.labels == "from_data":
-        return tuple(named[number] for number in sorted(named)) or ("LABEL_0", "LABEL_1")
-    known = task.label_names
-    if named and len(named) != len(known):
-        raise DataError(
-            f"the model has {len(named)} classes, task {task.name!r} has {len(known)}: "
-            f"{', '.join(known)}; fine-tune it on this task first."
-        )
-    same = set(named.values()) == set(known)
-    return tuple(named[number] for number in sorted(named)) if same else tuple(known)
 
 
 # -----------------------------------------------------------------------------

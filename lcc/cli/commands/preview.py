@@ -7,10 +7,10 @@ from typing import Any
 
 from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import RecipeError
+from lcc.core.format import duration, size
 from lcc.pipeline.estimate import Estimate, estimate
 from lcc.pipeline.planner import pipeline_of
 from lcc.pipeline.runner import refuse_sweep
-from lcc.reports.format import duration, size
 from lcc.store.store import ROOT, Store
 
 USAGE = """usage: lcc preview +recipe=NAME [key=value …] [--json]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import RecipeError, did_you_mean
-from lcc.reports.format import clean, size
+from lcc.core.format import clean, size
 from lcc.store import gc
 from lcc.store.gc import DiskUsage, disk_bytes
 from lcc.store.store import ROOT, Store, resolve

@@ -8,6 +8,7 @@ from typing import Any
 
 from lcc.cli.arguments import Arguments, emit
 from lcc.core.errors import IntegrityError, RecipeError
+from lcc.core.format import size
 from lcc.store import artifact
 from lcc.store.store import ROOT, Store
 
@@ -24,9 +25,7 @@ def main(arguments: Arguments) -> int:
     if not arguments.words or arguments.overrides:
         raise RecipeError("say what to check: lcc verify PATH.")
     facts = [_verified(word) for word in arguments.words]
-    lines = [
-        f"{f['path']}: {f['files']} files, {f['bytes'] / 1e6:.1f} MB, as they were written" for f in facts
-    ]
+    lines = [f"{f['path']}: {f['files']} files, {size(f['bytes'])}, as they were written" for f in facts]
     emit(facts, arguments.json, "\n".join(lines))
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from lcc.config.cards import card
 from lcc.core.lazy import bitsandbytes, peft, safetensors_torch, torch
 from lcc.models.adapter_io import AdapterNote, BaseForm, attach
 from lcc.models.adapters import hush
-from lcc.models.card import read_json
+from lcc.models.card import class_names, read_json, write_config
 from lcc.models.safetensors_io import StoredTensors
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def _subtract(folder: Path, initial: Mapping[str, Tensor]) -> None:
         "init_lora_weights": True,
     }
     safetensors_torch.save_file(stored, file, metadata={"format": "pt"})
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(config_file, config)
 
 
 def make_up_for_nf4(model: Any, bundle: Bundle) -> None:
@@ -166,9 +165,7 @@ def adapt(
 
 def note_of(bundle: Bundle, base: Any, form: BaseForm = "dense") -> AdapterNote:
     """What whoever opens the adapter again must know of its base."""
-    labels: tuple[str, ...] = ()
-    if bundle.card.head == "classify":
-        labels = tuple(str(base.config.id2label[i]) for i in range(base.config.num_labels))
+    labels = class_names(base.config.to_dict()) if bundle.card.head == "classify" else ()
     return AdapterNote(form, bundle.card.head, labels)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from lcc.config.cards import card
-from lcc.tasks.encode import IGNORED
+from lcc.tasks.encode import IGNORED, padded_rows
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import logits_function
-from lcc.training.pretraining import DrawnExample, Material, Piece, padded_rows
+from lcc.training.pretraining import DrawnExample, Material, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,11 +53,11 @@ class Causal:
     def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         # Without an attention mask transformers reads the documents' borders off the positions;
         # padding stands behind everything that a causal model may look at.
-        inputs = {"input_ids": padded_rows([one.input_ids for one in drawn], pad, device)}
+        inputs = {"input_ids": padded_rows([one.input_ids for one in drawn], pad, device=device)}
         if material.isolated:
             rows = [one.positions for one in drawn]
-            inputs["position_ids"] = padded_rows(rows, 0, device)
-        labels = padded_rows([one.labels for one in drawn], IGNORED, device)
+            inputs["position_ids"] = padded_rows(rows, 0, device=device)
+        labels = padded_rows([one.labels for one in drawn], IGNORED, device=device)
         positions = labels != IGNORED
         return Batch(inputs, positions, labels[positions])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card
-from lcc.tasks.encode import IGNORED
+from lcc.tasks.encode import IGNORED, padded_rows
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import masked_logits
 from lcc.training.pretraining import (
@@ -19,7 +19,6 @@ from lcc.training.pretraining import (
     Material,
     Piece,
     document_pieces,
-    padded_rows,
     require_mask,
 )
 
@@ -135,9 +134,9 @@ class Masked:
         return DrawnExample(frame.single(drawn.ids), [*before, *drawn.labels, *after])
 
     def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
-        ids = padded_rows([one.input_ids for one in drawn], pad, device)
-        seen = padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device)
-        labels = padded_rows([one.labels for one in drawn], IGNORED, device)
+        ids = padded_rows([one.input_ids for one in drawn], pad, device=device)
+        seen = padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device=device)
+        labels = padded_rows([one.labels for one in drawn], IGNORED, device=device)
         positions = labels != IGNORED
         return Batch({"input_ids": ids, "attention_mask": seen}, positions, labels[positions])
 

@@ -12,7 +12,7 @@ from lcc.config.cards import card
 from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.methods.objectives.masked import Masking, masked
-from lcc.tasks.encode import IGNORED
+from lcc.tasks.encode import IGNORED, padded_rows
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import PairBatch, masked_logits, pair_loss
 from lcc.training.pretraining import (
@@ -20,7 +20,6 @@ from lcc.training.pretraining import (
     DrawnExample,
     Material,
     Piece,
-    padded_rows,
     require_mask,
 )
 
@@ -97,11 +96,11 @@ class NextSentence:
 
     def collate(self, drawn: Sequence[DrawnExample], material: Material, *, pad: int, device: str) -> Batch:
         inputs = {
-            "input_ids": padded_rows([one.input_ids for one in drawn], pad, device),
-            "attention_mask": padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device),
-            "token_type_ids": padded_rows([one.kinds for one in drawn], 0, device),
+            "input_ids": padded_rows([one.input_ids for one in drawn], pad, device=device),
+            "attention_mask": padded_rows([[1] * len(one.input_ids) for one in drawn], 0, device=device),
+            "token_type_ids": padded_rows([one.kinds for one in drawn], 0, device=device),
         }
-        labels = padded_rows([one.labels for one in drawn], IGNORED, device)
+        labels = padded_rows([one.labels for one in drawn], IGNORED, device=device)
         positions = labels != IGNORED
         return PairBatch(
             inputs,

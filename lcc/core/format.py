@@ -115,7 +115,7 @@ def _steers(character: str) -> bool:
 def _three(number: float) -> str:
     """Three significant figures, never in exponent form."""
     digits = 2 if abs(number) < 10 else 1 if abs(number) < 100 else 0
-    text = f"{number:.{digits}f}"
+    text = f"{number:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lcc.reports import format
+from lcc.core import format
 
 
 @pytest.mark.parametrize(
