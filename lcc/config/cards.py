@@ -361,14 +361,18 @@ def _singular(shelf: str) -> str:
     return irregular.get(shelf, shelf.removesuffix("s"))
 
 
-def _files(shelf: str) -> list[str]:
-    package = importlib.import_module(_package(shelf))
-    return [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+@cache
+def _files(shelf: str) -> dict[str, str]:
+    """File → module, of the shelf's folder and of the folders in it."""
+    name = _package(shelf)
+    modules = pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}.")
+    files = {m.name.rpartition(".")[2]: m.name for m in modules if not m.ispkg}
+    return {file: module for file, module in files.items() if not file.startswith("_")}
 
 
 def _words(shelf: str, file: str) -> dict[str, type[Any]]:
     """The classes that `file` defines, by their words."""
-    module = importlib.import_module(f"{_package(shelf)}.{file}")
+    module = importlib.import_module(_files(shelf)[file])
     classes: dict[str, type[Any]] = {
         vars(value)["word"]: value
         for value in vars(module).values()

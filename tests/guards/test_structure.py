@@ -13,7 +13,8 @@ ROOT = Path(lcc.__file__).parent
 # From the ground up: a package imports only what stands before it, type-only imports included.
 FLOORS = [
     "core", "kernels", "config", "tokenization", "store", "data", "methods.launchers",
-    "methods.samplers", "methods.trackers", "reports", "methods.readers", "models", "tasks",
+    "methods.samplers", "methods.trackers", "reports", "methods.readers.packages", "methods.readers",
+    "models", "tasks",
     "distributed", "methods.baselines", "calibration", "training", "methods.objectives",
     "methods.optimizers", "methods.clipping", "methods.adapters", "pipeline", "compression",
     "evaluation", "methods.quantizers", "methods.criteria", "methods.metrics", "inference",

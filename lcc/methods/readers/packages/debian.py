@@ -14,7 +14,7 @@ from pydantic import Field
 from lcc.config.cards import card, digest
 from lcc.data.files import Row
 from lcc.data.packages import Requirement, contents, require
-from lcc.methods.readers.gettext import catalogue_pairs
+from lcc.methods.readers.packages.gettext import catalogue_pairs
 
 HEADINGS = frozenset(["h1", "h2", "h3", "h4", "h5", "h6", "title"])
 BLOCKS = HEADINGS | frozenset(["p", "li", "dt", "dd", "th", "td", "caption", "desc", "item", "note"])

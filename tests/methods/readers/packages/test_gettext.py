@@ -6,7 +6,7 @@ import pytest
 from data_archives import compiled_catalogue
 
 from lcc.core.errors import DataError
-from lcc.methods.readers.gettext import catalogue_pairs, without_shortcuts
+from lcc.methods.readers.packages.gettext import catalogue_pairs, without_shortcuts
 
 
 def _pairs(messages: dict[str, str], charset: str = "UTF-8") -> list[tuple[str, str]]:
