@@ -17,7 +17,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from lcc.core.errors import LccError
-from lcc.serving.endpoints import ChatEndpoint, Classify, Completions, Embeddings, Translate
+from lcc.serving.endpoints import (
+    ChatEndpoint,
+    ClassifyEndpoint,
+    CompletionsEndpoint,
+    EmbeddingsEndpoint,
+    TranslateEndpoint,
+)
 from lcc.serving.engine_thread import EngineThread
 from lcc.serving.http import Guard
 from lcc.serving.model import Served
@@ -26,10 +32,10 @@ from lcc.serving.protocol import ClientGone, Refusal, on_fault, on_gone, on_http
 
 ENDPOINTS: dict[str, Callable[[Served], Any]] = {
     "chat": ChatEndpoint,
-    "completions": Completions,
-    "embeddings": Embeddings,
-    "classify": Classify,
-    "translate": Translate,
+    "completions": CompletionsEndpoint,
+    "embeddings": EmbeddingsEndpoint,
+    "classify": ClassifyEndpoint,
+    "translate": TranslateEndpoint,
 }
 PAGE = Path(__file__).parent / "page"
 POLICY = (

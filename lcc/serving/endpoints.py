@@ -1,12 +1,13 @@
-"""/v1/classify and /v1/translate: the endpoints of tasks that are no conversation."""
+"""The HTTP endpoints that a model answers: chat, completions, embeddings, classify, translate."""
 
 from __future__ import annotations
 
 import base64
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -34,17 +35,13 @@ from lcc.serving.protocol import (
     ChatBody,
     ChatChoice,
     ChatLogprobs,
-    ChatReply,
     Class,
     ClassifyBody,
-    ClassifyReply,
     CompletionBody,
     EmbeddingsBody,
-    EmbeddingsReply,
     Refusal,
     TextChoice,
     TextLogprobs,
-    TextReply,
     TranslateBody,
     TranslateReply,
     Translation,
@@ -55,30 +52,91 @@ from lcc.serving.protocol import (
 if TYPE_CHECKING:
     import numpy as np
 
+
+@dataclass(frozen=True)
+class Endpoint(ABC):
+    """A POST endpoint over what is served: a body is read and checked, then answered."""
+
+    body: ClassVar[type[Any]]
+    served: Served
+
+    async def respond(self, http: HttpRequest) -> Response:
+        body = await read(http, self.body, self.served.options.max_body_bytes)
+        caps_of(self.served).check(body, self.served)
+        return await unless_gone(http, self._answer(http, body))
+
+    @abstractmethod
+    async def _answer(self, http: HttpRequest, body: Any) -> Response:
+        """The response to a body that is within its bounds."""
+
+    def _list(self, http: HttpRequest, data: list[Any], num_read: int) -> Response:
+        """One entry per text that was only read."""
+        self.served.meters.prompt_tokens.inc(num_read)
+        http.scope["usage"].update(prompt_tokens=num_read)
+        usage = {"prompt_tokens": num_read, "total_tokens": num_read}
+        return JSONResponse({"object": "list", "data": data, "model": self.served.name, "usage": usage})
+
+
+class GeneratingEndpoint(Endpoint):
+    """An endpoint whose answers the model generates: one reply, or a stream of events."""
+
+    prefix: ClassVar[str]  # of a reply's id
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    async def _generated(self, generation: Generation, body: Any) -> Response:
+        return await respond(
+            generation,
+            body,
+            events=lambda steps: self._events(generation, steps, body),
+            reply=lambda answers: self._reply(generation, answers, body),
+        )
+
+    def _reply(self, generation: Generation, answers: Sequence[AnswerText], body: Any) -> Any:
+        return {
+            **self._head(),
+            "object": self.kind,
+            "choices": [self._choice(i, one, body) for i, one in enumerate(answers)],
+            "usage": generation.usage,
+        }
+
+    async def _events(self, generation: Generation, steps: Any, body: Any) -> AsyncIterator[Any]:
+        head = self._head()
+        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        usage = {"usage": None} if wants_usage else {}
+        async for choice in self._choices(generation, steps, body):
+            yield chunk(self.chunk_kind, head, [choice], **usage)
+        if wants_usage:
+            yield chunk(self.chunk_kind, head, [], usage=generation.usage)
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": new_id(self.prefix), "created": int(time.time()), "model": self.served.name}
+
+    def _choice(self, index: int, answer: AnswerText, body: Any) -> Any:
+        """An answer of a reply."""
+        raise NotImplementedError
+
+    def _choices(self, generation: Generation, steps: Any, body: Any) -> AsyncIterator[Any]:
+        """What each event of a stream adds to an answer."""
+        raise NotImplementedError
+
+
 # -----------------------------------------------------------------------------
 # /v1/chat/completions: conversations, by the model's own template.
 
 
-CHAT_CHUNK = "chat.completion.chunk"
-
-
-@dataclass(frozen=True)
-class ChatEndpoint:
+class ChatEndpoint(GeneratingEndpoint):
     """The endpoint over what is served."""
 
-    served: Served
-
-    async def respond(self, http: HttpRequest) -> Response:
-        body = await read(http, ChatBody, self.served.options.max_body_bytes)
-        caps_of(self.served).check(body, self.served)
-        return await unless_gone(http, self._answer(http, body))
+    body = ChatBody
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     async def _answer(self, http: HttpRequest, body: ChatBody) -> Response:
         messages = [_plain(message.role, message.text, message.name) for message in body.messages]
         messages, handover = await grounded(self.served, messages)
         if handover is not None:
             num = body.n or 1
-            return await self._encoded_vector(
+            return await self._generated(
                 Generation(self.served, http, 0, HandoverAnswers(handover, num), num), body
             )
         ids = await self.served.template_process.ids(messages)
@@ -89,50 +147,25 @@ class ChatEndpoint:
             request_of(body, ids, self.served, limit=limit, number=i, logprobs=logprobs)
             for i in range(body.n or 1)
         ]
-        return await self._encoded_vector(begin(self.served, http, requests, len(ids)), body)
+        return await self._generated(begin(self.served, http, requests, len(ids)), body)
 
-    async def _encoded_vector(self, generation: Generation, body: ChatBody) -> Response:
-        return await respond(
-            generation,
-            body,
-            events=lambda steps: self._events(generation, steps, body),
-            reply=lambda told: self._reply(generation, told, body),
-        )
-
-    def _reply(self, generation: Generation, answers: list[AnswerText], body: ChatBody) -> ChatReply:
-        choices: list[ChatChoice] = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": one.text},
-                "logprobs": self._logprobs(one.tokens, body),
-                "finish_reason": one.finish,
-            }
-            for i, one in enumerate(answers)
-        ]
+    def _choice(self, index: int, answer: AnswerText, body: ChatBody) -> ChatChoice:
         return {
-            "id": new_id("chatcmpl"),
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.served.name,
-            "choices": choices,
-            "usage": generation.usage,
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text},
+            "logprobs": self._logprobs(answer.tokens, body),
+            "finish_reason": answer.finish,
         }
 
-    async def _events(self, generation: Generation, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
-        head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": self.served.name}
-        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        usage = {"usage": None} if wants_usage else {}
+    async def _choices(self, generation: Generation, steps: Any, body: ChatBody) -> AsyncIterator[Any]:
         for index in range(generation.num_answers):
-            yield chunk(CHAT_CHUNK, head, [_delta(index, {"role": "assistant", "content": ""})], **usage)
+            yield _delta(index, {"role": "assistant", "content": ""})
         async for index, step in steps:
             logprobs = self._logprobs(step.tokens, body)
             if step.text or (logprobs and logprobs["content"]):
-                delta = _delta(index, {"content": step.text}, logprobs=logprobs)
-                yield chunk(CHAT_CHUNK, head, [delta], **usage)
+                yield _delta(index, {"content": step.text}, logprobs=logprobs)
             if step.finish is not None:
-                yield chunk(CHAT_CHUNK, head, [_delta(index, {}, finish=step.finish)], **usage)
-        if wants_usage:
-            yield chunk(CHAT_CHUNK, head, [], usage=generation.usage)
+                yield _delta(index, {}, finish=step.finish)
 
     def _logprobs(self, tokens: Any, body: ChatBody) -> ChatLogprobs | None:
         if not body.logprobs:
@@ -157,20 +190,14 @@ def _delta(
 # /v1/completions: texts gone on with as they are.
 
 
-COMPLETION_CHUNK = "text_completion"
 USUAL_TOKENS = 16  # OpenAI's, where a request names no limit
 
 
-@dataclass(frozen=True)
-class Completions:
+class CompletionsEndpoint(GeneratingEndpoint):
     """The endpoint over what is served."""
 
-    served: Served
-
-    async def respond(self, http: HttpRequest) -> Response:
-        body = await read(http, CompletionBody, self.served.options.max_body_bytes)
-        caps_of(self.served).check(body, self.served)
-        return await unless_gone(http, self._answer(http, body))
+    body = CompletionBody
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
     async def _answer(self, http: HttpRequest, body: CompletionBody) -> Response:
         prompts = await prompts_of(body.prompt, self.served, "prompt")
@@ -182,51 +209,24 @@ class Completions:
             for ids in prompts
             for i in range(body.n or 1)
         ]
-        generation = begin(self.served, http, requests, sum(map(len, prompts)))
-        return await respond(
-            generation,
-            body,
-            events=lambda steps: self._events(generation, steps, body),
-            reply=lambda told: self._reply(generation, told, body),
-        )
+        return await self._generated(begin(self.served, http, requests, sum(map(len, prompts))), body)
 
-    def _reply(self, generation: Generation, answers: list[AnswerText], body: CompletionBody) -> TextReply:
-        choices: list[TextChoice] = [
-            {
-                "index": i,
-                "text": one.text,
-                "logprobs": self._logprobs(one.tokens, 0, body),
-                "finish_reason": one.finish,
-            }
-            for i, one in enumerate(answers)
-        ]
-        return {
-            "id": new_id("cmpl"),
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self.served.name,
-            "choices": choices,
-            "usage": generation.usage,
-        }
+    def _choice(self, index: int, answer: AnswerText, body: CompletionBody) -> TextChoice:
+        logprobs = self._logprobs(answer.tokens, 0, body)
+        return {"index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": answer.finish}
 
-    async def _events(self, generation: Generation, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
-        head = {"id": new_id("cmpl"), "created": int(time.time()), "model": self.served.name}
-        wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        usage = {"usage": None} if wants_usage else {}
+    async def _choices(self, generation: Generation, steps: Any, body: CompletionBody) -> AsyncIterator[Any]:
         offsets = [0] * generation.num_answers
         async for index, step in steps:
             logprobs = self._logprobs(step.tokens, offsets[index], body)
             offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
             if step.text or step.finish or (logprobs and logprobs["tokens"]):
-                choice = {
+                yield {
                     "index": index,
                     "text": step.text,
                     "logprobs": logprobs,
                     "finish_reason": step.finish,
                 }
-                yield chunk(COMPLETION_CHUNK, head, [choice], **usage)
-        if wants_usage:
-            yield chunk(COMPLETION_CHUNK, head, [], usage=generation.usage)
 
     def _logprobs(self, tokens: Any, offset: int, body: CompletionBody) -> TextLogprobs | None:
         if body.logprobs is None:
@@ -254,16 +254,10 @@ async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
 # /v1/embeddings: one vector per text.
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class EmbeddingsEndpoint(Endpoint):
     """The endpoint over what is served."""
 
-    served: Served
-
-    async def respond(self, http: HttpRequest) -> Response:
-        body = await read(http, EmbeddingsBody, self.served.options.max_body_bytes)
-        caps_of(self.served).check(body, self.served)
-        return await unless_gone(http, self._answer(http, body))
+    body = EmbeddingsBody
 
     async def _answer(self, http: HttpRequest, body: EmbeddingsBody) -> Response:
         rows = await self._rows(body)
@@ -272,7 +266,7 @@ class Embeddings:
             {"object": "embedding", "index": i, "embedding": _encoded_vector(vector, body.encoding_format)}
             for i, vector in enumerate(vectors)
         ]
-        return JSONResponse(self._reply(http, data, sum(map(len, rows))))
+        return self._list(http, data, sum(map(len, rows)))
 
     async def _rows(self, body: EmbeddingsBody) -> list[list[int]]:
         """Tokens with the specials that an encoder was trained with."""
@@ -288,16 +282,6 @@ class Embeddings:
             self.served.check_prompt(len(rows[-1]), "input")
         return rows
 
-    def _reply(self, http: HttpRequest, data: list[Vector], num_read: int) -> EmbeddingsReply:
-        self.served.meters.prompt_tokens.inc(num_read)
-        http.scope["usage"].update(prompt_tokens=num_read)
-        return {
-            "object": "list",
-            "data": data,
-            "model": self.served.name,
-            "usage": {"prompt_tokens": num_read, "total_tokens": num_read},
-        }
-
 
 async def encoder_ids(text: str, served: Served) -> list[int]:
     """A text's tokens between the tokenizer's own special ones."""
@@ -310,16 +294,10 @@ def _encoded_vector(vector: np.ndarray[Any, Any], form: str | None) -> list[floa
     return [float(value) for value in vector]
 
 
-@dataclass(frozen=True)
-class Classify:
+class ClassifyEndpoint(Endpoint):
     """A class per text: the classifier's, or the likeliest of a task's label words."""
 
-    served: Served
-
-    async def respond(self, http: HttpRequest) -> Response:
-        body = await read(http, ClassifyBody, self.served.options.max_body_bytes)
-        caps_of(self.served).check(body, self.served)
-        return await unless_gone(http, self._answer(http, body))
+    body = ClassifyBody
 
     async def _answer(self, http: HttpRequest, body: ClassifyBody) -> Response:
         rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
@@ -327,18 +305,9 @@ class Classify:
             scores = await computed(self.served.engine_thread, "logits", rows)
         else:
             scores = await self._ranked(rows)
-        num_read = sum(map(len, rows))
-        self.served.meters.prompt_tokens.inc(num_read)
-        http.scope["usage"].update(prompt_tokens=num_read)
         names = self.served.labels
         data = [_class(i, row, names) for i, row in enumerate(scores)]
-        reply: ClassifyReply = {
-            "object": "list",
-            "data": data,
-            "model": self.served.name,
-            "usage": {"prompt_tokens": num_read, "total_tokens": num_read},
-        }
-        return JSONResponse(reply)
+        return self._list(http, data, sum(map(len, rows)))
 
     async def _ranked(self, rows: Sequence[list[int]]) -> list[np.ndarray[Any, Any]]:
         """Per row the log-probability of every label word after it."""
@@ -377,29 +346,17 @@ def _class(index: int, scores: np.ndarray[Any, Any], names: Sequence[str]) -> Cl
     return {"index": index, "label": max(by_label, key=by_label.__getitem__), "probabilities": by_label}
 
 
-@dataclass(frozen=True)
-class Translate:
+class TranslateEndpoint(GeneratingEndpoint):
     """An answer per text, decoded as the task's card says."""
 
-    served: Served
-
-    async def respond(self, http: HttpRequest) -> Response:
-        body = await read(http, TranslateBody, self.served.options.max_body_bytes)
-        caps_of(self.served).check(body, self.served)
-        return await unless_gone(http, self._answer(http, body))
+    body = TranslateBody
 
     async def _answer(self, http: HttpRequest, body: TranslateBody) -> Response:
         rows = [await task_ids(row, self.served) for row in rows_of(body, self.served)]
         requests = [self._request(ids, body) for ids in rows]
-        generation = begin(self.served, http, requests, sum(map(len, rows)))
-        return await respond(
-            generation,
-            body,
-            events=lambda steps: self._events(generation, steps),
-            reply=lambda told: self._reply(generation, told),
-        )
+        return await self._generated(begin(self.served, http, requests, sum(map(len, rows))), body)
 
-    def _reply(self, generation: Generation, answers: Sequence[AnswerText]) -> TranslateReply:
+    def _reply(self, generation: Generation, answers: Sequence[AnswerText], body: Any) -> TranslateReply:
         data: list[Translation] = [
             {"index": i, "text": one.text.strip(), "finish_reason": one.finish}
             for i, one in enumerate(answers)
@@ -415,7 +372,7 @@ class Translate:
         beams = task.decode.num_beams if "beams" in abilities else 1
         return Request.of(task.decode, task.sampling, ids, limit=limit, num_beams=beams)
 
-    async def _events(self, generation: Generation, steps: Any) -> AsyncIterator[Any]:
+    async def _events(self, generation: Generation, steps: Any, body: Any) -> AsyncIterator[Any]:
         async for index, step in steps:
             if step.text or step.finish:
                 yield {"index": index, "text": step.text, "finish_reason": step.finish}

@@ -1,1 +1,1 @@
-"""Readers of packages taken as data: Debian's documentation and lists, wheels, bilingual HTML and catalogues."""
+"""Readers of packages taken as data: Debian's documentation, wheels, bilingual HTML, catalogues."""
