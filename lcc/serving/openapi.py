@@ -131,8 +131,8 @@ def openapi(served: Served, *, has_key: bool) -> dict[str, Any]:
     for offer, (path, summary, body, reply) in WRITES.items():
         if offer in served.offers:
             paths[path] = {"post": _post(served, offer, summary, body, reply)}
-    paths["/v1/models"] = {"get": _get("The models served here.", protocol.ModelsReply)}
-    paths["/healthz"] = {"get": _get("Whether the engine answers.", protocol.Health)}
+    paths["/v1/models"] = {"get": _get_path("The models served here.", protocol.ModelsReply)}
+    paths["/healthz"] = {"get": _get_path("Whether the engine answers.", protocol.Health)}
     paths["/healthz"]["get"]["security"] = []
     paths["/healthz"]["get"]["responses"]["503"] = _answer("The engine failed.", protocol.Health)
     text = {"schema": {"type": "string"}}
@@ -194,7 +194,7 @@ def _fit(schema: dict[str, Any], served: Served) -> None:
         schema["anyOf"] = [arm for arm in schema["anyOf"] if arm.get("type") != "string"]
 
 
-def _get(summary: str, reply: type[Any]) -> dict[str, Any]:
+def _get_path(summary: str, reply: type[Any]) -> dict[str, Any]:
     responses = {"200": _answer("The answer.", reply), **_refusals("401", "403", "431")}
     return {"summary": summary, "responses": responses}
 
