@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
     from lcc.models.offload import OffloadedModule
 
-# -----------------------------------------------------------------------------
 # Tensors of waiting batches on disk, once they would take more memory than is allowed.
 #
 # A waiting coroutine's frames hold its tensors, so their storage is emptied in place (as FSDP does)
 # and filled again before the batch runs.
-
 
 SMALL_BYTES = 1 << 18  # not worth a file
 
@@ -142,7 +140,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(inner)
 
 
-# -----------------------------------------------------------------------------
 # Weights of a streamed model in memory while its blocks are walked over, and no longer.
 
 
@@ -181,7 +178,6 @@ def outer_weights(stops: Mapping[str, Module], weights: OffloadedModule | None) 
             weights.drop(name)
 
 
-# -----------------------------------------------------------------------------
 # Which positions of a batch are padding, wherever in the model a layer reads it.
 
 

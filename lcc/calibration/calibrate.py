@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from lcc.distributed.dist import Dist
     from lcc.tasks.task import Task
 
-# -----------------------------------------------------------------------------
 # Rows as the batches that calibration runs.
-
 
 MAX_POSITIONS = 512
 
@@ -91,9 +89,7 @@ def _batch(examples: list[Any], model: Any, *, pad: int, device: Any) -> Batch:
     return batch
 
 
-# -----------------------------------------------------------------------------
 # The layers of one block dealt to several processes, and what each changed given to all.
-
 
 T = TypeVar("T")
 

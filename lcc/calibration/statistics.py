@@ -207,7 +207,6 @@ def _from_upper(upper: Tensor, width: int) -> Tensor:
     return _mirrored(gram)
 
 
-# -----------------------------------------------------------------------------
 # Which layers read one tensor, and the running sums of every such input.
 
 

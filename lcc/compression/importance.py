@@ -123,7 +123,6 @@ def nearest(num: int, ratio: float, *, allowed: Sequence[int]) -> int:
     return min(smaller, key=lambda size: (abs(size - wanted), -size))
 
 
-# -----------------------------------------------------------------------------
 # What the loss would notice if a channel or head went: gradients over calibration text.
 
 

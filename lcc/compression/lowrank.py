@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear
 
-# -----------------------------------------------------------------------------
 # Low-rank changes of a layer that keep its outputs, by what its inputs look like.
 #
 # The error of a change Δ of the weight is tr(Δ H Δᵀ) with the Gram H = Σ x xᵀ = R Rᵀ, and that is
 # the squared Frobenius norm of Δ R: the best change of rank k is the truncated SVD of Δ R times R⁻¹
 # (Eckart–Young). SVD-LLM v2 (arXiv 2503.12340) and QERA (arXiv 2410.06040) both rest on it.
-
 
 LEAST = 1e-10  # of the largest eigenvalue: directions that no input ever took
 LEAST_SHARE = 0.25  # of the uniform rank, for a layer that others outbid

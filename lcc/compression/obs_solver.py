@@ -207,14 +207,12 @@ def row_energies(rows: Tensor, gram: Tensor) -> Tensor:
     return (rows @ gram).mul_(rows).sum(dim=1)
 
 
-# -----------------------------------------------------------------------------
 # How many weights each block of columns loses when a pass over the columns prunes.
 #
 # SparseGPT takes the same share of every block. Where energy differs along the inputs that ruins
 # the blocks that matter (three times Wanda's error on inputs sorted by energy), so here a block
 # loses as many as would go if all weights were judged at once by what they cost; which ones is
 # decided when the pass gets there.
-
 
 Scope = Literal["layer", "row"]
 """Whether rows may lose more and less than each other."""

@@ -171,9 +171,7 @@ def divergence(whole: Answers, got: Answers) -> float:
     return max(0.0, kl)  # Rounding alone can fall below nothing.
 
 
-# -----------------------------------------------------------------------------
 # Taking layers out of a model: which may go, and a config that says what is left.
-
 
 PartKind = Literal["layer", "attention", "mlp"]
 COUNT_FIELDS = ("num_hidden_layers",)
@@ -326,7 +324,6 @@ def silence(model: Any, parts: Collection[Part]) -> None:
             layer.bias.data.zero_()
 
 
-# -----------------------------------------------------------------------------
 # What a model says with other weights in one block: the blocks before it hand on what they gave.
 #
 # Only the blocks from the changed one on are run again, through the model's own code.

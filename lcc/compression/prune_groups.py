@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Linear, Module, Parameter
 
-# -----------------------------------------------------------------------------
 # What is cut as one: an axis of several layers whose entries stand for the same thing.
-
 
 Axis = Literal["in", "out"]
 
@@ -290,13 +288,11 @@ def _joined(model: Any, units: list[PruningGroup]) -> list[PruningGroup]:
     return joined
 
 
-# -----------------------------------------------------------------------------
 # Feed-forward channels that go as one, found through the dependency graph of torch-pruning.
 #
 # The graph says what is coupled (DepGraph; Fang et al., 2023). Heads and the hidden width are found
 # by layout (`families`, `streams`): the graph skips heads behind q/k norms without a word, never
 # cuts key-value heads, and unties embeddings where encoder and decoder share them.
-
 
 # Where the graph of the whole model cannot be built: GPT-2 splits one projection into q, k and v.
 TRACED_ALONE = {"gpt2": "mlp"}
@@ -380,13 +376,11 @@ def _unit(graph: Any, layer: Linear, names: dict[Module, str]) -> PruningGroup |
     return PruningGroup(consumer.name, consumers[0].in_features, (*members, consumer))
 
 
-# -----------------------------------------------------------------------------
 # The hidden width: every layer that writes to or reads from a residual stream, cut as one.
 #
 # Inside the blocks a linear layer reads the stream unless it reads feed-forward channels or heads,
 # and writes to it if it reads those. What has the hidden width beside them are embeddings, norms,
 # bare parameters and heads.
-
 
 STREAMS = ("hidden", "encoder", "decoder")  # a shared one, or one each
 # One size per head or per position: a width only by chance.

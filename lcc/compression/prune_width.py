@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lcc.calibration.statistics import LayerStats
     from lcc.compression.prune_groups import PruningGroup
 
-# -----------------------------------------------------------------------------
 # What depends on the hidden width beside shapes: scales of embeddings, logits and norms.
 
 
@@ -98,9 +97,7 @@ def final_energy(model: Any, batches: Sequence[Batch]) -> Tensor:
     return energy
 
 
-# -----------------------------------------------------------------------------
 # How many channels, heads or hidden dimensions may stay, given what a config accepts.
-
 
 Dims = Literal["ffn", "heads", "kv_groups", "hidden"]
 RoundTo = int | Literal["auto"]
@@ -304,7 +301,6 @@ def rebuilt(model: Any) -> Any:
     return new.to(model.device).train(model.training)
 
 
-# -----------------------------------------------------------------------------
 # Closed-form repair of a layer that lost some of its inputs, from the Gram of its old inputs.
 
 

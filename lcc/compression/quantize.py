@@ -100,7 +100,6 @@ def cheapest(
     return chosen[::-1]
 
 
-# -----------------------------------------------------------------------------
 # Layers put on their grids in place, all that read one input together.
 
 

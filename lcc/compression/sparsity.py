@@ -114,11 +114,9 @@ def _top(scores: Tensor, num_kept: int) -> Tensor:
     return mask.scatter_(1, scores.topk(num_kept, dim=1).indices, True)
 
 
-# -----------------------------------------------------------------------------
 # How much of each block goes when not every block can spare the same.
 #
 # Every rule keeps the share of zeros over all weights exactly as asked.
-
 
 MOST = 0.99  # of a block: an empty layer passes nothing on
 

@@ -264,9 +264,7 @@ def _element(hint: Any) -> Any:
     return None
 
 
-# -----------------------------------------------------------------------------
 # The folder is the registry: a choice named `wanda` is a class with that `word` on its shelf.
-
 
 STAGES = "stages"
 SHELVES = (STAGES, "adapters", "baselines", "clipping", "criteria", "engines", "exporters",
@@ -392,9 +390,7 @@ def _plugins(shelf: str) -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=f"lcc.{shelf}")}
 
 
-# -----------------------------------------------------------------------------
 # Typed objects back to plain JSON, with the name and revision of every choice: what keys hash.
-
 
 FORMAT = 1
 

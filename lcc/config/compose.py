@@ -27,9 +27,7 @@ from lcc.core.errors import LccError, RecipeError, SafetyError, did_you_mean
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# -----------------------------------------------------------------------------
 # Words of a command line: what is refused of them, and how they are read.
-
 
 KEY = re.compile(r"[\w.\-/]+")
 

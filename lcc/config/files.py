@@ -125,9 +125,7 @@ def _syntax(path: Path, error: yaml.YAMLError) -> str:
     return f"{path}{line}: not valid YAML: {problem}."
 
 
-# -----------------------------------------------------------------------------
 # Where configs and recipes lie: the user's own folders first, then those that came with lcc.
-
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -158,9 +156,7 @@ def _roots(name: str) -> list[Path]:
     return list(unique)
 
 
-# -----------------------------------------------------------------------------
 # The config groups and the files that fill them: the user's own before the packaged ones.
-
 
 GROUPS = ("model", "dataset", "task", "method", "clip", "distributed", "plan", "tracker",
           "launcher", "sampler", "scale", "recipe")  # fmt: skip

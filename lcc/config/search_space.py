@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from lcc.config.compose import parsed, unreadable
 from lcc.core.errors import RecipeError
 
-# -----------------------------------------------------------------------------
 # Swept words as ranges: lists, steps and intervals, written in Hydra's override grammar.
 
 

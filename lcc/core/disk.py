@@ -72,7 +72,6 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-# -----------------------------------------------------------------------------
 # Small files written in one rename: readers and crashes see the old file or the new one.
 
 

@@ -70,7 +70,6 @@ class PreemptedError(LccError):
     exit_code = 75
 
 
-# -----------------------------------------------------------------------------
 # The nearest known name to a mistyped one, and how to say it.
 
 

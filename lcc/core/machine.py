@@ -163,9 +163,7 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-# -----------------------------------------------------------------------------
 # Memory: what malloc keeps of what was freed, and which errors say that there is not enough.
-
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 LARGE_BYTES = 1 << 20

@@ -258,9 +258,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
-# -----------------------------------------------------------------------------
 # Numbers along training: the tracker's contract, and the curve file that every report reads.
-
 
 Value = float | int | bool
 
@@ -323,7 +321,6 @@ def _finite(value: Value | None) -> Value | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -----------------------------------------------------------------------------
 # A number with its unit: what stages report and views show.
 
 

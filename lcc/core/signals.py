@@ -86,7 +86,6 @@ def passed_on() -> Iterator[None]:
         _request.passes_on = False
 
 
-# -----------------------------------------------------------------------------
 # The stack that a thread's signal handlers run on, kept from libraries that swap it.
 
 

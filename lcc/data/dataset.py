@@ -30,9 +30,7 @@ from lcc.data.files import (
 )
 from lcc.data.packages import Requirement
 
-# -----------------------------------------------------------------------------
 # Splits by document: decided by hashes, not by row order, and fenced off from each other.
-
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",

@@ -19,9 +19,7 @@ from lcc.config.files import config_roots, packaged_file
 from lcc.core.errors import DataError, RecipeError, did_you_mean
 from lcc.data.packages import Requirement, file_digest
 
-# -----------------------------------------------------------------------------
 # Rows: plain dicts with `id`, `doc` and the dataset's own fields, and what readers owe them.
-
 
 Row = dict[str, Any]
 R = TypeVar("R")

@@ -24,9 +24,7 @@ from lcc.core.errors import DataError, IntegrityError, ResourceError, SafetyErro
 from lcc.core.format import size
 from lcc.core.progress import Bar, Progress
 
-# -----------------------------------------------------------------------------
 # Ask pip and apt for one file each, with a bar, and turn their failures into sentences.
-
 
 POLL_SECONDS = 0.3
 
@@ -204,9 +202,7 @@ def _last_line(output: str, mark: str) -> str:
     return lines[-1] if lines else ""
 
 
-# -----------------------------------------------------------------------------
 # Look into wheels, sdists and Debian packages and take single files out, running nothing.
-
 
 TAR_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 

@@ -76,7 +76,6 @@ class Metric(Protocol):
         ...
 
 
-# -----------------------------------------------------------------------------
 # The samples of an evaluation: which rows, and the file of what a model made of each.
 
 

@@ -190,9 +190,7 @@ def _summed(logits: Tensor, targets: Tensor) -> list[float]:
     return [float(value) for value in losses.view(targets.shape).double().sum(dim=1)]
 
 
-# -----------------------------------------------------------------------------
 # Which span of a passage an encoder takes for the answer, over all windows of a long one.
-
 
 LONGEST = 384  # tokens of a window: attention costs their square
 
@@ -256,9 +254,7 @@ def _best(starts: Tensor, ends: Tensor, window: PassageWindow, most: int) -> Bes
     return (float(sums[first, last]), window.places[first][0], window.places[last][1])
 
 
-# -----------------------------------------------------------------------------
 # How often a masked language model guesses right, beside guessing the most frequent token.
-
 
 COUNTS = ("masked", "hits", "unigram_hits", "pairs", "pair_hits")
 
@@ -316,7 +312,6 @@ def most_frequent(documents: Iterable[list[int]]) -> int:
     return min(counts, key=lambda token: (-counts[token], token))
 
 
-# -----------------------------------------------------------------------------
 # A gap in a text, and which word a masked language model puts there (Schick and Schütze, 2021).
 
 

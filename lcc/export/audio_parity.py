@@ -86,7 +86,6 @@ def transcript_prompt(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> li
     return [known[mark] for mark in marks if mark in known]
 
 
-# -----------------------------------------------------------------------------
 # How far an export that hears is from its source: transcripts, their scores, and what is heard.
 
 

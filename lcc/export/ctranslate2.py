@@ -148,9 +148,7 @@ def _filling(registered: Any, *, padless: bool) -> Any:
     return Loader()
 
 
-# -----------------------------------------------------------------------------
 # What eight-bit products by row do to a model, computed in PyTorch: CTranslate2's int8.
-
 
 MOST = 127
 # Tables that are read as weights are stored; tables of positions stay as they are.

@@ -194,9 +194,7 @@ def names_and_roles(family: Family, names: Iterator[str]) -> Iterator[tuple[str,
         yield name, role
 
 
-# -----------------------------------------------------------------------------
 # A tokenizer as llama.cpp reads it: pieces, their kinds, merges or scores, and special ids.
-
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NEVER_MERGED = -1e6

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from lcc.calibration.statistics import LayerStats
     from lcc.compression.packed_format import GroupGrid
 
-# -----------------------------------------------------------------------------
 # Weights as ggml stores them: our own codes where a block type holds them, else rounded anew.
-
 
 BLOCK, SUPER_BLOCK = 32, 256  # weights that share a scale; and what a K-quant packs together
 EXACT = 1e-3  # most that a scale may change by becoming a float16, as a share of it
@@ -151,9 +149,7 @@ def _quantizer() -> Any:
     return function
 
 
-# -----------------------------------------------------------------------------
 # The weights of a checkpoint one by one, and the grids that packed ones lie on.
-
 
 BY_FILE = ("safetensors", "compressed-tensors")  # formats whose tensors are read one at a time
 
@@ -222,9 +218,7 @@ def _read_grid(stored: StoredTensors, layer: str, scheme: dict[str, Any]) -> Gro
     return GroupGrid(codes, scale, bits, zero=zero)
 
 
-# -----------------------------------------------------------------------------
 # Which block type each tensor of a GGUF file gets: llama.cpp's mixtures, and its ways out.
-
 
 # What llama.cpp takes where a row is no multiple of 256.
 NARROW = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}

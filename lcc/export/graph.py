@@ -121,7 +121,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-# -----------------------------------------------------------------------------
 # What is traced of a model, part by part, and what each part is called with.
 
 
@@ -188,9 +187,7 @@ def _of_two(module: Any, inputs: dict[str, Tensor]) -> Parts:
     }
 
 
-# -----------------------------------------------------------------------------
 # ONNX weights as blocks of 8 bits, multiplied by inputs that nobody rounds.
-
 
 BITS = 8
 BLOCK = 32  # weights of one scale and one zero

@@ -12,9 +12,7 @@ from lcc.core.format import size
 from lcc.export.parity import Parity
 from lcc.models.card import Card, read_json
 
-# -----------------------------------------------------------------------------
 # Where a model comes from, as far as the run or the store that made it tells.
-
 
 Measures = dict[str, float]
 EVALUATIONS = ("eval.before", "eval.this")  # inputs of an export, where the recipe evaluated

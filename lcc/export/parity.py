@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     Rows = Sequence[Sequence[int]]
 
-# -----------------------------------------------------------------------------
 # The fixed texts that an export is compared on: 200, and a conversation; or a task's own.
-
 
 NUM_PROMPTS = 200
 SUBJECTS = (
@@ -101,9 +99,7 @@ def task_prompts(folder: Path, task: Task, data: PreparedData) -> list[list[int]
     return [ids for ids in prompts if ids]
 
 
-# -----------------------------------------------------------------------------
 # How two tables of logits differ: by how much of their spread, and where another is in front.
-
 
 Matrix = np.ndarray[Any, Any]
 

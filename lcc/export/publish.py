@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from lcc.inference.backends.whisper import Listener
     from lcc.inference.session import Session
 
-# -----------------------------------------------------------------------------
 # How much error a format explains: what its own rounding, done in PyTorch, costs the source.
-
 
 # Engine and rehearsal add in another order, so that some numbers round to another side: measured
 # errors were 0.97 to 1.01 of the rehearsed ones on random models of seven families and on SmolLM2.

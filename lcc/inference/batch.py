@@ -196,12 +196,10 @@ def _row_answer(one: _Running, finish: Finish) -> RowAnswer:
     return RowAnswer("".join(one.text).strip(), finish, one.num_prompt, one.num_tokens, seconds)
 
 
-# -----------------------------------------------------------------------------
 # Answers in a file, line for line with what was asked: whoever goes on knows where.
 #
 # Line n answers row n, so that a killed process leaves neither gap nor duplicate: at most half a
 # line, which is cut off. What made the answers stands beside, and another maker is refused.
-
 
 SYNC_SECONDS = 5.0
 BLOCK = 1 << 20
@@ -324,9 +322,7 @@ def _last_line(file: Any) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-# -----------------------------------------------------------------------------
 # Rows from lines as they come: a file, a growing file, a pipe; read beside the answering.
-
 
 LOOK_SECONDS = 0.2  # how often a growing file, and a request to stop, is looked at
 

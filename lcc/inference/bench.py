@@ -278,9 +278,7 @@ def serve(pipe: Connection, log: str) -> None:
         pipe.send(reply)
 
 
-# -----------------------------------------------------------------------------
 # Models that take turns: what each turn measured, what it comes to, and who else was running.
-
 
 NOTABLE = 0.03  # a difference that every round shows and that is larger than this is called one
 BUSY = 0.25  # foreign load, in cores, above which the figures are not to be trusted

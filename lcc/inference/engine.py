@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from lcc.models.bundle import Bundle
 
-# -----------------------------------------------------------------------------
 # Whether answers may be written together: asked of the model itself.
 
 
@@ -70,7 +69,6 @@ def _steps_of(begin: Callable[[int], Any], row: list[int], others: list[list[int
     return torch.stack(logits)
 
 
-# -----------------------------------------------------------------------------
 # One answer under way: what its next token adds to it.
 
 

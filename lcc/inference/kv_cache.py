@@ -227,12 +227,10 @@ class KVCache:
         self._end = end
 
 
-# -----------------------------------------------------------------------------
 # Keys and values of what was read already, for prompts that begin as it did.
 #
 # A conversation's next turn begins with all that was said before, and prompts of one task with the
 # same instructions and demonstrations: only what follows must be read.
-
 
 LEAST = 8  # tokens in common that are worth a copy
 MOST_KEPT = 64  # texts

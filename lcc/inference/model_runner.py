@@ -197,9 +197,7 @@ def _num_layers(module: Any) -> int:
     return layers or int(config.num_hidden_layers)
 
 
-# -----------------------------------------------------------------------------
 # What a model makes of texts that it only reads: logits, and one vector for each.
-
 
 BATCH_TOKENS = 4096
 ENOUGH = 512  # tokens that keep a CPU busy: a batch of so many takes no row that needs padding

@@ -233,9 +233,7 @@ def num_parameters(module: Any) -> int:
     return weights + biases + others
 
 
-# -----------------------------------------------------------------------------
 # A module in memory with its weights as the folder stores them, where that is faster.
-
 
 FEW_WEIGHTS = 1 << 23  # below this the caches hold everything
 SAMPLE = 1 << 26  # weights that are multiplied both ways to compare

@@ -125,9 +125,7 @@ def _nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     return values[kept], ids[kept]
 
 
-# -----------------------------------------------------------------------------
 # Text as tokens come: never half a character, nor the beginning of a stop string.
-
 
 HALF = "\ufffd"  # what bytes decode to that are no whole character yet
 

@@ -144,9 +144,7 @@ class BaseSession:
         raise DataError("this engine gives no embeddings; use engine=transformers.")
 
 
-# -----------------------------------------------------------------------------
 # What is asked of an engine, and what it says: tokens in, tokens out.
-
 
 Finish = Literal["stop", "length"]
 """Why an answer ended: by an end token or a stop string, or at its limit."""
@@ -220,7 +218,6 @@ class AnswerStep:
     finish: Finish | None = None
 
 
-# -----------------------------------------------------------------------------
 # Whole answers from a session: its turns taken for a list of prompts.
 
 
@@ -265,7 +262,6 @@ def answers(session: Session, requests: Sequence[Request]) -> list[GeneratedAnsw
     return answered
 
 
-# -----------------------------------------------------------------------------
 # An engine by its word, or by `{name: …, option: …}`, and a session of it.
 
 

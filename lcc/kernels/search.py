@@ -111,11 +111,9 @@ def _bin_of(bits: Any, num: int, shift: Any, prefix_shift: Any, prefix: Any) -> 
     return bin, num
 
 
-# -----------------------------------------------------------------------------
 # The search for scales, compiled for CPUs. Imported only when one runs: numba takes half a second.
 #
 # `compression.grids` has the plain torch that this is held to, and that other devices use.
-
 
 FASTMATH = {"contract", "reassoc", "nsz", "nnan"}
 

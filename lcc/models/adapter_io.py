@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-# -----------------------------------------------------------------------------
 # What was pruned stays zero: masks for full training, and adapters that respect them.
-
 
 Masks = Mapping[str, "Tensor"]
 """By parameter name: True where a linear weight is kept."""

@@ -106,7 +106,6 @@ def read_bottlenecks(model: Module, folder: Path) -> Module:
     return model
 
 
-# -----------------------------------------------------------------------------
 # An adapter from its folder onto its base: around the weights, or inside them where it can be.
 
 

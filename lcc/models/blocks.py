@@ -84,7 +84,6 @@ def _replace(model: Module, name: str, module: Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
-# -----------------------------------------------------------------------------
 # A model's blocks compiled by torch, one after the other.
 
 

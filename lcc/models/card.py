@@ -15,9 +15,7 @@ from lcc.core.errors import IntegrityError, RecipeError, SafetyError
 from lcc.core.lazy import transformers
 from lcc.core.types import AUTO_CLASSES, Form, Head
 
-# -----------------------------------------------------------------------------
 # Is a model folder safe and whole? Told from file names, JSON and safetensors headers.
-
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5")
 CODE_KEYS = ("auto_map", "custom_pipelines")

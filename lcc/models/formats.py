@@ -120,9 +120,7 @@ def _make_room(module: Any, name: str, rank: int, dtype: str) -> None:
     )
 
 
-# -----------------------------------------------------------------------------
 # Checkpoints of compressed-tensors as dense modules, by the format's own code.
-
 
 STORED = ("weight_scale", "weight_zero_point", "weight_shape")
 
@@ -215,7 +213,6 @@ def round_inputs(layer: Any, activations: dict[str, Any]) -> None:
     set_forward_quantized(layer)
 
 
-# -----------------------------------------------------------------------------
 # A GGUF file as a dense model: weights taken off their grid once, tokenizer made to reload.
 
 

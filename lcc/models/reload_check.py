@@ -255,7 +255,6 @@ def _native_check(folder: Path, exact: Tensor, *, noise: float) -> dict[str, Mea
     return {"native_max_logit_difference": difference}
 
 
-# -----------------------------------------------------------------------------
 # The reload gate of adapters: what is on disk, put on its base again, is what was trained.
 
 

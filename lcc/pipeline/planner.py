@@ -304,7 +304,6 @@ def _stage_type(kind: Any, where: str, *, spelled: bool) -> type[Any]:
     return find_card(STAGES, str(kind))
 
 
-# -----------------------------------------------------------------------------
 # What the words of a command, or of one point of a sweep, mean as steps.
 
 

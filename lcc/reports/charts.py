@@ -228,9 +228,7 @@ def _ends(name: str, points: Sequence[tuple[float, float]]) -> str:
     return f"{name} {sum(first) / few:.3f} → {sum(last) / few:.3f}"
 
 
-# -----------------------------------------------------------------------------
 # A sweep's points by quality, bytes and speed: who is beaten by whom, as words and as charts.
-
 
 NOISE = 0.05  # speeds that differ by less count as equal
 STEEP = 20.0  # a ratio of best to worst figure from which the axis is logarithmic

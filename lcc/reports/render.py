@@ -133,7 +133,6 @@ def _cell(column: Column, cell: Cell, *, first: bool) -> str:
     return f'<{tag}{scope} class="{classes}" dir="auto">{escape(cell.text)}{small}</{tag}>'
 
 
-# -----------------------------------------------------------------------------
 # The report as Markdown, for terminals, pull requests and mail; every text escaped.
 
 

@@ -288,9 +288,7 @@ def _replace(row: CheckpointRow, size_ratio: float | None) -> CheckpointRow:
     return CheckpointRow(**{**row.__dict__, "size_ratio": size_ratio})
 
 
-# -----------------------------------------------------------------------------
 # The results as tables: every checkpoint with its quality, size and speed, in words of people.
-
 
 Draw = Callable[[CheckpointRow], Cell]
 

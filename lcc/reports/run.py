@@ -32,7 +32,6 @@ from lcc.reports.run_details import (
 )
 from lcc.store.runs import RunFacts, RunStep
 
-# -----------------------------------------------------------------------------
 # What a run gained and lost, in one or two sentences that claim no more than was measured.
 
 
@@ -136,7 +135,6 @@ def _value(score: Score) -> str:
     return format.score(score.value, score.unit)
 
 
-# -----------------------------------------------------------------------------
 # What answers without any model, and whether each checkpoint beats it, on the same samples.
 
 
@@ -174,7 +172,6 @@ def _difference(line: dict[str, Any], name: str) -> Cell:
     return change(Delta(str(line["metric"]), name, score, str(line["verdict"])))
 
 
-# -----------------------------------------------------------------------------
 # What a sensitivity step found, as one table: parts down, actions across.
 
 

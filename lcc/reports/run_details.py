@@ -194,9 +194,7 @@ def _fact_text(step: RunStep, key: str) -> Any:
     return format.MISSING if fact is None else fact
 
 
-# -----------------------------------------------------------------------------
 # How every training of a run went, one row each: losses, learning rate and what was clipped.
-
 
 Draw = Callable[[StepReport], Cell]
 

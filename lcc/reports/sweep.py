@@ -29,7 +29,6 @@ from lcc.reports.svg import BOTTOM, LEFT, LETTER, RIGHT, TOP, AxisScale, Drawing
 from lcc.store.runs import read_run
 from lcc.store.sweeps import DRIVER, Point, Result, Status, Sweep
 
-# -----------------------------------------------------------------------------
 # The points of a sweep as rows: what was chosen, what became of it, what it reached.
 
 
@@ -116,9 +115,7 @@ def figure_text(name: str, value: float | None) -> str:
     return format.count(value) if last == "parameters" else format.score(value, fine)
 
 
-# -----------------------------------------------------------------------------
 # Parallel coordinates: every finished point as one line through what it chose and reached.
-
 
 PLOT_WIDTH, PLOT_HEIGHT = 480.0, 330.0
 PLOT_TOP, PLOT_BOTTOM, PLOT_LEFT, PLOT_RIGHT = 44.0, 30.0, 14.0, 62.0
@@ -261,9 +258,7 @@ def _row_hints(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
     return "; ".join(_hint(row, better) for row in rows)
 
 
-# -----------------------------------------------------------------------------
 # How a search went: objectives against each other, and the best figure so far.
-
 
 WIDTH, HEIGHT = 480.0, 320.0
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

@@ -116,7 +116,6 @@ def _routes(served: Served, *, has_key: bool) -> list[Route]:
     return routes + (page_routes(served) if served.options.page else [])
 
 
-# -----------------------------------------------------------------------------
 # The built-in page: three files, nothing from elsewhere, and a policy that allows nothing else.
 
 

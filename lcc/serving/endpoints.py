@@ -121,7 +121,6 @@ class GeneratingEndpoint(Endpoint):
         raise NotImplementedError
 
 
-# -----------------------------------------------------------------------------
 # /v1/chat/completions: conversations, by the model's own template.
 
 
@@ -186,9 +185,7 @@ def _delta(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
 
-# -----------------------------------------------------------------------------
 # /v1/completions: texts gone on with as they are.
-
 
 USUAL_TOKENS = 16  # OpenAI's, where a request names no limit
 
@@ -250,7 +247,6 @@ async def prompts_of(given: Any, served: Served, param: str) -> list[list[int]]:
     return prompts
 
 
-# -----------------------------------------------------------------------------
 # /v1/embeddings: one vector per text.
 
 

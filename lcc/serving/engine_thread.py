@@ -258,7 +258,6 @@ def _deliver(calls: Sequence[tuple[Callable[[Any], None], Any]]) -> None:
         deliver(what)
 
 
-# -----------------------------------------------------------------------------
 # The event loop's side of the engine's thread: waiting for answers, vectors and logits.
 
 

@@ -221,9 +221,7 @@ def chunk(kind: str, head: dict[str, Any], choices: list[Any], **more: Any) -> d
     return {**head, "object": kind, "choices": choices, **more}
 
 
-# -----------------------------------------------------------------------------
 # A served chat grounded in the task's FAQ: entries before the model, or a person's turn.
-
 
 Message = dict[str, str]
 

@@ -159,9 +159,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-# -----------------------------------------------------------------------------
 # Answers over a connection that may end at any moment: whole ones, and streams of events.
-
 
 T = TypeVar("T")
 

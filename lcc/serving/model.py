@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from lcc.serving.engine_thread import EngineThread
     from lcc.tasks.task import Task
 
-# -----------------------------------------------------------------------------
 # What `serve.key=value` may say: where to listen, and how much a client may ask for.
-
 
 KEY_VARIABLE = "LCC_API_KEY"
 MIN_KEY = 16  # characters
@@ -130,9 +128,7 @@ class ServeOptions:
         return frozenset({*LOOPBACK_NAMES, self.host, *self.hosts})
 
 
-# -----------------------------------------------------------------------------
 # Counters and times for Prometheus, in a registry of their own.
-
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -295,7 +291,6 @@ class Served:
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "lcc"}
 
 
-# -----------------------------------------------------------------------------
 # From a model folder and a recipe to what is served: engine, session, task with its labels.
 
 

@@ -15,9 +15,7 @@ from lcc.serving.model import Served
 from lcc.serving.protocol import Refusal
 from lcc.tasks.task import Sampling
 
-# -----------------------------------------------------------------------------
 # How much a body may ask for: one table that requests are checked by and OpenAPI is drawn from.
-
 
 MAX_MESSAGES = 1000
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what asks for nothing, where an engine cannot do it

@@ -15,9 +15,7 @@ from typing_extensions import TypedDict
 from lcc.config.cards import Mistakes, card, decode
 from lcc.core.errors import DataError, LccError
 
-# -----------------------------------------------------------------------------
 # What the endpoints answer, as types: checked where they are made, published in OpenAPI.
-
 
 Finish = Literal["stop", "length"]
 
@@ -201,9 +199,7 @@ class Health(TypedDict):
     status: Literal["ok", "failed"]
 
 
-# -----------------------------------------------------------------------------
 # Refusals as clients of OpenAI's API read them: a status, a sentence, a code.
-
 
 RETRY_SECONDS = 1
 GONE = 499  # what nobody reads any more is logged as

@@ -134,9 +134,7 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
     return None
 
 
-# -----------------------------------------------------------------------------
 # Listening, serving until asked to stop, and going down without cutting anybody off.
-
 
 BACKLOG = 512
 

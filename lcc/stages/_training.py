@@ -56,7 +56,6 @@ def _spikes(counters: Counters) -> dict[str, Measure]:
     }
 
 
-# -----------------------------------------------------------------------------
 # What a training stage has to do for FSDP: cut its model into pieces, or refuse to.
 
 

@@ -302,9 +302,7 @@ def _with_scores(answers: list[Prediction], statistics: dict[str, Floats], task:
     ]
 
 
-# -----------------------------------------------------------------------------
 # Masked language models: hidden tokens of the held-out rows, and how many the model predicts.
-
 
 FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
 
@@ -374,7 +372,6 @@ class MaskedGuessing:
         return sentences([text]) if objective.by_sentence else [text]
 
 
-# -----------------------------------------------------------------------------
 # The task's baseline on the samples of an evaluation, and whether the model beats it.
 
 

@@ -213,7 +213,6 @@ def _num_classes(model: Any) -> int:
     return int(config.num_labels if is_classifier else config.get_text_config().vocab_size)
 
 
-# -----------------------------------------------------------------------------
 # Train the model on the task: all weights or an adapter, with or without a teacher.
 
 

@@ -281,7 +281,6 @@ def bits_table(rounding: Rounding) -> list[dict[str, Any]]:
     ]
 
 
-# -----------------------------------------------------------------------------
 # Which layer of a model gets which grid, and what no format or reader takes.
 
 

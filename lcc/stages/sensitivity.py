@@ -138,9 +138,7 @@ def _size(layers: Any) -> int:
     return sum(layer.weight.numel() for layer in layers)
 
 
-# -----------------------------------------------------------------------------
 # Try every action on every block alone: what the model would lose, and how many bytes.
-
 
 DEFAULT: tuple[Action, ...] = ("w8", "w4", "sparse50", "width25")
 

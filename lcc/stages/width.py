@@ -262,9 +262,7 @@ def _share_keys(model: Any, consumer: str) -> None:
         attention.num_key_value_groups = queries // keys
 
 
-# -----------------------------------------------------------------------------
 # Remove the channels, heads or hidden dimensions that matter least, the same number everywhere.
-
 
 OVERSHOT = 0.05  # beyond the ratio asked for
 # Large weights alone tell little: SmolLM2's perplexity rose from 28 to a million at 0.25.

@@ -141,9 +141,7 @@ def _is_manifest(manifest: Any, key: str) -> bool:
     )
 
 
-# -----------------------------------------------------------------------------
 # A finished step's folder, a folder in the making, and what turns one into the other.
-
 
 REPORT = "report.json"
 STATE = "state"

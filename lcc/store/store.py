@@ -231,9 +231,7 @@ def _check_lease(work: Work) -> None:
         )
 
 
-# -----------------------------------------------------------------------------
 # What people call an artifact (a step of the last run, RUN/STEP, a key's start), as its key.
-
 
 MIN_PREFIX = 4
 HEX = set("0123456789abcdef")

@@ -27,9 +27,7 @@ from lcc.store.store import ROOT, Store
 from lcc.store.sweeps import DRIVER, Point, Result, Sweep
 from lcc.sweeps.spec import SweepSpec, check_steps, open_sweep, parse_sweep, values_of
 
-# -----------------------------------------------------------------------------
 # A sweep as it goes on: a bar on a terminal, lines elsewhere, one line for every point's end.
-
 
 MOST_SHOWN = 3  # points that run, by name
 
@@ -94,7 +92,6 @@ def _place(point: Point) -> str:
     return f"{todo[0] + 1}/{len(steps)} {steps[todo[0]]['name']}" if todo else ""
 
 
-# -----------------------------------------------------------------------------
 # How a point trains, read from the curve that its training step writes as it goes.
 
 

@@ -83,7 +83,6 @@ def open_sweep(wanted: SweepSpec, words: list[str], *, verb: str, root: Path) ->
     return sweep
 
 
-# -----------------------------------------------------------------------------
 # What a run measured, under the names that objectives are written with.
 
 

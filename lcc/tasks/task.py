@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from lcc.data.dataset import PreparedData
 
-# -----------------------------------------------------------------------------
 # Which rows of the training split are shown before a prompt.
 
 
@@ -52,7 +51,6 @@ def _rank(row: Row, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{row.get('id')}".encode()).hexdigest()
 
 
-# -----------------------------------------------------------------------------
 # Whether the fields of a task go together.
 
 
@@ -75,7 +73,6 @@ def require_sound(task: Task) -> None:
         raise ValueError("template and answer are both empty; a task needs one of them")
 
 
-# -----------------------------------------------------------------------------
 # How tokens are drawn where a task's answers are to differ; evaluation never draws.
 
 

@@ -227,9 +227,7 @@ def _rebuilt(tokenizer: PreTrainedTokenizerBase, document: dict[str, Any]) -> Pr
     return rebuilt
 
 
-# -----------------------------------------------------------------------------
 # Keep some rows of a model's vocabulary: embeddings, head, biases, config ids, all consistent.
-
 
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 
@@ -342,7 +340,6 @@ def with_new_vocabulary(
     return fresh
 
 
-# -----------------------------------------------------------------------------
 # Embeddings for a new vocabulary from those of an old one, token by token.
 
 

@@ -101,7 +101,6 @@ class _LowRankLinear(torch.autograd.Function):
         return to_x, None, None, lower.T @ rows, (flat.T @ low).mul_(ctx.scale), None
 
 
-# -----------------------------------------------------------------------------
 # Cross entropy that holds the logits of a few targets at a time, whatever the vocabulary.
 
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from lcc.core.types import Head
 
-# -----------------------------------------------------------------------------
 # Batches by token budget with length bucketing, a pure function of lengths, seed and epoch.
-
 
 Micro = list[int]
 """Indices of the examples that go through the model together."""
@@ -148,9 +146,7 @@ def _cut(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list
     return runs
 
 
-# -----------------------------------------------------------------------------
 # Batches made ready while the one before is computed.
-
 
 T = TypeVar("T")
 
@@ -259,7 +255,6 @@ def unsupervised(head: Head) -> DataError:
     )
 
 
-# -----------------------------------------------------------------------------
 # What training draws its batches from: a contract that rows and corpora both keep.
 
 

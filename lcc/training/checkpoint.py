@@ -218,9 +218,7 @@ def _set_aside(generation: Path, damage: str, warn: Callable[[str], None]) -> No
     )
 
 
-# -----------------------------------------------------------------------------
 # Where a training stands, as numbers and named tensors that a state file can hold.
-
 
 MICRO_TOKENS = "micro_tokens.json"
 

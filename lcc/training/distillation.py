@@ -158,9 +158,7 @@ class SampledLogits:
         return self.folder / f"part-{part:05d}.safetensors"
 
 
-# -----------------------------------------------------------------------------
 # What a student is shown of its teacher: logits or hidden states, in the student's vocabulary.
-
 
 StatesOf = Callable[[Batch], tuple["Tensor", "Sequence[Tensor]"]]
 """Logits at the targets, and the hidden state there before the first block and after every one."""

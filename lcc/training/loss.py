@@ -151,7 +151,6 @@ def _agrees(model: Any, projection: Projection, head: Head) -> bool:
     return bool(torch.allclose(whole, parts, rtol=1e-4, atol=1e-4))
 
 
-# -----------------------------------------------------------------------------
 # What BERT's two pretraining heads say, computed at the places that are asked and nowhere else.
 
 

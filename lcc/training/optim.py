@@ -168,9 +168,7 @@ def checkpoint_blocks(model: Any) -> None:
     model.disable_input_require_grads()
 
 
-# -----------------------------------------------------------------------------
 # Ranks that move between layers in training (AdaLoRA; Zhang et al., 2023), by peft's scores.
-
 
 LEAST_STEPS = 3  # one to look, one to move, one to settle
 AVERAGES = ("exp_avg_ipt", "exp_avg_unc")  # what peft remembers: influence, and its uncertainty
@@ -258,7 +256,6 @@ def allocation_of(method: Any, model: Module) -> RankAllocation | None:
     return allocation
 
 
-# -----------------------------------------------------------------------------
 # Norms of gradients and bounds on them, for whole tensors and for the shards of FSDP2 alike.
 
 

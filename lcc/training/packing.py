@@ -142,9 +142,7 @@ def _attention(
     return torch.cat(outputs).unsqueeze(0), None
 
 
-# -----------------------------------------------------------------------------
 # Whether a model can be kept from looking across documents packed into one row.
-
 
 NUM_FIRST, NUM_SECOND = 5, 4  # tokens of the two documents that are tried
 

@@ -267,9 +267,7 @@ class TextRows:
         return self.bits[start:stop]
 
 
-# -----------------------------------------------------------------------------
 # What pretraining objectives share: what they draw from, and their examples as a feed.
-
 
 REMEMBERED = 8192  # drawn examples kept: each is asked for its targets and then for itself
 

@@ -77,7 +77,6 @@ def _facts(run: str) -> dict[str, Any]:
     return facts
 
 
-# -----------------------------------------------------------------------------
 # Which model the words of a command line mean: the last run's, a recipe's, or any folder.
 
 

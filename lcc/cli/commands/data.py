@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
     from lcc.tasks.task import Task
 
-# -----------------------------------------------------------------------------
 # What a look at prepared data tells: its format, its lengths, and what is odd about it.
-
 
 PERCENTILES = (5, 50, 95, 100)
 

@@ -309,9 +309,7 @@ def _fitting(task: Task, folder: Path, options: InferOptions) -> Task:
     )
 
 
-# -----------------------------------------------------------------------------
 # Answer texts with a model: a line, a file of any size, or a conversation.
-
 
 USAGE = """usage: lcc infer [CHECKPOINT] [+recipe=NAME | model=PATH task=NAME]
                  [--text TEXT | --chat] [input=FILE output=FILE.jsonl]
@@ -375,9 +373,7 @@ def _shown(answers: RowInference, text: str | None, *, as_json: bool) -> int:
     return 0
 
 
-# -----------------------------------------------------------------------------
 # A conversation on the terminal: a line, an answer as it is made, and the next line.
-
 
 TOLD = "write to the model; /new forgets the conversation, Ctrl-D ends it"
 

@@ -237,9 +237,7 @@ def _vocabulary(folder: Path) -> list[str]:
     return names
 
 
-# -----------------------------------------------------------------------------
 # CTranslate2's Whisper as a listener.
-
 
 FORBIDDEN = -1e30  # what the engine sets to less may not be said
 

@@ -19,9 +19,7 @@ from lcc.inference.engine import ExportedRunner, ExportedSession, joins
 from lcc.inference.session import Ability, AnswerStep, Opening, Request, Session
 from lcc.inference.sidecar import Sidecar, read_sidecar
 
-# -----------------------------------------------------------------------------
 # Where an exported graph lies in an export's folder, whose code reads it, and its empty past.
-
 
 GRAPH_FOLDER = "graph"  # of its own, as transformers calls its report as we call ours
 WHOLE, ENCODER, DECODER = "model", "encoder", "decoder"  # its parts: one, or two
@@ -47,7 +45,6 @@ def empty_past(config: Any) -> Any:
     return past
 
 
-# -----------------------------------------------------------------------------
 # An encoder–decoder's two graphs: a text is read once, its answer goes on from its own past.
 
 
@@ -110,7 +107,6 @@ class GraphSeq2SeqRunner:
         return logits
 
 
-# -----------------------------------------------------------------------------
 # The pasts of answers in the making, as one batch that an exported graph goes on from.
 
 

@@ -191,7 +191,6 @@ def _logits(context: Any, place: int) -> np.ndarray[Any, Any]:
     return np.array(context.get_logits_ith(place), np.float32)
 
 
-# -----------------------------------------------------------------------------
 # An exported GGUF file as a session.
 
 

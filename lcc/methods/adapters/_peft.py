@@ -96,9 +96,7 @@ def _factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left * half, half[:, None] * right.T
 
 
-# -----------------------------------------------------------------------------
 # What LoRA, QLoRA, DoRA and AdaLoRA share: their options, and a peft model around a base.
-
 
 TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classify": "SEQ_CLS",
               "masked": "FEATURE_EXTRACTION", "extract": "QUESTION_ANS"}  # fmt: skip
@@ -169,7 +167,6 @@ def note_of(bundle: Bundle, base: Any, form: BaseForm = "dense") -> AdapterNote:
     return AdapterNote(form, bundle.card.head, labels)
 
 
-# -----------------------------------------------------------------------------
 # What prompt, prefix and P-tuning share: virtual tokens before the text, no weight changed.
 
 

@@ -103,7 +103,6 @@ def _words(flags: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-# -----------------------------------------------------------------------------
 # Guess hidden tokens from both sides (BERT; Devlin et al., 2019), hidden anew in every epoch.
 
 

@@ -35,7 +35,6 @@ class AdamW:
         )
 
 
-# -----------------------------------------------------------------------------
 # Adam, its weight decay a part of the gradient (Kingma and Ba, 2015).
 
 

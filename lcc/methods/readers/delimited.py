@@ -47,7 +47,6 @@ def _row(names: list[str], cells: list[str], *, where: str) -> Row:
     return dict(zip(names, cells, strict=True))
 
 
-# -----------------------------------------------------------------------------
 # Comma-separated files with a header line, or with `columns` when they have none.
 
 
@@ -67,7 +66,6 @@ class Csv(TextFiles):
         )
 
 
-# -----------------------------------------------------------------------------
 # Tab-separated files, in which quotation marks are ordinary characters.
 
 

@@ -120,9 +120,7 @@ def _sections(page: str) -> list[list[Block]]:
     return sections
 
 
-# -----------------------------------------------------------------------------
 # Human translations in Debian packages: gettext catalogues, and manuals in two languages.
-
 
 Package = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 

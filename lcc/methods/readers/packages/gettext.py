@@ -77,7 +77,6 @@ def without_shortcuts(source: str, target: str) -> tuple[str, str]:
     return source, target
 
 
-# -----------------------------------------------------------------------------
 # Human translations: gettext catalogues inside wheels of the package index.
 
 
