@@ -41,10 +41,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, theirs
         {"sparsify": {"criterion": "sparsegpt", "pattern": "2:4"}},
         {"name": "sparsegpt", "sparsity": 0.5, "pattern": "2:4"},
     ),
-    "wanda50": (
-        {"sparsify": {"criterion": "wanda", "sparsity": 0.5}},
-        {"name": "wanda", "sparsity": 0.5},
-    ),
+    "wanda50": ({"sparsify": {"criterion": "wanda", "sparsity": 0.5}}, {"name": "wanda", "sparsity": 0.5}),
 }
 SWEEP = ("w8", "w4", "w4_gptq", "w4_awq", "sparse50_wanda", "sparse50_sparsegpt",
          "sparse24_sparsegpt", "sparse24_w4")  # fmt: skip

@@ -34,9 +34,7 @@ class Reply(NamedTuple):
 def ask(url: str, question: str, max_tokens: int) -> Reply:
     body = {"messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": max_tokens}
     request = urllib.request.Request(
-        f"{url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     begun = time.perf_counter()
     with urllib.request.urlopen(request, timeout=600) as reply:

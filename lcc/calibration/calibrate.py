@@ -180,11 +180,7 @@ class InputGroup:
 
 
 def stored_groups(
-    stats: StoredStats,
-    layers: Mapping[str, Linear],
-    *,
-    dist: Dist = SINGLE,
-    facts: Facts | None = None,
+    stats: StoredStats, layers: Mapping[str, Linear], *, dist: Dist = SINGLE, facts: Facts | None = None
 ) -> Iterator[InputGroup]:
     """`layers` by distinct input, in order, with the statistics of an artifact.
 

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.core.lazy import torch
-from lcc.models.safetensors_io import (
-    StoredTensors,
-    TensorEntry,
-    entry,
-    is_sealed,
-    read_metadata,
-    write_file,
-)
+from lcc.models.safetensors_io import StoredTensors, TensorEntry, entry, is_sealed, read_metadata, write_file
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -71,11 +71,7 @@ class GroupGrid:
 
 
 def integer_config(
-    grids: Mapping[str, IntGrid],
-    *,
-    targets: list[str],
-    skipped: list[str],
-    rounds_inputs: bool = False,
+    grids: Mapping[str, IntGrid], *, targets: list[str], skipped: list[str], rounds_inputs: bool = False
 ) -> dict[str, Any]:
     """compressed-tensors' `quantization_config` of layers by name: all of the types
     `targets` but the `skipped`.

@@ -62,11 +62,7 @@ def output_change(group: InputGroup, grid: IntGrid) -> float:
 
 
 def cheapest(
-    errors: Sequence[Sequence[float]],
-    sizes: Sequence[int],
-    offered: Sequence[int],
-    *,
-    average: float,
+    errors: Sequence[Sequence[float]], sizes: Sequence[int], offered: Sequence[int], *, average: float
 ) -> list[int]:
     """The bits of each layer with the least sum of errors within `average` bits per weight.
 

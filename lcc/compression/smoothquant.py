@@ -134,11 +134,7 @@ class _restored:
 
 
 def smooth(
-    model: Any,
-    groups: Iterable[InputGroup],
-    choose: Callable[[InputGroup], Tensor],
-    *,
-    dtype: str,
+    model: Any, groups: Iterable[InputGroup], choose: Callable[[InputGroup], Tensor], *, dtype: str
 ) -> dict[str, Tensor]:
     """Move the scales (in,) that `choose` gives wherever that is possible, in place.
 

@@ -18,13 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
-from pydantic import (
-    ConfigDict,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 
@@ -38,9 +32,7 @@ UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's words
 def card(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
     decorate: Any = pydantic_dataclass(
-        frozen=True,
-        kw_only=True,
-        config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+        frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     )
     decorated: type[T] = decorate(cls)
     return decorated

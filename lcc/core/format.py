@@ -67,10 +67,7 @@ def quantity(value: float | int | str | None, unit: str) -> str:
     if unit in formats:
         return formats[unit](value)
     if unit.endswith("/s"):
-        known = {
-            "bytes/s": lambda v: f"{size(v)}/s",
-            "FLOP/s": lambda v: f"{_three(v / 1e9)} GFLOP/s",
-        }
+        known = {"bytes/s": lambda v: f"{size(v)}/s", "FLOP/s": lambda v: f"{_three(v / 1e9)} GFLOP/s"}
         return known[unit](value) if unit in known else f"{rate(value)} {unit}"
     return f"{_plain(value)} {unit}".strip()
 

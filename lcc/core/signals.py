@@ -92,11 +92,7 @@ def passed_on() -> Iterator[None]:
 class _Stack(ctypes.Structure):
     """`stack_t` of Linux, see sigaltstack(2)."""
 
-    _fields_ = (
-        ("pointer", ctypes.c_void_p),
-        ("flags", ctypes.c_int),
-        ("size", ctypes.c_size_t),
-    )
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
 @contextmanager

@@ -349,12 +349,7 @@ def find_index(name: str) -> Path | None:
 
 
 def fetch(
-    requirement: str,
-    *,
-    progress: Progress,
-    sdist: bool = False,
-    sha256: str | None = None,
-    bytes: int = 0,
+    requirement: str, *, progress: Progress, sdist: bool = False, sha256: str | None = None, bytes: int = 0
 ) -> Path:
     """The cached file of `requirement`, downloaded first if need be and checked against `sha256`.
 

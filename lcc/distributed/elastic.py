@@ -79,12 +79,7 @@ class Agent(LocalElasticAgent):
 
 
 def run_group(
-    worker: Callable[..., Any],
-    distributed: Distributed,
-    args: tuple[Any, ...],
-    *,
-    device: str,
-    name: str,
+    worker: Callable[..., Any], distributed: Distributed, args: tuple[Any, ...], *, device: str, name: str
 ) -> Any:
     """`worker(dist, *args)` in every process; rank 0's result where rank 0 is, else None."""
     # The agent logs every failure it also raises; ours are told once, as sentences.
@@ -152,11 +147,7 @@ def _master(distributed: Distributed) -> dict[str, Any]:
 
 
 def work(
-    worker: Callable[..., Any],
-    distributed: Distributed,
-    device: str,
-    folder: str,
-    args: tuple[Any, ...],
+    worker: Callable[..., Any], distributed: Distributed, device: str, folder: str, args: tuple[Any, ...]
 ) -> Any:
     """What every process of the group runs; only rank 0's result travels back."""
     with signals.watched():
@@ -164,11 +155,7 @@ def work(
 
 
 def _work(
-    worker: Callable[..., Any],
-    distributed: Distributed,
-    device: str,
-    folder: str,
-    args: tuple[Any, ...],
+    worker: Callable[..., Any], distributed: Distributed, device: str, folder: str, args: tuple[Any, ...]
 ) -> Any:
     rank, size = int(os.environ["RANK"]), distributed.local_size
     if device == "cuda":

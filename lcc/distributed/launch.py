@@ -12,11 +12,7 @@ from lcc.distributed.dist import SINGLE, Distributed, R
 
 
 def launch(
-    worker: Callable[..., R],
-    distributed: Distributed,
-    *args: Any,
-    device: str = "cpu",
-    name: str = "lcc",
+    worker: Callable[..., R], distributed: Distributed, *args: Any, device: str = "cpu", name: str = "lcc"
 ) -> R:
     """`worker(dist, *args)` in every process of a group; rank 0's result (None on other nodes).
 

@@ -12,15 +12,7 @@ from lcc.core.errors import DataError
 from lcc.core.lazy import torch
 from lcc.evaluation.generate import Generated, answer
 from lcc.evaluation.metrics import Need, Prediction
-from lcc.evaluation.score import (
-    Span,
-    choices,
-    context_length,
-    extracted,
-    fills,
-    nats,
-    token_windows,
-)
+from lcc.evaluation.score import Span, choices, context_length, extracted, fills, nats, token_windows
 from lcc.models.card import class_names
 from lcc.tasks.chat import assistant_turns, exchanges
 from lcc.tasks.cloze import word_ids

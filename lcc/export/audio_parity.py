@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 NUM_SOUNDS = 24
 EXTRACTOR_FILE = "preprocessor_config.json"
-START, SPOKEN, TRANSCRIBE, UNTIMED = (
-    "<|startoftranscript|>",
-    "<|en|>",
-    "<|transcribe|>",
-    "<|notimestamps|>",
-)
+START, SPOKEN, TRANSCRIBE, UNTIMED = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 NEEDED = (START, UNTIMED, "<|endoftext|>")
 FEWEST_MULTILINGUAL = 51865  # rows of the vocabulary, by which every Whisper tells its kind
 

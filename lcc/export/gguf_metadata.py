@@ -200,10 +200,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NEVER_MERGED = -1e6
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 # How a tokenizer cuts text before it merges → llama.cpp's word for it.
-CUTS = (
-    (r"\p{N}{1,3}", "llama-bpe"),
-    (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", "qwen2"),
-)
+CUTS = ((r"\p{N}{1,3}", "llama-bpe"), (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", "qwen2"))
 SPECIAL = {"bos": "add_bos_token_id", "eos": "add_eos_token_id", "pad": "add_pad_token_id",
            "unk": "add_unk_token_id"}  # fmt: skip
 

@@ -17,13 +17,7 @@ import numpy as np
 from lcc.compression.packed_format import GroupGrid
 from lcc.core.errors import RecipeError, ResourceError
 from lcc.core.lazy import torch, transformers
-from lcc.export.gguf_metadata import (
-    Family,
-    family_of,
-    names_and_roles,
-    write_keys,
-    write_vocabulary,
-)
+from lcc.export.gguf_metadata import Family, family_of, names_and_roles, write_keys, write_vocabulary
 from lcc.models.bundle import open_bundle
 from lcc.models.card import read_card, read_json
 from lcc.models.formats import STORED, unpacked_tensors

@@ -181,10 +181,7 @@ def _of_two(module: Any, inputs: dict[str, Tensor]) -> Parts:
     with torch.no_grad():
         asked["encoder_hidden_states"] = encoder(**inputs).last_hidden_state
         decoder(decoder_input_ids=ids[:, :3], **asked)  # fills the past
-    return {
-        ENCODER: (encoder, inputs),
-        DECODER: (decoder, {"decoder_input_ids": ids[:, 3:5], **asked}),
-    }
+    return {ENCODER: (encoder, inputs), DECODER: (decoder, {"decoder_input_ids": ids[:, 3:5], **asked})}
 
 
 # ONNX weights as blocks of 8 bits, multiplied by inputs that nobody rounds.

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 MARK = "\u2402said\u2403"
 SYSTEM = [{"role": "system", "content": "Be brief."}]
-TRIALS = (
-    SYSTEM + CONVERSATION[:1],
-    SYSTEM + CONVERSATION,
-    CONVERSATION[:1],
-    CONVERSATION,
-)
+TRIALS = (SYSTEM + CONVERSATION[:1], SYSTEM + CONVERSATION, CONVERSATION[:1], CONVERSATION)
 GO = "{{{{- range .Messages }}}}{turns}{{{{- end }}}}{answer}"
 
 

@@ -233,12 +233,7 @@ class Parity:
 
 
 def compare(
-    source: Session,
-    export: Session,
-    prompts: Rows,
-    *,
-    tolerance: float,
-    new_tokens: int = NEW_TOKENS,
+    source: Session, export: Session, prompts: Rows, *, tolerance: float, new_tokens: int = NEW_TOKENS
 ) -> Parity:
     """Ask both the same, each its own kind of question; see `Parity`."""
     head = source.card.head

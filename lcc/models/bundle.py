@@ -14,15 +14,7 @@ from lcc.core.errors import DataError, IntegrityError, RecipeError
 from lcc.core.lazy import torch, transformers
 from lcc.core.types import AUTO_CLASSES, UNTRAINED, Head
 from lcc.models.adapters import put_adapter
-from lcc.models.card import (
-    ADAPTER,
-    Card,
-    auto_class,
-    examine,
-    hush,
-    read_card,
-    read_json,
-)
+from lcc.models.card import ADAPTER, Card, auto_class, examine, hush, read_card, read_json
 from lcc.models.formats import FORMAT, is_one_scheme, read_factored, unpacked
 from lcc.models.offload import OffloadedModule, stream
 

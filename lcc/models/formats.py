@@ -42,8 +42,7 @@ def put_factors(model: Any, name: str, up: Tensor, down: Tensor) -> None:
 
 def _pair(num_outputs: int, rank: int, num_inputs: int, *, has_bias: bool) -> Any:
     return _pair_type()(
-        torch.nn.Linear(num_inputs, rank, bias=False),
-        torch.nn.Linear(rank, num_outputs, bias=has_bias),
+        torch.nn.Linear(num_inputs, rank, bias=False), torch.nn.Linear(rank, num_outputs, bias=has_bias)
     )
 
 

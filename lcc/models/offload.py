@@ -84,13 +84,7 @@ class OffloadedModule:
                 large |= dict.fromkeys(alias.rpartition(".")[0] for alias in names)
         return list(large)
 
-    def write(
-        self,
-        folder: Path,
-        *,
-        dtype: str,
-        replaced: Mapping[str, Mapping[str, TensorEntry]],
-    ) -> None:
+    def write(self, folder: Path, *, dtype: str, replaced: Mapping[str, Mapping[str, TensorEntry]]) -> None:
         """The weights as `from_pretrained` reads them, tensor by tensor, floats in `dtype`.
 
         `replaced` holds what is stored in place of a layer's weight.
@@ -173,9 +167,7 @@ def stream(card: Card, path: Path, *, device: str, dtype: str) -> OffloadedModul
 
 def offloaded(card: Card, path: Path) -> Any:
     """The module in `path` in float32; whatever runs in it has its weights just then."""
-    from accelerate.hooks import (  # type: ignore[import-untyped]
-        attach_align_device_hook,
-    )
+    from accelerate.hooks import attach_align_device_hook  # type: ignore[import-untyped]
 
     streamed = OffloadedModule(skeleton(card, path), unpacked_tensors(path))
     assert not streamed.missing(), streamed.missing()

@@ -127,11 +127,7 @@ def download(repository: str, revision: str) -> Path:
 
 def _download(repository: str, revision: str) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     _require_network(urlsplit(constants.ENDPOINT).hostname or "", repository)
     try:

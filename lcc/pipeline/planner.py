@@ -186,13 +186,7 @@ class _Planner:
         return chosen
 
     def _add(
-        self,
-        name: str,
-        kind: str,
-        stage: Stage,
-        inputs: dict[str, Step],
-        *,
-        checkpoint: str | None = None,
+        self, name: str, kind: str, stage: Stage, inputs: dict[str, Step], *, checkpoint: str | None = None
     ) -> Step:
         if kind == "base":
             checkpoint = name

@@ -206,13 +206,7 @@ def _claim_and_run(
 
 
 def work_in(
-    folder: Path,
-    step: Step,
-    artifacts: dict[str, Artifact],
-    recipe: Recipe,
-    run: str,
-    *,
-    space: int = 0,
+    folder: Path, step: Step, artifacts: dict[str, Artifact], recipe: Recipe, run: str, *, space: int = 0
 ) -> Any:
     """Run `step` in a group of processes that write into `folder`; its facts, on the first node."""
     inputs = {name: artifacts[s.name].path for name, s in step.inputs.items()}

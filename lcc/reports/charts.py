@@ -187,12 +187,7 @@ def _threshold(bounds: Sequence[tuple[float, float]], counts: str) -> str:
 
 
 def _strip(
-    drawing: Drawing,
-    clipped: Sequence[tuple[float, float]],
-    x: AxisScale,
-    bottom: float,
-    *,
-    counts: str,
+    drawing: Drawing, clipped: Sequence[tuple[float, float]], x: AxisScale, bottom: float, *, counts: str
 ) -> None:
     """Bars of the clipped share; the full height is all of a bucket, or the largest small share."""
     top = bottom - STRIP
@@ -301,8 +296,7 @@ def chart(rows: Sequence[CheckpointRow], metric: str) -> list[str]:
         return []
     marks = {s.row.checkpoint: _mark(i, s) for i, s in enumerate(shown)}
     ys = _heights(
-        [s.row.scores[metric].value for s in shown],
-        lower_is_better=results.lower_is_better(metric, rows),
+        [s.row.scores[metric].value for s in shown], lower_is_better=results.lower_is_better(metric, rows)
     )
     largest = max(s.row.bytes or 0 for s in shown)
     grid = [[" "] * COLUMNS for _ in range(LINES)]

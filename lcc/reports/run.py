@@ -21,15 +21,7 @@ from lcc.reports.document import (
     Table,
 )
 from lcc.reports.results import CheckpointRow, Delta, Score, change, results_table, speed_table
-from lcc.reports.run_details import (
-    lineage,
-    machines,
-    remarks,
-    reproduction,
-    settings,
-    steps,
-    training_table,
-)
+from lcc.reports.run_details import lineage, machines, remarks, reproduction, settings, steps, training_table
 from lcc.store.runs import RunFacts, RunStep
 
 # What a run gained and lost, in one or two sentences that claim no more than was measured.

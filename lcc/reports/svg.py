@@ -85,14 +85,7 @@ class Drawing:
         )
 
     def label(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        *,
-        soft: str = "",
-        anchor: str = "start",
-        style: str = "",
+        self, x: float, y: float, words: str, *, soft: str = "", anchor: str = "start", style: str = ""
     ) -> None:
         """A line of text, `soft` words after it; `anchor` is start, middle or end."""
         rest = f"<tspan> {_text(soft)}</tspan>" if soft else ""

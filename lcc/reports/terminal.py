@@ -66,10 +66,7 @@ def print_sweep(folder: Path, console: Console | None = None) -> None:
 
 
 def print_sensitivity(
-    rows: Sequence[dict[str, Any]],
-    notes: Sequence[str],
-    folder: Path,
-    console: Console | None = None,
+    rows: Sequence[dict[str, Any]], notes: Sequence[str], folder: Path, console: Console | None = None
 ) -> None:
     """Parts down, actions across; then what hurts most, and where the report lies."""
     console = console or _console()

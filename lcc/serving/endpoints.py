@@ -218,12 +218,7 @@ class CompletionsEndpoint(GeneratingEndpoint):
             logprobs = self._logprobs(step.tokens, offsets[index], body)
             offsets[index] += sum(map(len, logprobs["tokens"])) if logprobs else 0
             if step.text or step.finish or (logprobs and logprobs["tokens"]):
-                yield {
-                    "index": index,
-                    "text": step.text,
-                    "logprobs": logprobs,
-                    "finish_reason": step.finish,
-                }
+                yield {"index": index, "text": step.text, "logprobs": logprobs, "finish_reason": step.finish}
 
     def _logprobs(self, tokens: Any, offset: int, body: CompletionBody) -> TextLogprobs | None:
         if body.logprobs is None:

@@ -84,11 +84,7 @@ def sentences(texts: Iterable[str]) -> Document:
 
 
 def material_of(
-    corpus: Corpus | TextRows,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    length: int,
-    isolated: bool = False,
+    corpus: Corpus | TextRows, tokenizer: PreTrainedTokenizerBase, *, length: int, isolated: bool = False
 ) -> Material:
     """The corpus with what its tokenizer has for objectives to use."""
     sentinels = _sentinels(tokenizer)

@@ -50,10 +50,7 @@ def training_measures(training: Training) -> dict[str, Measure]:
 
 
 def _spikes(counters: Counters) -> dict[str, Measure]:
-    return {
-        "spikes": Measure(counters.spikes, "count"),
-        "rollbacks": Measure(counters.rollbacks, "count"),
-    }
+    return {"spikes": Measure(counters.spikes, "count"), "rollbacks": Measure(counters.rollbacks, "count")}
 
 
 # What a training stage has to do for FSDP: cut its model into pieces, or refuse to.

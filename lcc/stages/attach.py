@@ -54,10 +54,7 @@ class Attach:
         reason = GRID if is_packed else NO_WEIGHT
         return Outcome(
             bundle=bundle,
-            notes=[
-                f"The adapter stays beside its base: {reason}.",
-                HOW_BOTTLENECKS if own_loader else HOW,
-            ],
+            notes=[f"The adapter stays beside its base: {reason}.", HOW_BOTTLENECKS if own_loader else HOW],
         )
 
 

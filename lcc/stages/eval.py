@@ -319,11 +319,7 @@ class MaskedGuessing:
     advance: Callable[[float], None]
 
     def counted(
-        self,
-        answers: list[Prediction],
-        rows: Sequence[Row],
-        module: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        self, answers: list[Prediction], rows: Sequence[Row], module: Any, tokenizer: PreTrainedTokenizerBase
     ) -> list[Prediction]:
         """The answers with what was hidden in each and how much of it was guessed."""
         encode = Encoding(tokenizer, ends=False)

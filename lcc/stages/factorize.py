@@ -139,9 +139,7 @@ class Factorize:
         return {name: decompositions[name] for name in layers}, num_tokens
 
     def _ranks(
-        self,
-        decompositions: dict[str, tuple[Decomposition, float]],
-        shapes: dict[str, tuple[int, int]],
+        self, decompositions: dict[str, tuple[Decomposition, float]], shapes: dict[str, tuple[int, int]]
     ) -> dict[str, int]:
         if self.allocation == "uniform":
             return uniform_ranks(shapes, self.ratio)

@@ -136,11 +136,7 @@ def _texts(rows: list[dict[str, Any]], task: Task) -> list[str]:
 
 
 def _pieces(
-    texts: list[str],
-    rows: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    task: Task,
+    texts: list[str], rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, task: Task
 ) -> list[list[int]]:
     """Every text, and every row as training encodes it: its completion stands apart."""
     pieces = list(_encoded(texts, tokenizer))
@@ -160,11 +156,7 @@ def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[l
 
 
 def _require_same_pieces(
-    before: list[list[int]],
-    after: list[list[int]],
-    smaller: Cut,
-    *,
-    old: PreTrainedTokenizerBase,
+    before: list[list[int]], after: list[list[int]], smaller: Cut, *, old: PreTrainedTokenizerBase
 ) -> None:
     for was, now in zip(before, after, strict=True):
         if [smaller.old_ids[i] for i in now] != was:

@@ -99,10 +99,7 @@ def encode(task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase, *, 
 
 
 def _labelled(
-    task: PromptSource,
-    system: list[Message],
-    turns: list[Message],
-    tokenizer: PreTrainedTokenizerBase,
+    task: PromptSource, system: list[Message], turns: list[Message], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     """Tokens, and the same with IGNORED wherever the assistant does not speak."""
     ids: list[int] = []
@@ -120,11 +117,7 @@ def _labelled(
 
 
 def rendered(
-    task: PromptSource,
-    turns: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    open_ended: bool,
+    task: PromptSource, turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open_ended: bool
 ) -> str:
     """Turns as the tokenizer's template writes them; `open_ended`: the model speaks next."""
     if not tokenizer.chat_template:

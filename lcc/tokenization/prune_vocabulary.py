@@ -143,10 +143,7 @@ def _derivations(model: dict[str, Any], tokens: set[str]) -> set[str]:
 
 
 def _derivation(token: str, ranks: Mapping[Pair, int], model: dict[str, Any]) -> set[str]:
-    prefix, suffix = (
-        model.get("continuing_subword_prefix") or "",
-        model.get("end_of_word_suffix") or "",
-    )
+    prefix, suffix = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
     body = token.removesuffix(suffix) if suffix else token
     pieces = [c if i == 0 else prefix + c for i, c in enumerate(body.removeprefix(prefix))]
     if prefix and token.startswith(prefix) and pieces:

@@ -72,13 +72,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        scale: float,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ down.T
@@ -105,12 +99,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def chunked_loss(
-    projection: Projection,
-    states: Tensor,
-    targets: Tensor,
-    *,
-    chunk: int,
-    label_smoothing: float = 0.0,
+    projection: Projection, states: Tensor, targets: Tensor, *, chunk: int, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross entropy of `projection.output(states)`, summed over targets, `chunk` of them at a time.
 

@@ -84,12 +84,7 @@ def micro_batches(
 
 
 def share_of_rank(
-    pieces: Sequence[Micro],
-    lengths: Sequence[int],
-    *,
-    rank: int,
-    world_size: int,
-    size: Size = padded,
+    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int, size: Size = padded
 ) -> list[Micro]:
     """The micro-batches that `rank` computes: longest first, each to the least loaded rank."""
     loads = [0] * world_size

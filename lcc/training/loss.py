@@ -109,10 +109,7 @@ def _pair_states(model: Any) -> Iterator[StatesAt]:
         encoded = encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, S, H)
         shifted = model.prepare_decoder_input_ids_from_labels(labels=batch.inputs["labels"])
         hidden = decoder(
-            input_ids=shifted,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=mask,
-            use_cache=False,
+            input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False
         ).last_hidden_state  # (B, T, H)
         picked: Tensor = hidden[batch.positions]
         return picked if scale == 1.0 else picked * scale

@@ -163,10 +163,7 @@ def tokenised(
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(source, encode, folder, shard_tokens)
-    with (
-        signals.watched(),
-        progress.track(f"tokenise {label}", unit="token", polls=False) as bar,
-    ):
+    with signals.watched(), progress.track(f"tokenise {label}", unit="token", polls=False) as bar:
         while True:
             written = 0
             if dist.is_main:

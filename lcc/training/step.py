@@ -111,11 +111,7 @@ class Stepper:
             size = packed if self.packing else padded
             pieces = micro_batches(batch, examples.lengths, micro_tokens=self.micro_tokens, size=size)
             mine = share_of_rank(
-                pieces,
-                examples.lengths,
-                rank=self.dist.rank,
-                world_size=self.dist.world_size,
-                size=size,
+                pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size, size=size
             )
             self._agree_to_go_on()
             local, failed, stopped = 0.0, False, False
@@ -229,11 +225,7 @@ class Stepper:
             )
 
     def _compared(
-        self,
-        logits: Tensor,
-        batch: Batch,
-        distillation: Distillation,
-        teacher: Tensor | None = None,
+        self, logits: Tensor, batch: Batch, distillation: Distillation, teacher: Tensor | None = None
     ) -> Tensor:
         """The loss of the logits against the teacher's."""
         smoothing = self.label_smoothing

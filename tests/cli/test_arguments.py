@@ -11,16 +11,7 @@ from lcc.core.errors import RecipeError
 
 
 def test_words_overrides_and_flags_are_told_apart() -> None:
-    argv = [
-        "gc",
-        "+recipe=tiny",
-        "clip.max_norm=0.5",
-        "~plan.heal",
-        "--json",
-        "-m",
-        "--dry-run",
-        "--cfg",
-    ]
+    argv = ["gc", "+recipe=tiny", "clip.max_norm=0.5", "~plan.heal", "--json", "-m", "--dry-run", "--cfg"]
     assert parse(argv) == Arguments(
         words=["gc"],
         overrides=["+recipe=tiny", "clip.max_norm=0.5", "~plan.heal"],

@@ -138,9 +138,7 @@ def test_a_global_cut_says_what_each_layer_would_have_lost(tmp_path: Path) -> No
     assert "layers.1.mlp.down_proj" in outcome.notes[0]
 
 
-def test_where_a_config_states_two_widths_a_global_ranking_moves_between_them(
-    tmp_path: Path,
-) -> None:
+def test_where_a_config_states_two_widths_a_global_ranking_moves_between_them(tmp_path: Path) -> None:
     bundle = tiny.bundle(tiny.marian())
     with torch.no_grad():
         bundle.module.model.encoder.layers[0].fc1.weight[:32] *= 1e-3

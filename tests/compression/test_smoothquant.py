@@ -71,9 +71,7 @@ def test_the_float_model_says_the_same_after_smoothing(family: str, quantizer: A
     assert not tied or (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
-def test_a_norm_is_rounded_as_it_will_be_stored_and_its_readers_make_up_for_it(
-    tmp_path: Path,
-) -> None:
+def test_a_norm_is_rounded_as_it_will_be_stored_and_its_readers_make_up_for_it(tmp_path: Path) -> None:
     model = shaken(tiny.gemma3())
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()

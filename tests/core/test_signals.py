@@ -42,9 +42,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_leaving_does_not_leave_the_next_unwatched(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ctrl_c_while_leaving_does_not_leave_the_next_unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(number: int, handler: Any) -> None:
         raise KeyboardInterrupt
 

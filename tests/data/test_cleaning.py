@@ -31,11 +31,7 @@ def _removed(cleaning: Cleaning, *rows: Row) -> dict[str, int]:
         ("One word " * 40, "一个词", "too long"),
         ("%(name)s %s %d", "%(name)s %s %d", "placeholders only"),
         ("Python version three", "Python version three", "source equals target"),
-        (
-            "This English text stayed English here.",
-            "This one stayed English as well here.",
-            "language",
-        ),
+        ("This English text stayed English here.", "This one stayed English as well here.", "language"),
         ("这 is 中文 on the wrong side", "这是中文。", "language"),
         ("A very long sentence with a good many words in it that go on", "短", "length ratio"),
         ("Read the <b>manual</b> first please.", "请先阅读<b>手册</b>。", "markup"),

@@ -38,11 +38,7 @@ def test_row_order_decides_nothing() -> None:
 
 def test_a_number_asked_is_a_number_given() -> None:
     dealt, left_out = Splits(validation=6, test=8, max_train=20).deal(_rows())
-    assert {name: len(rows) for name, rows in dealt.items()} == {
-        "train": 20,
-        "validation": 6,
-        "test": 8,
-    }
+    assert {name: len(rows) for name, rows in dealt.items()} == {"train": 20, "validation": 6, "test": 8}
     assert sum(left_out.values()) == 60 - 34
 
 
@@ -103,11 +99,7 @@ def test_splits_that_the_data_bring_are_kept() -> None:
     for row in rows[10:20]:
         row["split"] = "test"
     dealt, _ = Splits(validation=0.05, test=0.05).deal(rows)
-    assert {name: len(found) for name, found in dealt.items()} == {
-        "train": 40,
-        "validation": 10,
-        "test": 10,
-    }
+    assert {name: len(found) for name, found in dealt.items()} == {"train": 40, "validation": 10, "test": 10}
     assert all("split" not in row for found in dealt.values() for row in found)
 
 

@@ -96,9 +96,7 @@ def test_feedback_is_dealt_to_a_group_of_another_size() -> None:
     torch.testing.assert_close(sum(dealt), errors.sum(0))
 
 
-def test_a_gradient_that_is_not_finite_leaves_no_feedback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_gradient_that_is_not_finite_leaves_no_feedback(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Distributed(world_size=2, gradients="powersgd")
     reduction = Reduction(Dist(0, 2), chosen)
     summed: list[Any] = []

@@ -46,9 +46,7 @@ def test_points_over_one_parent_share_their_calibration(swept: list[dict[str, An
     assert {statuses(facts).get("sparsify") or statuses(facts)["width"] for facts in points} == {"finished"}
 
 
-def test_every_point_is_judged_beside_the_parent_and_raced_once(
-    swept: list[dict[str, Any]],
-) -> None:
+def test_every_point_is_judged_beside_the_parent_and_raced_once(swept: list[dict[str, Any]]) -> None:
     sweep: RunFacts = swept[0]["sweep"]
     names = ["base", "sparse50_sparsegpt", "width25_heal"]
     assert list(sweep.checkpoints) == names

@@ -91,10 +91,7 @@ def test_every_long_loop_stops_when_asked_and_goes_on_to_the_same_bytes(
     assert "run again to continue" in told
     pipeline, words = pipeline_of(["+recipe=stopping"], "run"), ["+recipe=stopping"]
     for loop in LOOPS[1:]:
-        with (
-            asked_at(loop) as looks,
-            pytest.raises(PreemptedError, match="asked to stop") as caught,
-        ):
+        with asked_at(loop) as looks, pytest.raises(PreemptedError, match="asked to stop") as caught:
             run_pipeline(pipeline, words=words, quiet=True)
         assert loop in looks and caught.value.exit_code == 75
     run_pipeline(pipeline, words=words, quiet=True)

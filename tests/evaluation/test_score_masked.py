@@ -15,14 +15,7 @@ from lcc.methods.objectives.masked import Masked
 from lcc.methods.objectives.next_sentence import NextSentence
 from lcc.tasks.encode import IGNORED
 from lcc.tokenization.special_tokens import Frame
-from lcc.training.pretraining import (
-    STARTS_SENTENCE,
-    STARTS_WORD,
-    DrawnExamples,
-    Encoded,
-    Material,
-    TextRows,
-)
+from lcc.training.pretraining import STARTS_SENTENCE, STARTS_WORD, DrawnExamples, Encoded, Material, TextRows
 
 VOCABULARY, MASK, CLS, SEP = 30, 1, 2, 3
 LENGTHS = [40, 0, 7, 21, 64]  # the second document has no text

@@ -93,11 +93,7 @@ class Damaging(Ctranslate2):
 
 
 @pytest.mark.parametrize(
-    "layer, said",
-    [
-        ("encoder", "what its encoder hears is off by"),
-        ("decoder", "its logits are off by"),
-    ],
+    "layer, said", [("encoder", "what its encoder hears is off by"), ("decoder", "its logits are off by")]
 )
 def test_a_damaged_export_closes_the_gate_and_is_not_run(layer: str, said: str, tmp_path: Path) -> None:
     source, out = whisper(tmp_path / "model"), tmp_path / "out"

@@ -73,8 +73,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "bits, symmetric, kind",
-    [(4, True, "Q4_0"), (4, False, "Q4_1"), (3, True, "Q4_0"), (8, True, "Q8_0")],
+    "bits, symmetric, kind", [(4, True, "Q4_0"), (4, False, "Q4_1"), (3, True, "Q4_0"), (8, True, "Q8_0")]
 )
 def test_the_codes_of_a_packed_model_are_taken_over(
     bits: int, symmetric: bool, kind: str, tmp_path: Path
@@ -191,9 +190,7 @@ def test_answers_that_join_one_another_are_those_given_alone(tmp_path: Path) -> 
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_sequences_that_run_together_are_given_in_order_and_lie_side_by_side(
-    tmp_path: Path,
-) -> None:
+def test_sequences_that_run_together_are_given_in_order_and_lie_side_by_side(tmp_path: Path) -> None:
     exported(saved("llama", tmp_path / "model"), tmp_path / "out", "gguf", type="f32")
     session = find_card("engines", "llamacpp")().open(
         tmp_path / "out", Opening(threads=1, slots=6, prefix_mb=1)

@@ -19,8 +19,7 @@ from lcc.inference.session import Opening
 from lcc.methods.exporters.gguf import Gguf
 
 llama_cpp: Any = pytest.importorskip(
-    "lcc.inference.backends.llama_cpp",
-    reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'",
+    "lcc.inference.backends.llama_cpp", reason="llama.cpp is not installed: pip install 'lcc[llamacpp]'"
 )
 
 

@@ -59,10 +59,7 @@ RELIED_ON: dict[str, tuple[str, Callable[[], bool]]] = {
         "torch",
         lambda: "worker_group" in inspect.signature(LocalElasticAgent._stop_workers).parameters,
     ),
-    "_shutdown": (
-        "torch",
-        lambda: "timeout" in inspect.signature(LocalElasticAgent._shutdown).parameters,
-    ),
+    "_shutdown": ("torch", lambda: "timeout" in inspect.signature(LocalElasticAgent._shutdown).parameters),
     "_remaining_restarts": ("torch", lambda: "_remaining_restarts" in _source(LocalElasticAgent.__mro__[1])),
     "_pcontext": ("torch", lambda: "self._pcontext" in _source(LocalElasticAgent)),
     "_pc": ("torch", lambda: "self._pc" in _source(MultiprocessContext)),

@@ -75,10 +75,7 @@ def _require_composes(verb: str, arguments: Arguments) -> None:
 
 @pytest.mark.parametrize("words", OFFLINE, ids=" ".join)
 def test_a_command_that_needs_nothing_runs(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0

@@ -133,10 +133,7 @@ def test_options_typed_for_a_step_that_the_plan_lacks_are_a_mistake() -> None:
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [
-        (["method=houlsby", "~plan", "~stages.compress"], "method"),
-        (["plan=factorize20"], "plan.factorize"),
-    ],
+    [(["method=houlsby", "~plan", "~stages.compress"], "method"), (["plan=factorize20"], "plan.factorize")],
 )
 def test_what_only_lcc_loads_is_allowed_by_who_runs_it(words: list[str], key: str) -> None:
     words = ["+recipe=sentiment_en", *words]

@@ -58,10 +58,7 @@ def test_a_new_head_keeps_the_body_and_is_told_on_the_card(encoder: Path, tmp_pa
     save(bundle, tmp_path / "new")
     reload_gate(bundle, tmp_path / "new", parent=encoder)
     again = open_bundle(tmp_path / "new")
-    assert not again.lacks_head("classify") and again.load().config.id2label == {
-        0: "bad",
-        1: "good",
-    }
+    assert not again.lacks_head("classify") and again.load().config.id2label == {0: "bad", 1: "good"}
 
 
 def test_an_encoder_cannot_be_made_to_generate(encoder: Path) -> None:

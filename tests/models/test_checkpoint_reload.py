@@ -23,13 +23,7 @@ SMALL = dict(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_la
 FAMILIES: dict[Head, Any] = {
     "causal": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=True),
     "seq2seq": lambda: transformers.T5Config(
-        vocab_size=300,
-        d_model=32,
-        d_ff=64,
-        d_kv=8,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
+        vocab_size=300, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=0
     ),
     "classify": lambda: transformers.BertConfig(**SMALL),
     "embed": lambda: transformers.BertConfig(**SMALL),

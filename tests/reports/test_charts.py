@@ -61,11 +61,7 @@ def test_a_long_curve_is_thinned_and_a_short_one_is_left_alone() -> None:
 
 
 def test_steps_without_a_finite_loss_are_left_out_of_the_line() -> None:
-    rows = [
-        *curve(5),
-        {"step": 6, "loss": None, "grad_norm": None, "clipped_share": 0.0},
-        *curve(0),
-    ]
+    rows = [*curve(5), {"step": 6, "loss": None, "grad_norm": None, "clipped_share": 0.0}, *curve(0)]
     figure = charts.loss_curve(rows, "finetune")
     assert figure is not None
     assert len(re.findall(r'class="curve" points="([^"]*)"', figure.svg)[0].split()) == 5

@@ -13,14 +13,7 @@ from lcc.store.runs import read_run
 
 def test_every_checkpoint_has_a_row_in_the_order_it_was_made(run_folder: Path) -> None:
     rows = results.rows(read_run(run_folder))
-    assert [r.checkpoint for r in rows] == [
-        "base",
-        "vocab",
-        "finetune",
-        "width",
-        "heal",
-        "quantize",
-    ]
+    assert [r.checkpoint for r in rows] == ["base", "vocab", "finetune", "width", "heal", "quantize"]
     last = rows[-1]
     assert (last.parameters, last.bytes) == (97_100_000, 120_700_000)
     assert last.size_ratio == 120_700_000 / 570_400_000
@@ -103,8 +96,5 @@ def test_every_metric_keeps_its_own_verdict(run_folder: Path) -> None:
     }
     change_report(run_folder, "eval.quantize", measures=measures)
     last = results.rows(read_run(run_folder))[-1]
-    assert {name: d.verdict for name, d in last.against_reference.items()} == {
-        "bleu": "lost",
-        "chrf": "kept",
-    }
+    assert {name: d.verdict for name, d in last.against_reference.items()} == {"bleu": "lost", "chrf": "kept"}
     assert last.against_base == {} and last.to_base is None

@@ -42,9 +42,7 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert [row.name for row in front(found, {"q": "minimize"})] == ["#3"]
 
 
-def test_every_point_stands_on_the_page_and_failures_say_where_their_log_is(
-    tmp_path: Path,
-) -> None:
+def test_every_point_stands_on_the_page_and_failures_say_where_their_log_is(tmp_path: Path) -> None:
     sweep = write_sample_sweep(tmp_path, GOALS)
     reports.write_sweep(sweep.folder)
     page = (sweep.folder / "report.html").read_text(encoding="utf-8")

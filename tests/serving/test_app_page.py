@@ -29,12 +29,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def opened(driver: Any, url: str, size: tuple[int, int] = DESKTOP) -> Any:
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {
-            "width": size[0],
-            "height": size[1],
-            "deviceScaleFactor": 1,
-            "mobile": size == PHONE,
-        },
+        {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE},
     )
     driver.get_log("browser")  # what an earlier page complained of
     driver.get(url)

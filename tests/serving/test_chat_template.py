@@ -22,11 +22,7 @@ def prompt_tokens(running: Running, messages: Any) -> Any:
 
 @pytest.mark.parametrize("content", ["hello", "", "ünï çødé 你好 🙂", "{{ 7 * 7 }} {% if %}", "a\0b"])
 def test_a_conversation_has_the_tokens_that_transformers_gives_it(chat: Running, content: str) -> None:
-    messages = [
-        *HELLO,
-        {"role": "assistant", "content": "hi"},
-        {"role": "user", "content": content},
-    ]
+    messages = [*HELLO, {"role": "assistant", "content": "hi"}, {"role": "user", "content": content}]
     ids = serving.bytes_tokenizer().apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )

@@ -53,11 +53,7 @@ def test_label_words_are_ranked_as_in_evaluation(tmp_path: Path, serve: Callable
 
 
 @pytest.mark.parametrize(
-    "kind, name",
-    [
-        (serving.translator, "translation_seq2seq"),
-        (serving.chatter, "translation"),
-    ],
+    "kind, name", [(serving.translator, "translation_seq2seq"), (serving.chatter, "translation")]
 )
 def test_a_translation_is_the_one_that_evaluation_reads(
     kind: Any, name: str, tmp_path: Path, serve: Callable[..., Any]

@@ -26,13 +26,7 @@ def client(chat_folder: Path) -> Iterator[openai.OpenAI]:
 
 def test_a_conversation_is_answered(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(
-        model="tiny-chat",
-        messages=HELLO,
-        max_completion_tokens=5,
-        n=2,
-        seed=3,
-        logprobs=True,
-        top_logprobs=2,
+        model="tiny-chat", messages=HELLO, max_completion_tokens=5, n=2, seed=3, logprobs=True, top_logprobs=2
     )
     assert [choice.index for choice in reply.choices] == [0, 1]
     assert reply.usage is not None and reply.usage.completion_tokens == 10

@@ -31,9 +31,7 @@ def note() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="module")
-def harness(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., dict[str, Any]]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """Run one of the scripts here in a process of its own; what it prints last."""
 
     def run(script: str, *words: object) -> dict[str, Any]:

@@ -63,10 +63,7 @@ def main(folder: Path, number: int) -> dict[str, Any]:
     codes = [child.ended() for child in pair]
     assert codes == [0, 0], [child.told() for child in pair]
     told = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in (0, 1)]
-    return {
-        "injections": told[0]["injections"],
-        "taken_up": told[0]["taken_up"] + told[1]["taken_up"],
-    }
+    return {"injections": told[0]["injections"], "taken_up": told[0]["taken_up"] + told[1]["taken_up"]}
 
 
 if __name__ == "__main__":

@@ -11,14 +11,7 @@ import pytest
 import torch
 import transformers
 
-from lcc.compression.prune_depth import (
-    LayerAblation,
-    Part,
-    divergence,
-    layer_stops,
-    removable,
-    remove_blocks,
-)
+from lcc.compression.prune_depth import LayerAblation, Part, divergence, layer_stops, removable, remove_blocks
 from lcc.config.cards import Mistakes, decode
 from lcc.core.errors import GateError, RecipeError
 from lcc.models.bundle import open_bundle

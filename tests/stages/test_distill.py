@@ -90,11 +90,7 @@ def cut(world: Path, folder: Path, head: str) -> Any:
     old_ids = [words[word] for word in kept]
     keep_rows(bundle.load(), old_ids, {old: new for new, old in enumerate(old_ids)})
     bundle.tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     return bundle
 

@@ -36,13 +36,7 @@ def parent(family: str, folder: Path) -> Any:
 def run(bundle: Any, folder: Path, **options: Any) -> Any:
     task = tiny.TextTask(head="classify" if bundle.card.head == "classify" else "causal")
     stage = decode(Factorize, {"allow_lcc_loader": True, "ratio": 0.3, **options})
-    return stage.run(
-        bundle,
-        tiny.context(
-            folder,
-            task=task,
-        ),
-    )
+    return stage.run(bundle, tiny.context(folder, task=task))
 
 
 @pytest.fixture(scope="module", autouse=True)

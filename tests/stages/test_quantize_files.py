@@ -35,8 +35,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}],
+    "options", [{"bits": 8}, {"bits": 4}, {"quantizer": "nf4", "bits": 4}, {"quantizer": "bnb_int8"}]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_stranger_loads_is_what_was_in_memory(family: str, options: Any, tmp_path: Path) -> None:

@@ -185,8 +185,7 @@ def test_the_report_says_that_nothing_is_saved(tmp_path: Path) -> None:
 
 def test_inputs_that_a_pattern_does_not_divide_are_refused(tmp_path: Path) -> None:
     model = tiny._seeded(
-        transformers.LlamaForCausalLM,
-        transformers.LlamaConfig(**{**tiny.DECODER, "intermediate_size": 60}),
+        transformers.LlamaForCausalLM, transformers.LlamaConfig(**{**tiny.DECODER, "intermediate_size": 60})
     )
     with pytest.raises(RecipeError, match="has 60 inputs, not a multiple of 8"):
         sparsified(model, tmp_path, pattern="4:8")

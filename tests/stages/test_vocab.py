@@ -43,11 +43,7 @@ def sentencepiece_like() -> transformers.PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.add_special_tokens(tokens[:4])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
     )
 
 

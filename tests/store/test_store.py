@@ -225,9 +225,7 @@ def test_of_two_processes_one_computes_and_the_other_waits_and_reuses(store: Sto
     assert (found.path / "result").read_text() == str(first.popen.pid)
 
 
-def test_of_eight_that_want_a_step_at_one_moment_one_computes_also_when_it_dies(
-    store: Store,
-) -> None:
+def test_of_eight_that_want_a_step_at_one_moment_one_computes_also_when_it_dies(store: Store) -> None:
     with ExitStack() as stack:
         eight = [stack.enter_context(process("say('ready'); wait()" + COMPUTE, store.root)) for _ in range(8)]
         assert [one.heard() for one in eight] == ["ready"] * 8

@@ -22,11 +22,7 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", ":", "up", "down"]
 COPY = Task(name="copy", fields=("source", "target"), template="{source} :", answer=" {target}")
 PAIRS = Task(
-    name="pairs",
-    head="seq2seq",
-    fields=("source", "target"),
-    template="{source}",
-    answer="{target}",
+    name="pairs", head="seq2seq", fields=("source", "target"), template="{source}", answer="{target}"
 )
 MOOD = Task(
     name="mood", head="classify", fields=("source", "label"), template="{source}",
@@ -62,11 +58,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 

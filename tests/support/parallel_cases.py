@@ -102,13 +102,7 @@ def run(
         options |= {"lr": 1e-4, "optimizer": AdamW(epsilon=1e-3)}
     tracker = {} if stop is None else {"tracker": Signalling(stop, signal.SIGTERM)}
     loop = training(
-        folder,
-        working,
-        stepper=made,
-        train=examples(NUM_EXAMPLES),
-        masks=masks,
-        **tracker,
-        **options,
+        folder, working, stepper=made, train=examples(NUM_EXAMPLES), masks=masks, **tracker, **options
     )
     ledger = _kept_by(loop, folder / f"ledger-{dist.world_size}-{dist.rank}.jsonl")
     if kill is not None and dist.rank == 1 and not (folder / "died").exists():

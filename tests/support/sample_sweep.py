@@ -38,10 +38,7 @@ def write_sample_sweep(root: Path, objectives: dict[str, Direction] | None = Non
         point = Point(index, [f"plan={PLANS[index % 3]}"], chosen, run=run.name)
         sweep.points.append(point)
         if index < 6:
-            reached = {
-                "eval.quantize.bleu": 30 + 2.5 * index,
-                "bytes": (4 + index % 3 * index) * 1e6,
-            }
+            reached = {"eval.quantize.bleu": 30 + 2.5 * index, "bytes": (4 + index % 3 * index) * 1e6}
             point.values = {name: reached[name] for name in objectives or {}}
             sweep.keep_result(index, Result("finished", run.name, seconds=60.0 + index))
         elif index == 6:

@@ -34,12 +34,7 @@ def bytes_tokenizer(template: str | None = TEMPLATE) -> Any:
 
 
 def chatter(
-    folder: Path,
-    *,
-    template: str | None = TEMPLATE,
-    context: int = 512,
-    width: int = 32,
-    layers: int = 2,
+    folder: Path, *, template: str | None = TEMPLATE, context: int = 512, width: int = 32, layers: int = 2
 ) -> Path:
     """A decoder that says some byte after another."""
     tokenizer = bytes_tokenizer(template)

@@ -40,11 +40,7 @@ def tokenizer() -> Any:
         special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
     )
 
 
@@ -74,9 +70,7 @@ def test_only_the_gap_is_a_target(tokenizer: Any) -> None:
     assert targets == [WORDS.index("bad")]
 
 
-def test_shots_have_their_words_in_place_and_long_texts_lose_their_beginning(
-    tokenizer: Any,
-) -> None:
+def test_shots_have_their_words_in_place_and_long_texts_lose_their_beginning(tokenizer: Any) -> None:
     task = decode(Task, NODE)
     shown = task.prompt_ids(ROWS[0], tokenizer, demos=ROWS[1:2])
     expected = "[CLS] long film it was bad . film it was [MASK] . [SEP]"

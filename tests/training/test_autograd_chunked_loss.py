@@ -153,11 +153,7 @@ def test_no_more_logits_than_a_chunk_exist_at_once() -> None:
     # 37 is neither a width of the model nor a length of the batch.
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=37,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
+        vocab_size=37, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
     )
     trained, data = transformers.LlamaForCausalLM(config), examples(12)
     for row in data.rows:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lcc.training.batches import (
-    batches_from,
-    epoch_batches,
-    epoch_ends,
-    micro_batches,
-    share_of_rank,
-)
+from lcc.training.batches import batches_from, epoch_batches, epoch_ends, micro_batches, share_of_rank
 
 LENGTHS = [random.Random(i).randint(5, 60) for i in range(500)]
 

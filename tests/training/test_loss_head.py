@@ -44,9 +44,7 @@ def test_virtual_tokens_are_not_cut_off() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_nothing_below_the_first_trained_layer_is_kept_for_the_backward(
-    checkpointing: bool,
-) -> None:
+def test_nothing_below_the_first_trained_layer_is_kept_for_the_backward(checkpointing: bool) -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], layers_to_transform=[1])
     trained = peft.get_peft_model(model(), config).train()
     if checkpointing:

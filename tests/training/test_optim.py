@@ -46,14 +46,7 @@ def test_a_classifiers_head_and_t5s_biases_are_not_hidden() -> None:
         )
     )
     t5 = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=20,
-            d_model=8,
-            d_ff=8,
-            d_kv=4,
-            num_layers=1,
-            num_heads=2,
-        )
+        transformers.T5Config(vocab_size=20, d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2)
     )
     assert all(".layer.0." in n or "pooler" in n for n in hidden_names(bert))
     assert len(hidden_names(bert)) == 7

@@ -17,14 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from lcc.core.errors import PreemptedError
 from lcc.core.progress import Progress
 from lcc.distributed.dist import SINGLE
-from lcc.training.pretraining import (
-    STARTS_SENTENCE,
-    STARTS_WORD,
-    Corpus,
-    Document,
-    Encoding,
-    tokenised,
-)
+from lcc.training.pretraining import STARTS_SENTENCE, STARTS_WORD, Corpus, Document, Encoding, tokenised
 
 LETTERS = "abcdefghij"
 NUM_DOCUMENTS = 1300  # several batches of documents, several shards

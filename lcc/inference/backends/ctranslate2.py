@@ -259,11 +259,7 @@ class Ct2Listener:
         # The engine gives half of `max_length` to what is new.
         most = max(2 * new_tokens, new_tokens + len(prompt))
         result = self._engine.generate(
-            _stored(features),
-            [list(prompt)],
-            beam_size=1,
-            max_length=most,
-            return_logits_vocab=True,
+            _stored(features), [list(prompt)], beam_size=1, max_length=most, return_logits_vocab=True
         )[0]
         scores = [np.array(step, np.float32).reshape(-1) for step in result.logits[0]]
         for step in scores:

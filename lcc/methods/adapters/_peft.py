@@ -146,14 +146,7 @@ def named(target: tuple[str, ...] | str) -> list[str] | str:
     return target if isinstance(target, str) else list(target)
 
 
-def adapt(
-    bundle: Bundle,
-    base: Any,
-    config: Any,
-    *,
-    seed: int,
-    form: BaseForm = "dense",
-) -> Module:
+def adapt(bundle: Bundle, base: Any, config: Any, *, seed: int, form: BaseForm = "dense") -> Module:
     """Freeze `base` and put a fresh adapter in it; the bundle becomes that adapter."""
     torch.manual_seed(seed)  # draws A; B starts at zero
     model: Module = peft.get_peft_model(base, config)

@@ -13,14 +13,7 @@ from pydantic import Field
 from lcc.config.cards import card
 from lcc.core.errors import ResourceError
 from lcc.methods.launchers import RESTARTS, LaunchedTask, TaskGroup
-from lcc.methods.launchers._commands import (
-    ask_to_end,
-    fate_of,
-    forget_end,
-    has_ended,
-    run_to_end,
-    start,
-)
+from lcc.methods.launchers._commands import ask_to_end, fate_of, forget_end, has_ended, run_to_end, start
 
 NAMESPACE = "lcc"
 SECONDS_TO_LEAVE = 120.0

@@ -13,14 +13,7 @@ from lcc.config.cards import card
 from lcc.tasks.encode import IGNORED, padded_rows
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import masked_logits
-from lcc.training.pretraining import (
-    STARTS_WORD,
-    DrawnExample,
-    Material,
-    Piece,
-    document_pieces,
-    require_mask,
-)
+from lcc.training.pretraining import STARTS_WORD, DrawnExample, Material, Piece, document_pieces, require_mask
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,13 +15,7 @@ from lcc.methods.objectives.masked import Masking, masked
 from lcc.tasks.encode import IGNORED, padded_rows
 from lcc.training.batches import Batch, LogitsOf
 from lcc.training.loss import PairBatch, masked_logits, pair_loss
-from lcc.training.pretraining import (
-    STARTS_SENTENCE,
-    DrawnExample,
-    Material,
-    Piece,
-    require_mask,
-)
+from lcc.training.pretraining import STARTS_SENTENCE, DrawnExample, Material, Piece, require_mask
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,11 +27,7 @@ class AdamW:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return torch.optim.AdamW(
-            groups,
-            lr=lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.epsilon,
-            fused=is_fusible(groups),
+            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=is_fusible(groups)
         )
 
 
@@ -51,9 +47,5 @@ class Adam:
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return torch.optim.Adam(
-            groups,
-            lr=lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.epsilon,
-            fused=is_fusible(groups),
+            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=is_fusible(groups)
         )

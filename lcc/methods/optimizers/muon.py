@@ -53,11 +53,7 @@ class Muon:
         if rest:
             parts.append(
                 torch.optim.AdamW(
-                    rest,
-                    lr=lr,
-                    betas=(self.beta1, self.beta2),
-                    eps=self.epsilon,
-                    fused=is_fusible(rest),
+                    rest, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=is_fusible(rest)
                 )
             )
         return Joined(parts)

@@ -80,10 +80,7 @@ class Gptq:
     ) -> Tensor:
         asked = Pattern(self.pattern, self.sparsity)
         factor = factorize(
-            gram,
-            damping=self.damping,
-            order="falling" if self.act_order else "layout",
-            unit=asked.unit,
+            gram, damping=self.damping, order="falling" if self.act_order else "layout", unit=asked.unit
         )
         middle = torch.zeros_like(scale) if zero is None else zero
         choose = None

@@ -74,11 +74,7 @@ def distributions(search: Search) -> dict[str, BaseDistribution]:
 
 
 def _distribution(range_: Range) -> BaseDistribution:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(range_, Interval):
         if range_.whole:

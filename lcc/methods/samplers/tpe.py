@@ -51,9 +51,7 @@ class Tpe:
             return None
         optuna = optuna_for("tpe")
         sampler = optuna.samplers.TPESampler(
-            seed=seed_of(search, self.seed),
-            n_startup_trials=self.startup,
-            constant_liar=True,
+            seed=seed_of(search, self.seed), n_startup_trials=self.startup, constant_liar=True
         )
         return next_trial(search, sampler, "tpe")
 

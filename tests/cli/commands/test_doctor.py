@@ -22,14 +22,7 @@ def torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sound_machine_is_shown(torch_answers: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for words in (
-        "python  ",
-        "transformers  ",
-        "cores  ",
-        "memory  ",
-        "free disk  ",
-        "CPU (2 threads)",
-    ):
+    for words in ("python  ", "transformers  ", "cores  ", "memory  ", "free disk  ", "CPU (2 threads)"):
         assert words in shown
 
 

@@ -77,9 +77,7 @@ def test_draws_are_the_rows_own_wherever_they_go_on() -> None:
     assert outputs("other.jsonl") != before
 
 
-def test_asked_to_stop_it_keeps_what_is_done_and_ends_with_75(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_asked_to_stop_it_keeps_what_is_done_and_ends_with_75(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(words(output="whole.jsonl")) == 0
     looks = iter(range(1000))
 
@@ -95,9 +93,7 @@ def test_asked_to_stop_it_keeps_what_is_done_and_ends_with_75(
     assert outputs() == outputs("whole.jsonl")
 
 
-def test_the_output_of_another_model_task_or_input_is_refused(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_output_of_another_model_task_or_input_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words()) == 0
     text = Path("out.jsonl").read_text(encoding="utf-8")
     for change, message in [

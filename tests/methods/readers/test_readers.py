@@ -211,10 +211,7 @@ def test_ratings_become_labels_and_the_undecided_stay_out(home: Path) -> None:
 def test_snippets_join_to_documents_for_language_modelling(home: Path) -> None:
     text = "1_1\t0.1\tOne.\n1_2\t0.2\tTwo.\n2_1\t0.3\tThree.\n"
     source = _vader(home, text, collection="nyt", labels="none", unit="document")
-    assert list(source.read()) == [
-        {"doc": "1", "text": "One. Two."},
-        {"doc": "2", "text": "Three."},
-    ]
+    assert list(source.read()) == [{"doc": "1", "text": "One. Two."}, {"doc": "2", "text": "Three."}]
     with pytest.raises(RecipeError, match="collection with documents"):
         _vader(home, text, labels="none", unit="document")
 

@@ -48,11 +48,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [
-        (1, 3.0),
-        (2, 1.5),
-        (3, 1.0),
-    ]
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [(1, 3.0), (2, 1.5), (3, 1.0)]
     assert [e.value for e in events.Scalars("clipped")] == [0.0, 1.0, 0.0]
 
 
