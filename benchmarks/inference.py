@@ -191,7 +191,7 @@ def _hand(job: dict[str, Any]) -> Asked:
 
 
 def peak_bytes() -> int:
-    from lcc.inference.bench import memory_bytes
+    from lcc.inference.benchmark import memory_bytes
 
     return memory_bytes("VmHWM")
 

@@ -24,7 +24,7 @@ import material
 import running
 from results import write_section
 
-from lcc.config.files import choices
+from lcc.config.yaml_files import choices
 
 PRELOADED = ["torch", "transformers.models.auto.modeling_auto", "peft", "bitsandbytes",
              "lcc.stages.finetune", "lcc.stages.merge", "lcc.stages.eval",

@@ -1,4 +1,4 @@
-"""Runs the blocks of a model one after another for many batches side by side.
+"""Block walker: runs the blocks of a model one after another for many batches side by side.
 
 Every batch's forward is a coroutine that waits before each block. What a block is called with
 (masks, positions, another block's bias, the encoder's output) stays where the model's own code

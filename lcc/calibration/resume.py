@@ -1,4 +1,4 @@
-"""Finished blocks on disk: what a killed run need not do again, and what is written in the end."""
+"""Finished blocks of a calibration on disk: what a killed run resumes from, and what is written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one distinct linear input looks like: sums over tokens, kept while they run and on disk."""
+"""LayerStats: calibration statistics of one distinct linear input, in memory and on disk."""
 
 from __future__ import annotations
 

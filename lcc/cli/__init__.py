@@ -1,4 +1,4 @@
-"""argv in, exit code out."""
+"""The command line: argv in, exit code out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels or heads matter, how many stay in every layer, and at which useful widths."""
+"""Importance of channels and heads, how many stay in every layer, and at which useful widths."""
 
 from __future__ import annotations
 

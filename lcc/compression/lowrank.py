@@ -1,4 +1,4 @@
-"""A quantized layer and the low-rank change that makes up for its error, stored as a peft adapter.
+"""Low-rank decompositions of weights (SVD-LLM), and low-rank changes after quantization (QERA, LoftQ).
 
 QERA (arXiv 2410.06040) has the best change in closed form; LoftQ (arXiv 2310.08659) quantizes what
 the change leaves, and so on in turns.

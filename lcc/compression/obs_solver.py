@@ -1,4 +1,4 @@
-"""One pass over the columns of a weight: quantize, prune, or both, and let later columns make up.
+"""OBS solver: one pass over the columns of a weight that quantizes, prunes or both.
 
 For a layer with Gram H the error of a change E = W − Q is tr(E H Eᵀ). With H = U Uᵀ, U upper, the
 k-th column of E U holds the errors of columns up to k, so column k is free to cancel what those

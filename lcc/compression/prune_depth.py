@@ -1,4 +1,4 @@
-"""What a model says with parts left out; a trial runs only the blocks from its part on.
+"""Depth pruning: how a model's outputs change with parts left out, and the removal of whole layers.
 
 The blocks before stand still and hand on what they gave last time, so that the model's own code
 around them (masks, positions, norms, heads) is run as it is and no family needs a word here.

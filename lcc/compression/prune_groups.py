@@ -1,4 +1,4 @@
-"""Attention layers by family, and what a family's config can and cannot say about its widths."""
+"""Pruning groups: the axes of layers that lose the same channels, heads or hidden width together."""
 
 from __future__ import annotations
 

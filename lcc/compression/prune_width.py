@@ -1,4 +1,4 @@
-"""The config of a narrower model, and the model it builds with the narrower weights."""
+"""Width pruning: the config of a narrower model, and the model with the narrower weights."""
 
 from __future__ import annotations
 

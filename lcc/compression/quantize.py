@@ -1,4 +1,4 @@
-"""Bits for every layer under an average: the least error of the outputs that the budget allows."""
+"""Quantization of layers onto grids, and mixed precision: bits for every layer under an average."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scales moved from the inputs of layers into their weights, and out of what makes the inputs.
+"""Smoothing scales moved from the inputs of layers into their weights (SmoothQuant, AWQ).
 
 y = W·x = (W·s)·(x/s): the division goes into the norm or the linear layer before, where that leaves
 the model as it is. Whether it does is tried, not looked up: a norm that feeds a residual stream

@@ -1,4 +1,4 @@
-"""Which weights stay: the highest scores of a row, of a layer, or of each small group of inputs."""
+"""Sparsity patterns: the highest scores of a row, of a layer, or of each small group of inputs (N:M) stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain dicts into frozen dataclasses, strictly: every mistake is one sentence with its full key.
+"""Cards: plain dicts decoded into frozen dataclasses, strictly; every mistake is one sentence with its key.
 
 A type that a recipe fills is a `@card` dataclass. pydantic does the checking in strict JSON mode
 (so `true` is no number and `"4"` is no 4); this module turns its findings into our sentences.

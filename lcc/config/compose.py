@@ -1,4 +1,4 @@
-"""Hydra composes: command-line words and YAML files become one plain dict with known origins."""
+"""Hydra composition: command-line words and YAML files become one plain dict with known origins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcc.config.cards import Mistake, Mistakes
-from lcc.config.files import (
+from lcc.config.yaml_files import (
     FORBIDDEN_KEYS,
     GROUPS,
     RESOLVER,

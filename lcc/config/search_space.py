@@ -1,4 +1,4 @@
-"""What a sampler is asked and answers: ranges, objectives, and every trial so far."""
+"""Search space of a sweep: ranges, objectives, and every trial so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that are full or fail, explain_errors in a sentence with what is needed and what is free."""
+"""Disk space and failing disks in sentences, folder sizes, and small files written in one rename."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them; the only place where a number becomes text."""
+"""Numbers, sizes and durations as people read them; the only place where a number becomes text."""
 
 from __future__ import annotations
 

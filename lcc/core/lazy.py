@@ -1,4 +1,4 @@
-"""Heavy libraries, imported at first use, so that decoding a recipe needs none of them."""
+"""Lazy imports of heavy libraries, so that decoding a recipe needs none of them."""
 
 from __future__ import annotations
 

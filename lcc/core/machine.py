@@ -1,4 +1,4 @@
-"""What a number was measured with: versions, cores, memory, accelerators; no torch needed."""
+"""The machine that a number was measured on: versions, cores, memory, accelerators; no torch needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say how far a long step is: bars on a terminal, plain lines elsewhere, every line in the log."""
+"""Progress of long steps (bars on a terminal, lines elsewhere, a log), and numbers along training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Was this process asked to stop? Signals raise one flag, which every long loop looks at."""
+"""Signals that ask this process to stop: they raise one flag, which every long loop looks at."""
 
 from __future__ import annotations
 

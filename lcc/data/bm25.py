@@ -1,4 +1,4 @@
-"""Which of many texts is nearest to a question by its words (BM25; Robertson, Zaragoza, 2009)."""
+"""BM25 search: which of many texts is nearest to a question by its words (Robertson, Zaragoza, 2009)."""
 
 from __future__ import annotations
 

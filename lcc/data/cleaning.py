@@ -1,4 +1,4 @@
-"""Cleaning: what may not be learned from or tested on is removed, and every removal is counted."""
+"""Data cleaning: rows that may not be learned from or tested on are removed and counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.progress import Progress
-from lcc.data.files import Row, normalised, text_fields
+from lcc.data.local_files import Row, normalised, text_fields
 
 Language = Literal["en", "zh"]
 

@@ -1,4 +1,4 @@
-"""A dataset: read, cleaned, split by document, fenced, and kept as three JSON-lines files."""
+"""Dataset preparation: rows read, cleaned, split by document, fenced, kept as JSON-lines files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lcc.core.disk import write_json
 from lcc.core.errors import DataError, did_you_mean
 from lcc.core.progress import Progress
 from lcc.data.cleaning import Cleaning
-from lcc.data.files import (
+from lcc.data.local_files import (
     Row,
     normalised,
     read_rows,

@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash: sketches find candidates, the true overlap decides (Broder, 1997)."""
+"""Near-duplicates by MinHash: sketches propose candidates, the true overlap decides (Broder, 1997)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcc.core.progress import Progress
-from lcc.data.files import Row, text_fields
+from lcc.data.local_files import Row, text_fields
 
 NUM_BANDS, ROWS_PER_BAND = 16, 4  # two texts of Jaccard 0.8 meet in a band with p = 0.9998
 SHINGLE = 4

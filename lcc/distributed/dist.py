@@ -1,4 +1,4 @@
-"""One process or many, the same code: a rank, a world size, and the few collectives we need."""
+"""Dist: one process or many by the same code, with a rank, a world size and the few collectives we need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A group of processes: torchelastic's agent watches those of one node and starts them again."""
+"""A process group on one node: torchelastic's agent watches its processes and starts them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model in pieces over a group: weights, gradients and optimizer state sharded by FSDP2."""
+"""FSDP2: one model in pieces over a process group, weights, gradients and optimizer state sharded."""
 
 from __future__ import annotations
 

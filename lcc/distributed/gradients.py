@@ -1,4 +1,4 @@
-"""The sum of all processes' gradients, sent as it is or compressed by torch's hooks."""
+"""Gradient communication: the sum of all processes' gradients, plain or compressed by torch's hooks."""
 
 from __future__ import annotations
 

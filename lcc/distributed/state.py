@@ -1,4 +1,4 @@
-"""Tensors of a state on disk: every process writes its pieces, any number read them whole."""
+"""Sharded state on disk: every process writes its pieces of a tensor, any number reads them whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals and verdicts: the paired bootstrap over samples (Koehn, 2004) and what it shows."""
+"""Bootstrap intervals and verdicts: the paired bootstrap over samples (Koehn, 2004)."""
 
 from __future__ import annotations
 

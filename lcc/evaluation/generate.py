@@ -1,4 +1,4 @@
-"""Greedy answers in batches: the same words as one by one, sorted by length so little is padded.
+"""Greedy batch generation with a padded KV cache: the same words as one by one, sorted by length.
 
 The checkpoint's own generation settings (sampling, penalties, lengths) are put aside while we
 decode; only what belongs to its architecture stays: end, start, forced and forbidden tokens. What

@@ -1,4 +1,4 @@
-"""What a model makes of a task's rows: answers, choices of a class, likelihoods."""
+"""Predictions of a model for a task's rows: answers, choices of a class, likelihoods."""
 
 from __future__ import annotations
 

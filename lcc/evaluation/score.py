@@ -1,4 +1,4 @@
-"""How well a model predicts given text (nats), and which class it chooses."""
+"""Log-likelihood scores of given text (nats), and choices of a class by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixed sounds that a hearing export is compared on, and what stands before a transcript."""
+"""Parity of an audio export: the fixed sounds it is compared on, and the prompt before a transcript."""
 
 from __future__ import annotations
 

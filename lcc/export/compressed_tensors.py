@@ -1,4 +1,4 @@
-"""A checkpoint in the packed formats that transformers reads: as it lies, or rounded to nearest."""
+"""Export to compressed-tensors: packed as the checkpoint lies, or rounded to nearest."""
 
 from __future__ import annotations
 

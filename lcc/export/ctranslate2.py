@@ -1,4 +1,4 @@
-"""A checkpoint as a CTranslate2 folder, by CTranslate2's own converter from the model in memory."""
+"""Export to CTranslate2, by its own converter from the model in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llama.cpp calls the families that can be written as GGUF, and where its weights differ."""
+"""GGUF metadata: llama.cpp's name, hyperparameters and vocabulary of every family that can be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint as one GGUF file: every tensor in the type asked for, packed grids as they are."""
+"""GGUF writer: every tensor in the type asked for, packed grids as they are."""
 
 from __future__ import annotations
 

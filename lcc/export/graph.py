@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX or OpenVINO graph, by transformers' own exporters."""
+"""Export to ONNX and OpenVINO graphs, by transformers' own exporters."""
 
 from __future__ import annotations
 

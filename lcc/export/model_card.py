@@ -1,4 +1,4 @@
-"""The README.md of an export: the hub's YAML header, then what a reader must know."""
+"""Model card of an export: a README.md with the hub's YAML header, then what a reader must know."""
 
 from __future__ import annotations
 

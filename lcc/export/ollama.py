@@ -1,4 +1,4 @@
-"""A chat template as ollama's Modelfile says it: found by asking the template, and proved so.
+"""Ollama's Modelfile: a chat template in its language, read off the tokenizer's and proved equal.
 
 Most templates put something before and after what each role says. Those two strings are read off a
 rendered conversation; what they make of other conversations must be what the template makes, byte

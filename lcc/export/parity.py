@@ -1,4 +1,4 @@
-"""How far an export is from its source: tokens, logits, labels, vectors, splits and templates."""
+"""Parity of an export with its source: tokens, logits, labels, vectors, splits and templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export as an artifact: written, proved against its source, described, and put in place."""
+"""Publish an export: written, compared with its source, described, and put in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine runs a model here, and the model in that engine's format, written once."""
+"""Select the inference engine that runs a model here, and convert the model to its format once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a task through a session: prompts as evaluation makes them, answers as they finish."""
+"""Batch inference: rows of a task through a session, prompts as in evaluation, answers as they finish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own session: a module in this process, whose requests join and leave at any turn."""
+"""Inference engine: continuous batching of requests, of a module in this process or of an exported model."""
 
 from __future__ import annotations
 

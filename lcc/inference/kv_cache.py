@@ -1,4 +1,4 @@
-"""Keys and values of answers in the making: a row each, all ending at the same column.
+"""KV cache of running answers: a row each, all ending at the same column; and the prefix cache.
 
 Rows end together, as left-padded texts do, so that whatever a family does about positions (masks,
 windows, relative biases) is what its own code does for padded texts. One more token of every row

@@ -1,4 +1,4 @@
-"""One forward of a generating model over its slots: prompts taken in, or one token more of each."""
+"""Model runner: one forward of a generating model, which reads prompts or one token more of each row."""
 
 from __future__ import annotations
 

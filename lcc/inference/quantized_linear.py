@@ -1,4 +1,4 @@
-"""Layers whose weights stay as they are stored: half a float32, or codes of a grid."""
+"""Linear layers whose weights stay as they are stored: bfloat16, or codes of a grid."""
 
 from __future__ import annotations
 

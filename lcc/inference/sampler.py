@@ -1,4 +1,4 @@
-"""The next token of each answer: the likeliest, or drawn from its own seed; likelihoods beside."""
+"""Sampler: the next token of each answer, greedy or drawn by its own seed, with log-probabilities."""
 
 from __future__ import annotations
 

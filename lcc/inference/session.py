@@ -1,4 +1,4 @@
-"""A model in memory that answers, whichever engine runs it."""
+"""Session: the protocol by which every inference engine is asked, its requests and its answers."""
 
 from __future__ import annotations
 

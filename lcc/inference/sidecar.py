@@ -1,4 +1,4 @@
-"""What lies beside another tool's files: card, tokenizer, and what must be known to answer."""
+"""Sidecar files beside an export: card, tokenizer and generation settings that its engine needs."""
 
 from __future__ import annotations
 

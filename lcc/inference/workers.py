@@ -1,4 +1,4 @@
-"""Several processes that answer rows of one task, each with a session of its own."""
+"""Worker processes that answer rows of one task, each with a session of its own."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def answering(
 
 
 PRELOADED = ["torch", "transformers", "transformers.models.auto.modeling_auto",
-             "transformers.generation.utils", "lcc.inference.bench", "lcc.evaluation.generate",
+             "transformers.generation.utils", "lcc.inference.benchmark", "lcc.evaluation.generate",
              "lcc.models.bundle"]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Compiled loops run on as many threads as torch; imported with numba, only when one runs."""
+"""Compiled kernels on as many threads as torch has; imported with numba, only when one runs."""
 
 from __future__ import annotations
 

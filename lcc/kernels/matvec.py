@@ -1,4 +1,4 @@
-"""Products of a few rows with weights as they are stored, compiled for CPUs; memory is the limit.
+"""Compiled products of a few rows with weights as they are stored; memory bandwidth is the limit.
 
 Imported only when one runs: numba takes half a second. Sums are those of float32 weights in another
 order: a bfloat16 is the upper half of a float32, and a code less its zero times its scale is what

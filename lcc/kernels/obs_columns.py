@@ -1,4 +1,4 @@
-"""What happens inside a block of columns: compiled for CPUs, and the plain torch it is held to.
+"""Compiled loop over a block of columns of the OBS solver, and the plain torch it is held to.
 
 Columns lie along the first dimension, so that a row of the block holds one input of many outputs
 and every step is the same arithmetic on neighbouring numbers. Imported only when a solve runs:

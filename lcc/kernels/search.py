@@ -1,4 +1,4 @@
-"""The threshold below which a given number of scores lies, without sorting them.
+"""Compiled search of the threshold below which a given number of scores lies, without sorting them.
 
 Imported only when one is looked for: numba takes half a second.
 """

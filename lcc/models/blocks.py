@@ -1,4 +1,4 @@
-"""Where a model's repeated blocks are, and the linear layers inside them."""
+"""Blocks of a model: where its repeated layers are, and the linear layers inside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model with its tokenizer and card: opened from disk lazily, changed in memory, saved again."""
+"""Bundle: a model with its tokenizer and card, opened from disk lazily, changed in memory, saved again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model on disk as `from_pretrained` reads it: safetensors, JSON and our card; never pickle."""
+"""Model folders as `from_pretrained` reads them (safetensors, JSON, no pickle), and lcc's card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints whose linear layers are two thin ones: written and read by lcc alone.
+"""Checkpoint formats beside the plain one: factorized linear layers, packed weights, GGUF.
 
 Plain transformers has no such layer. Its Auto classes must not take the file for the whole model
 and draw the missing matrices at random, so the config names an architecture they refuse.

@@ -1,4 +1,4 @@
-"""A model too large for memory: a skeleton without weights, and the files that hold them."""
+"""Offloaded models: a skeleton without weights for a model too large for memory, and its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reload gate: what is on disk must be the model that was in memory."""
+"""Reload check: the model on disk must be the model that was in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a pinned hub revision, files in packages, or a config."""
+"""Model sources: a folder, a pinned hub revision, files in packages, or a config to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step will cost: measured where a like step is in the store, else reckoned."""
+"""Estimate of a step's cost: measured where a like step is in the store, else reckoned."""
 
 from __future__ import annotations
 

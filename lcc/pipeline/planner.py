@@ -1,4 +1,4 @@
-"""Recipe → Pipeline: decoded, ordered, checked and keyed, in under a second and without torch."""
+"""Planner: a recipe becomes a pipeline, ordered, checked and keyed, in a second and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe as typed objects: every noun decoded, the scale applied, the device resolved."""
+"""Recipe as typed objects: every noun decoded, the scale applied, the device resolved."""
 
 from __future__ import annotations
 

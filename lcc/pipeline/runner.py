@@ -1,4 +1,4 @@
-"""Walks a pipeline: reuse a finished step or run it, verify it, publish it, note it in the run."""
+"""Runner of a pipeline: each step is reused or run, verified, published and noted in the run."""
 
 from __future__ import annotations
 

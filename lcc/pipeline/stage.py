@@ -1,4 +1,4 @@
-"""The contract between the runner and a stage: what it is given, what it hands back."""
+"""Stage contract: what the runner gives a stage, and what a stage hands back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of one recipe, each with a key that says what made its result."""
+"""Steps of one recipe, each with a key that hashes what made its result."""
 
 from __future__ import annotations
 

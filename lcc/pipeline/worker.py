@@ -1,4 +1,4 @@
-"""Runs one step inside its worker process: open the inputs, run the stage, save, gate, report."""
+"""Worker process of one step: opens the inputs, runs the stage, saves, checks the reload, reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views of the facts: terminal, Markdown, HTML; every one is a function of the JSON alone."""
+"""Reports: terminal, Markdown and HTML views of the facts, functions of the JSON alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's charts: quality against size and speed, and how training went."""
+"""Charts of a report: quality against size and speed, and how training went."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is shown on: headings, sentences, tables, figures, code."""
+"""Parts of a report, whatever it is shown on: headings, sentences, tables, figures, code."""
 
 from __future__ import annotations
 

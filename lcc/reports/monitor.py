@@ -1,4 +1,4 @@
-"""A stream of classified texts as a report: classes, trend, alerts, the sentences behind them."""
+"""Monitoring report of a stream of classified texts: classes, trend, alerts, the sentences behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row per checkpoint: what it weighs, how good it is, how fast it is; numbers, no text."""
+"""Results of a run, one row per checkpoint: its size, quality and speed; numbers, no text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run told in order: what came out, what it looks like, how it was made, how to make it again."""
+"""Report of a run: what came out, what it looks like, how it was made, how to make it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run was made: lineage, steps, settings, machine, and the commands that make it again."""
+"""Details of a run's report: lineage, steps, settings, machine, and the commands that make it again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few shapes as SVG text, with axes; every word that goes in is escaped."""
+"""SVG shapes and axes as text; every word that goes in is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep told in order: what is best, every point, what failed and where its log lies."""
+"""Report of a sweep: what is best, every point, what failed and where its log lies."""
 
 from __future__ import annotations
 

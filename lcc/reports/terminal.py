@@ -1,4 +1,4 @@
-"""The run as a table for the terminal, readable at 100 columns."""
+"""Terminal tables of a run and a sweep, readable at 100 columns."""
 
 from __future__ import annotations
 

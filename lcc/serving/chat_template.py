@@ -1,4 +1,4 @@
-"""Prompts as tokens: conversations through a confined process, texts through the tokenizer."""
+"""Chat templates and tokenization of a server's prompts: conversations through a confined process."""
 
 from __future__ import annotations
 

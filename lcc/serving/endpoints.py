@@ -1,4 +1,4 @@
-"""The HTTP endpoints that a model answers: chat, completions, embeddings, classify, translate."""
+"""HTTP endpoints that a model answers: chat, completions, embeddings, classify, translate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from lcc.inference.session import Request
 from lcc.serving.chat_template import elsewhere, text_ids
 from lcc.serving.engine_thread import computed
-from lcc.serving.generate import (
+from lcc.serving.generation import (
     AnswerText,
     Generation,
     HandoverAnswers,

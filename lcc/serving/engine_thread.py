@@ -1,4 +1,4 @@
-"""The one thread that owns the session: admits who waits, turns, and hands out what came of it."""
+"""Engine thread: the one thread that owns the session, admits waiting requests and delivers their steps."""
 
 from __future__ import annotations
 

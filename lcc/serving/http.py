@@ -1,4 +1,4 @@
-"""Around every request: who may ask, for what host, with how long a head; and one line of log."""
+"""HTTP middleware around every request: API key, host, size of the body, and one line of log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is served: the session with its thread, the task around it, and what that can be asked."""
+"""Served model: the session with its thread, the task around it, options and metrics."""
 
 from __future__ import annotations
 

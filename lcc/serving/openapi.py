@@ -1,4 +1,4 @@
-"""/openapi.json: drawn from the very types and bounds that requests are checked by."""
+"""OpenAPI document, drawn from the types and bounds that requests are checked by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand in a request's body, in OpenAI's words; anything else is refused by name."""
+"""Protocol of the HTTP API: bodies and replies in OpenAI's words; anything else is refused by name."""
 
 from __future__ import annotations
 

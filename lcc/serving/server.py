@@ -1,4 +1,4 @@
-"""uvicorn's HTTP over h11, with deadlines: for a request to arrive, for a response to be taken."""
+"""HTTP server: uvicorn over h11 with deadlines for a request to arrive and a response to be taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that turns conversations into tokens by the model's chat template, and does no more.
+"""Chat template process: turns conversations into tokens by the model's template, and does no more.
 
 The template is code that came with the model. transformers runs it in Jinja's immutable sandbox;
 here that sandbox stands in a process without the weights, which may take little memory, write no

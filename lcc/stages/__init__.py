@@ -1,1 +1,1 @@
-"""One verb per file: what a recipe's `stages:` and a plan's steps may name."""
+"""One stage per file: train, prune, quantize and the other verbs of a recipe and a plan."""

@@ -1,4 +1,4 @@
-"""From prepared rows to a tokenised corpus, with a tokenizer trained on them where one is asked."""
+"""Corpus of a pretraining: prepared rows tokenized, with a tokenizer trained on them where one is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a compression stage gets at its layers and what calibration saw at their inputs."""
+"""Layers of a compression stage with what calibration saw at their inputs."""
 
 from __future__ import annotations
 

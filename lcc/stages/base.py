@@ -1,4 +1,4 @@
-"""Bring the model of the recipe into the store, converted once."""
+"""Convert the recipe's model into a checkpoint of the store, once."""
 
 from __future__ import annotations
 

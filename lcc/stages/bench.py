@@ -1,4 +1,4 @@
-"""How fast and how large: every checkpoint of the run measured in turns, beside the machine."""
+"""Benchmark every checkpoint of a run in turns: speed, latency, size, memory, the machine's rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lcc.core.lazy import torch
 from lcc.core.machine import available_bytes
 from lcc.core.progress import Measure
 from lcc.evaluation.metrics import chosen_rows
-from lcc.inference.bench import BenchmarkedModel, Load, MeasuringProcess, verdicts, workers
+from lcc.inference.benchmark import BenchmarkedModel, Load, MeasuringProcess, verdicts, workers
 from lcc.models.bundle import open_bundle
 from lcc.pipeline.stage import Outcome
 

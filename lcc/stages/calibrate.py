@@ -1,4 +1,4 @@
-"""Look once at what every linear layer reads; all plans over the same model share it."""
+"""Calibration: collect once what every linear layer reads; all plans over the same model share it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put a decoder behind an encoder, both begun from its weights, with one new vocabulary."""
+"""Couple a decoder to an encoder, both from its weights, with one new vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Take out whole layers, one after another, by what the model says without each."""
+"""Depth pruning: remove whole layers, one after another, by how the outputs change without each."""
 
 from __future__ import annotations
 

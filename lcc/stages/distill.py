@@ -1,4 +1,4 @@
-"""Train the model, all of it, to say what its teacher says."""
+"""Distillation: train the whole model towards its teacher's outputs."""
 
 from __future__ import annotations
 

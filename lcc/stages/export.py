@@ -1,4 +1,4 @@
-"""Write the model in another tool's format, and fail where that tool says something else."""
+"""Export a model to another tool's format, and fail where that tool answers otherwise."""
 
 from __future__ import annotations
 

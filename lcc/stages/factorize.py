@@ -1,4 +1,4 @@
-"""Write each linear layer of the blocks as two thin ones (SVD-LLM v2; Wang et al., 2025).
+"""Factorize each linear layer of the blocks into two thin ones (SVD-LLM v2; Wang et al., 2025).
 
 No form that plain transformers loads was found to save bytes so: configs know the rank of
 embeddings (OPT's `word_embed_proj_dim`), of whole heads (T5's `d_kv`), of projections with a norm

@@ -1,4 +1,4 @@
-"""How a training step gets at its teacher: run beside it, or sampled once and put away."""
+"""Fine-tune on a task: all weights or an adapter, with or without a teacher, online or from a cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to hand over to a person: a threshold found on held-out questions, and what it does."""
+"""Handover to a person: a threshold of the FAQ's coverage chosen on held-out questions, and what it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fold an adapter into the weights it was trained on, and prove that logits did not move."""
+"""Merge an adapter into the weights it was trained on, and prove that logits did not move."""
 
 from __future__ import annotations
 

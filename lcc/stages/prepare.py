@@ -1,4 +1,4 @@
-"""Read, clean and split the dataset, once; every later step shares the result."""
+"""Prepare the dataset once: read, clean and split it; every later step shares the result."""
 
 from __future__ import annotations
 

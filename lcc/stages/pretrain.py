@@ -1,4 +1,4 @@
-"""Train a language model on plain text: from a fresh config, or further from a checkpoint."""
+"""Pretrain a language model on plain text: from a fresh config, or further from a checkpoint."""
 
 from __future__ import annotations
 

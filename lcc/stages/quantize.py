@@ -1,4 +1,4 @@
-"""Store the linear layers of the blocks with 8, 4, 3 or 2 bits in a format that loads elsewhere."""
+"""Quantize the linear layers of the blocks to 8, 4, 3 or 2 bits in a format that loads elsewhere."""
 
 from __future__ import annotations
 

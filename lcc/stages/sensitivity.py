@@ -1,4 +1,4 @@
-"""What `sensitivity` tries on a part of a model: the weights it would have, and the bytes."""
+"""Sensitivity analysis: the KL that each compression action costs on each part of a model, and its bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of a layer that was made sparse, and where in the model it stands."""
+"""Sparsify the linear layers of the blocks: prune single weights, unstructured or N:M, by a criterion."""
 
 from __future__ import annotations
 

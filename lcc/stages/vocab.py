@@ -1,4 +1,4 @@
-"""Keep only the tokens that training and further corpora use; training keeps its pieces."""
+"""Prune the vocabulary to the tokens that training and further corpora use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lcc.core import signals
 from lcc.core.errors import DataError, GateError, RecipeError
 from lcc.core.lazy import torch
 from lcc.core.progress import Measure
-from lcc.data.files import text_fields
+from lcc.data.local_files import text_fields
 from lcc.pipeline.stage import Outcome
 from lcc.tokenization.prune_vocabulary import Cut, coverage, cut, keep_rows, named_ids, num_rows
 

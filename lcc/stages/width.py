@@ -1,4 +1,4 @@
-"""How width cuts: layer after layer as calibration goes, or all at once when all had a say."""
+"""Width pruning: narrow every layer alike by calibrated importance, and repair what reads the rest."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 NUM_FINAL = 4  # batches that show what comes out of the last norm
 
-Kept = Mapping[str, list[int]]
+KeptIndices = Mapping[str, list[int]]
 """Unit → the numbers of what stays of it."""
 
 
@@ -134,7 +134,7 @@ class WidthPruning:
             for unit in self.units
         }
 
-    def at_once(self, kept: Kept) -> None:
+    def at_once(self, kept: KeptIndices) -> None:
         """Repair every consumer from what it read in the whole model, then cut all units."""
         changes = []
         if self.repair != "none":
@@ -223,7 +223,7 @@ class Refit:
         wanted = batches and last_norm(model) is not None
         self.before = final_energy(model, self.few) if wanted else None
 
-    def fit(self, model: Any, job: WidthPruning, kept: Kept) -> None:
+    def fit(self, model: Any, job: WidthPruning, kept: KeptIndices) -> None:
         """Weigh what reads the narrower streams block by block, then the last norm, in place."""
         layers: dict[str, Linear] = {
             name: model.get_submodule(name) for name, (unit, _) in job.readers.items() if unit.name in STREAMS

@@ -1,4 +1,4 @@
-"""What a finished artifact consists of: size and SHA-256 of every file, written and verified."""
+"""Artifact: a finished step's folder, with size and SHA-256 of every file, written and verified."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who needs which artifact, what each takes on the disk, and freeing what nobody needs."""
+"""Garbage collection: which artifact is needed by whom, what each takes on the disk, and freeing the rest."""
 
 from __future__ import annotations
 

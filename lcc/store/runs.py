@@ -1,4 +1,4 @@
-"""The facts of a run as it lies on disk: run.json and every step's report.json, typed."""
+"""Runs on disk: run.json and every step's report.json, typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished steps by key: found only if every byte verifies, claimed by one, published once."""
+"""Store of finished steps by key: reused only if every byte verifies, claimed by one, published once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep's folder: which points it has, and what became of each, in JSON of one writer a file.
+"""Sweeps on disk: which points one has, and what became of each, in JSON of one writer a file.
 
 `sweep.json` is the driver's; `points/NNN.json` belongs to the process that runs the point, which
 holds the lease `leases/NNN` as long as it lives. So a point that runs is known from anywhere, and

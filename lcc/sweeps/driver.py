@@ -1,4 +1,4 @@
-"""The driver: asks the sampler, hands points to the launcher, and settles each as it ends."""
+"""Sweep driver: asks the sampler, hands points to the launcher, and settles each as it ends."""
 
 from __future__ import annotations
 

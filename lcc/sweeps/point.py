@@ -1,4 +1,4 @@
-"""The process of one point: `python -m lcc.sweeps.point FOLDER INDEX`, wherever it was sent."""
+"""Process of one point of a sweep: `python -m lcc.sweeps.point FOLDER INDEX`, wherever it was sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The race: one more run over all finished points of a sweep, their results measured in turns."""
+"""Race: one more run over all finished points of a sweep, their results measured in turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep is before it runs: its launcher, sampler, objectives and ranges, and its folder."""
+"""Specification of a sweep before it runs: its launcher, sampler, objectives, ranges and folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's rows as turns of a chat, written by the model's own template.
+"""Chat tasks: a task's rows as turns of a chat, written by the model's own template.
 
 Only what the assistant says is learned and judged: pieces of a conversation are tokenized one by
 one, so that the model sees at inference the tokens it was trained on.

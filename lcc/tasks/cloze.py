@@ -1,4 +1,4 @@
-"""The gap of a cloze: where a masked language model is asked for a word, and which it may say."""
+"""Cloze tasks: the gap where a masked language model is asked for a word, and which words it may choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens of one example: BOS exactly once, cut from a stated side, counted."""
+"""Token ids of one example (BOS exactly once, cut from a stated side), and rows padded to a rectangle."""
 
 from __future__ import annotations
 

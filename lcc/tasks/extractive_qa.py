@@ -1,4 +1,4 @@
-"""A question beside a passage that holds its answer: windows over it, spans by character.
+"""Extractive question answering: windows over a passage, spans by character.
 
 The encoder sees the question first, then a piece of the passage; pieces overlap, so that an
 answer that one of them cuts is whole in another.

@@ -1,4 +1,4 @@
-"""Answers grounded in a FAQ: its nearest entries stand before the model, or a person takes over.
+"""FAQ grounding: the nearest entries stand before the model, or a person takes over.
 
 Messages in, messages out: what is trained, what `lcc infer` asks and what `lcc serve` asks are
 grounded by the same call.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from lcc.config.cards import Choice, card
-from lcc.config.files import packaged_file
+from lcc.config.yaml_files import packaged_file
 from lcc.core.errors import DataError
 from lcc.data.bm25 import Index, Match
 

@@ -1,4 +1,4 @@
-"""A task: how a row of data becomes a prompt and its completion, and how answers are judged.
+"""Task: how a row becomes a prompt and its completion, how answers are generated and judged.
 
 Training and inference must see the same prompt, so a prompt is always tokenized alone and the
 completion's tokens are appended: `encode` and the decoder share `Task.prompt_ids`.
@@ -16,7 +16,7 @@ from pydantic import Field
 from lcc.config.cards import Choice, card
 from lcc.core.errors import DataError
 from lcc.core.types import Head
-from lcc.data.files import in_turns
+from lcc.data.local_files import in_turns
 from lcc.tasks import chat as chatting
 from lcc.tasks import cloze, extractive_qa
 from lcc.tasks.encode import IGNORED, Example, cut, needs_bos, plain_ids

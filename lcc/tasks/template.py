@@ -1,4 +1,4 @@
-"""Templates: plain text in which `{field}` stands for a row's value."""
+"""Prompt templates: plain text in which `{field}` stands for a row's value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cut a tokenizer to the tokens a corpus uses, so that this corpus keeps exactly its pieces.
+"""Vocabulary pruning: cut a tokenizer to the tokens a corpus uses, which keeps its pieces exactly.
 
 BPE builds a token bottom-up, so a kept token needs every part that its own derivation passes
 through; merges among kept tokens stay in their order, which makes every run over a text whose

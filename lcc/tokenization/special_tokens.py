@@ -1,4 +1,4 @@
-"""The special tokens that a tokenizer puts around one text and around a pair, read off itself."""
+"""Special tokens that a tokenizer puts around one text and around a pair, read off itself."""
 
 from __future__ import annotations
 

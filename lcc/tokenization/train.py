@@ -1,4 +1,4 @@
-"""Tokenizers trained on texts: byte-level BPE, WordPiece, Unigram; the same bytes every time."""
+"""Tokenizer training: byte-level BPE, WordPiece, Unigram; the same bytes every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA layers computed in place: x Wᵀ + s (x Aᵀ) Bᵀ without copies of the layer's output."""
+"""Autograd functions for training: fused LoRA layers, and cross entropy in chunks with its gradients."""
 
 from __future__ import annotations
 

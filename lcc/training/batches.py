@@ -1,4 +1,4 @@
-"""What training minimises: summed losses over the targets of a batch, one function per head."""
+"""Training batches: examples packed into micro-batches by tokens, collated, prefetched; the training set."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def require_loss(head: Head) -> None:
 
 def unsupervised(head: Head) -> DataError:
     return DataError(
-        f"a task with the head {head!r} has no supervised loss to train on; "
+        f"task.head: {head!r} has no supervised loss to train on; "
         "choose a task with the head causal, seq2seq or classify."
     )
 

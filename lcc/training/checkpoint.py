@@ -1,4 +1,4 @@
-"""Interrupted anywhere, continued bit for bit: the states of a training, one folder after another.
+"""Training checkpoints: the resume states of a training, verified, one folder after another.
 
 A generation is built beside, gets a manifest with every file's digest, and is put in place by one
 rename; the newest whole one is what a training goes on from.

@@ -1,4 +1,4 @@
-"""A teacher's logits kept as a few sampled tokens per target, whose weights average to all of them.
+"""Distillation losses: a teacher's sampled logits, kept or online, and hidden states through fixed maps.
 
 Keeping only the largest logits teaches a student that the rest has no probability; sampling is
 unbiased (Anshumann et al., Sparse Logit Sampling, arXiv 2503.16870): with ids drawn from

@@ -1,4 +1,4 @@
-"""The last hidden states at the targets, and the map from them to logits, where a head is one."""
+"""Training losses, one per head: logits at the targets, and the output layer apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From gradients to changed weights: what clipping and optimizers promise, groups, schedules."""
+"""Optimizer groups, learning-rate schedules, gradient clipping and rank allocation of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts one behind the other in one row, none of which sees another."""
+"""Packing: texts one behind the other in one row, none of which attends to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A corpus as tokens on disk: made once, shard by shard, and read back through memory maps."""
+"""Pretraining corpus: tokens on disk in shards read through memory maps, and objectives that draw from it."""
 
 from __future__ import annotations
 

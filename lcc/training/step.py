@@ -1,4 +1,4 @@
-"""The gradients of one optimizer step: micro-batches, ranks, and too little memory."""
+"""Gradients of one optimizer step: micro-batches, ranks, and retries with less memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: for pretraining, fine-tuning, healing and distillation, on any device."""
+"""Training loop for pretraining, fine-tuning, healing and distillation, on any device."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 from lcc.core.progress import Progress
 from lcc.data.cleaning import Cleaning, is_written_in, num_words, placeholders_of
 from lcc.data.dedup import jaccard, shingles_of
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 
 QUIET = Progress(quiet=True)
 GOOD: Row = {"source": "The train leaves at nine o'clock.", "target": "火车九点钟出发。"}

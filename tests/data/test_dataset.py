@@ -11,12 +11,12 @@ from data_archives import pairs
 
 from lcc.cli.commands import data as inspection
 from lcc.config.cards import decode
-from lcc.config.files import config_roots, packaged_file, read_yaml
+from lcc.config.yaml_files import config_roots, packaged_file, read_yaml
 from lcc.core.errors import DataError, RecipeError
 from lcc.core.progress import Progress
 from lcc.data import dataset
 from lcc.data.dataset import DatasetSpec, PreparedData
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 
 QUIET = Progress(quiet=True)
 

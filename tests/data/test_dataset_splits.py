@@ -10,7 +10,7 @@ from data_archives import pairs
 from lcc.config.cards import decode
 from lcc.core.errors import DataError, RecipeError
 from lcc.data.dataset import SPLITS, Splits, check_disjoint
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 
 
 def _rows(num_docs: int = 12, per_doc: int = 5) -> list[Row]:

@@ -11,8 +11,8 @@ import pytest
 import lcc
 from lcc.cli import main, verbs
 from lcc.cli.arguments import Arguments, parse
-from lcc.config.files import GROUPS, choices
 from lcc.config.search_space import chosen_words
+from lcc.config.yaml_files import GROUPS, choices
 from lcc.pipeline.planner import pipeline_of
 from lcc.sweeps.spec import parse_sweep
 

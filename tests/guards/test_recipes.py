@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lcc
-from lcc.config.files import choices
+from lcc.config.yaml_files import choices
 from lcc.core.errors import RecipeError
 from lcc.core.machine import cores
 from lcc.pipeline.planner import pipeline_of

@@ -17,7 +17,7 @@ from lcc.config.cards import decode
 from lcc.core.errors import RecipeError
 from lcc.core.progress import Progress
 from lcc.distributed.dist import SINGLE
-from lcc.inference.bench import BenchmarkedModel, MeasuringProcess, verdicts
+from lcc.inference.benchmark import BenchmarkedModel, MeasuringProcess, verdicts
 from lcc.methods.trackers.none import NoneTracker
 from lcc.pipeline.stage import Context, Outcome
 from lcc.stages.bench import Bench

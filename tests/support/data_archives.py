@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 
 
 def compiled_catalogue(messages: Mapping[str, str], *, charset: str = "UTF-8") -> bytes:

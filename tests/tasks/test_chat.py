@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lcc.config.cards import decode
-from lcc.config.files import config_roots
+from lcc.config.yaml_files import config_roots
 from lcc.core.errors import DataError
 from lcc.evaluation.predict import Predictor
 from lcc.models.sources import Scratch, make_module, make_tokenizer

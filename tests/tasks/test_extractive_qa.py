@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lcc.config.cards import decode
-from lcc.config.files import config_roots
+from lcc.config.yaml_files import config_roots
 from lcc.evaluation.score import _best, extracted
 from lcc.models.sources import Scratch, make_module, make_tokenizer
 from lcc.tasks.extractive_qa import PassageWindow, passage_windows

@@ -126,7 +126,7 @@ class Parrot:
 def parrot() -> Parrot:
     import yaml
 
-    from lcc.config.files import packaged_file
+    from lcc.config.yaml_files import packaged_file
     from lcc.models.sources import TokenizerRecipe, make_tokenizer
 
     path = packaged_file("model/tiny_chat.yaml")
@@ -136,7 +136,7 @@ def parrot() -> Parrot:
 
 
 def test_a_terminal_chat_is_grounded_turn_by_turn(file: str, parrot: Any) -> None:
-    from lcc.inference.chat import Conversation
+    from lcc.inference.conversation import Conversation
     from lcc.tasks.task import Decode, Sampling
 
     grounding = decode(Grounding, {"file": file, "threshold": 0.6, "handover": "A person comes."})

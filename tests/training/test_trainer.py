@@ -24,6 +24,7 @@ from lcc.methods.clipping.quantile import Quantile
 from lcc.methods.clipping.value import Value
 from lcc.methods.trackers.none import NoneTracker
 from lcc.training.checkpoint import read_state
+from lcc.training.ema import EMA
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,19 @@ def test_a_request_to_stop_saves_the_state_and_says_so(tmp_path: Path, number: i
         training(tmp_path, model(), tracker=Signalling(4, number)).run()
     saved = read_state(tmp_path / "state", pytest.fail)
     assert saved is not None and saved.facts["counters"]["step"] == 4
+
+
+def test_a_state_that_another_training_loads_is_its_own(tmp_path: Path) -> None:
+    one, other = (training(tmp_path / name, model(dropout=0.2), ema=EMA()) for name in "ab")
+    one.run()
+    state = one.state_dict()
+    other.load_state_dict(state)
+    again = other.state_dict()
+    assert again.facts == state.facts and again.tensors.keys() == state.tensors.keys()
+    for group, tensors in state.tensors.items():
+        assert tensors.keys() == again.tensors[group].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(again.tensors[group][name], tensor), name
 
 
 def ask_in_evaluation(trained: Any) -> None:

@@ -1,4 +1,4 @@
-"""A report that follows an output of `lcc infer` while it grows, written anew each second."""
+"""A monitoring report that follows an output of `lcc infer` while it grows, written anew each second."""
 
 from __future__ import annotations
 

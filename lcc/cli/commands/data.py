@@ -16,7 +16,7 @@ from lcc.core.progress import Progress
 from lcc.data import dataset
 from lcc.data.cleaning import num_words
 from lcc.data.dataset import SPLITS, Counts, DatasetSpec, PreparedData
-from lcc.data.files import Row, text_fields
+from lcc.data.local_files import Row, text_fields
 from lcc.models import sources
 from lcc.pipeline.planner import plan_steps
 from lcc.pipeline.recipe import Recipe, load_recipe, require

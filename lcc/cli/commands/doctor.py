@@ -1,4 +1,4 @@
-"""Say what this machine has, what lcc misses on it, and how to get that."""
+"""Report what this machine has, what lcc misses on it, and how to install that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a model in another tool's format, and prove that it says there what it said before."""
+"""Export a model to another tool's format, and prove that it answers there as it did before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bring a model's and a dataset's packages, after saying what, how large and which licence."""
+"""Fetch a model's and a dataset's packages, after naming them, their size and their licence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the words of `lcc infer` ask for, and rows through a model as they ask."""
+"""Run rows through a model, or chat with it: the options of `lcc infer`, its output and its conversation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lcc.cli.commands._monitor import Report
     from lcc.export.select_engine import Selected
     from lcc.inference.batch import Numbered, OrderedFile, RowAnswer
-    from lcc.inference.chat import Conversation
+    from lcc.inference.conversation import Conversation
     from lcc.inference.session import Opening
     from lcc.pipeline.recipe import Recipe
     from lcc.tasks.task import Task
@@ -403,7 +403,7 @@ def chat(recipe: Recipe, folder: Path, options: InferOptions) -> int:
 
 def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation:
     from lcc.export.select_engine import select
-    from lcc.inference.chat import Conversation
+    from lcc.inference.conversation import Conversation
     from lcc.models.card import examine, read_card
     from lcc.store.store import ROOT, Store
 

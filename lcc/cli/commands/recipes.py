@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lcc.cli.arguments import Arguments, emit
-from lcc.config.files import choices, read_yaml
+from lcc.config.yaml_files import choices, read_yaml
 from lcc.core.errors import LccError, RecipeError, did_you_mean
 
 USAGE = """usage: lcc recipes ls | show NAME | cp NAME [--out FILE] | validate [NAME | FILE …]
@@ -62,7 +62,7 @@ def _validate(names: list[str], arguments: Arguments) -> int:
 
 
 def _check(name: str, overrides: list[str]) -> str:
-    from lcc.config.files import recipe_file
+    from lcc.config.yaml_files import recipe_file
     from lcc.pipeline.planner import pipeline_of
 
     with recipe_file(name) as known:

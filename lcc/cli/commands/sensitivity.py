@@ -1,4 +1,4 @@
-"""Say which blocks a model can spare least: block × action → lost quality and bytes."""
+"""Measure the sensitivity of a model's blocks: block × action → lost quality and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check an artifact's or an export's every byte against the digests in its manifest."""
+"""Verify every byte of an artifact or export against the digests in its manifest."""
 
 from __future__ import annotations
 

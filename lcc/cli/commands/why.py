@@ -1,4 +1,4 @@
-"""Say what differs between a step and the nearest finished one."""
+"""Explain which ingredients differ between a step and the nearest finished one."""
 
 from __future__ import annotations
 

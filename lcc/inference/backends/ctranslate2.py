@@ -1,4 +1,4 @@
-"""CTranslate2's engines as a session: requests that wait are answered together, each whole."""
+"""CTranslate2 as an inference session: requests that wait are answered together, each whole."""
 
 from __future__ import annotations
 

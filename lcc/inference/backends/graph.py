@@ -1,4 +1,4 @@
-"""An exported graph as a session, in ONNX Runtime or OpenVINO."""
+"""ONNX Runtime and OpenVINO as an inference session over an exported graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp through cyllama: every answer is a sequence of one context, and joins at any turn."""
+"""llama.cpp as an inference session: every answer is a sequence of one context, and joins at any turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file tried in a process of its own: llama.cpp ends the process it cannot go on in.
+"""Probe of a GGUF file in a process of its own: llama.cpp ends the process where it cannot go on.
 
     python -m lcc.inference.backends.llama_cpp_probe FILE < texts, one JSON list
 

@@ -1,4 +1,4 @@
-"""A session over vLLM's own engine, which schedules and batches by itself."""
+"""vLLM as an inference session: its own engine schedules and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that hear sounds and write what was said, token by token."""
+"""Whisper inference: models that hear sounds and write what was spoken, token by token."""
 
 from __future__ import annotations
 

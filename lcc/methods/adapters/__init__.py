@@ -1,4 +1,4 @@
-"""Which weights a training changes, one way per file.
+"""The shelf of adapters: which weights a training changes.
 
 A card has `produces` (the checkpoint form it leaves), `merges` (whether its adapter can become part
 of the weights), `over_packed` (whether packed weights may stand below it), `default_lr`, and

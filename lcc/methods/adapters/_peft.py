@@ -1,4 +1,4 @@
-"""Low-rank factors that do not begin at zero: PiSSA's principal directions, LoftQ's lost ones."""
+"""What adapters through peft share: attaching, starting values (PiSSA, LoftQ), virtual tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exclusive frequency: the passage's most frequent word that is not in the question."""
+"""Exclusive frequency: the baseline word that is most frequent in the passage and not in the question."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How gradients are kept from growing too large, one way per file."""
+"""The shelf of gradient clipping."""

@@ -1,4 +1,4 @@
-"""Where commands run beside one another: what a launcher is given, and what it must answer."""
+"""The shelf of launchers: how the points of a sweep run beside one another; its contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One task as a child process: its log, its end, and how it is asked to end."""
+"""One launched command as a child process: its log, its exit code, and how it is asked to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inside a Slurm job: the plain command, and how it is saved and put back in the queue."""
+"""A Slurm job from inside: the plain command, saved and put back in the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points as processes of this machine, its cores and GPUs dealt out among them."""
+"""Launch points as processes of this machine, its cores and GPUs dealt out among them."""
 
 from __future__ import annotations
 

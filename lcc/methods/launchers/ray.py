@@ -1,4 +1,4 @@
-"""Points as detached actors of a Ray cluster (Moritz et al., 2018), or of one on this machine."""
+"""Launch points as detached actors of a Ray cluster (Moritz et al., 2018), or of one on this machine."""
 
 from __future__ import annotations
 

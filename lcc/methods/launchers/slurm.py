@@ -1,4 +1,4 @@
-"""Points as job arrays of a Slurm cluster, submitted and requeued through submitit."""
+"""Launch points as job arrays of a Slurm cluster, submitted and requeued through submitit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: what the cards share, a mean over samples and words in any language."""
+"""The shelf of metrics, and what its cards share: a mean over samples, words in any language."""
 
 from __future__ import annotations
 

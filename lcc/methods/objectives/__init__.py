@@ -1,1 +1,1 @@
-"""What pretraining minimises: how a text becomes examples, and the loss."""
+"""The shelf of pretraining objectives: how a text becomes examples, and the loss."""

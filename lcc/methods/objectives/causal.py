@@ -1,4 +1,4 @@
-"""Predict the next token (Radford et al., 2018), documents packed into blocks of one length."""
+"""Causal language modelling: predict the next token (Radford et al., 2018), documents packed into blocks."""
 
 from __future__ import annotations
 

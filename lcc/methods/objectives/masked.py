@@ -1,4 +1,4 @@
-"""Which tokens a masked language model must guess, and what it sees in their place."""
+"""Masked language modelling: guess hidden tokens from both sides (BERT; Devlin et al., 2019)."""
 
 from __future__ import annotations
 

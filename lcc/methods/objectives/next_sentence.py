@@ -1,4 +1,4 @@
-"""Guess hidden tokens, and whether the second of two texts follows the first (BERT's pair task)."""
+"""Next-sentence prediction beside masked tokens: whether the second text follows the first (BERT)."""
 
 from __future__ import annotations
 

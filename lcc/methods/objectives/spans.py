@@ -1,4 +1,4 @@
-"""Give back the spans that were taken out of a text (T5's denoising; Raffel et al., 2020)."""
+"""Span corruption: give back the spans taken out of a text (T5; Raffel et al., 2020)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second moments kept as a row and a column per matrix (Adafactor; Shazeer and Stern, 2018)."""
+"""Adafactor: second moments kept as a row and a column per matrix (Shazeer and Stern, 2018)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+"""Adam (Kingma and Ba, 2015), and AdamW with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orthogonalised momentum for hidden matrices, AdamW for the rest (Muon; Jordan et al., 2024)."""
+"""Muon: orthogonalised momentum for hidden matrices, AdamW for the rest (Jordan et al., 2024)."""
 
 from __future__ import annotations
 

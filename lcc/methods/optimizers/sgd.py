@@ -1,4 +1,4 @@
-"""Gradient descent with momentum, Nesterov's or the plain one (Sutskever et al., 2013)."""
+"""SGD: gradient descent with momentum, Nesterov's or the plain one (Sutskever et al., 2013)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where a dataset's rows come from: local files, or packages taken as data."""
+"""The shelf of dataset readers: local files here, packages taken as data in `packages/`."""

@@ -1,4 +1,4 @@
-"""Delimited text as rows, with the line of every mistake."""
+"""Delimited text files (csv, tsv) as rows, with the line of every mistake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lcc.config.cards import card
 from lcc.core.errors import DataError
-from lcc.data.files import Row, TextFiles, read_text
+from lcc.data.local_files import Row, TextFiles, read_text
 
 
 def delimited_rows(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lcc.config.cards import card
-from lcc.data.files import Row, TextFiles, read_text
+from lcc.data.local_files import Row, TextFiles, read_text
 
 
 @card

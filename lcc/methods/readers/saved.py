@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
-from lcc.data.files import LocalFiles, Row
+from lcc.data.local_files import LocalFiles, Row
 from lcc.data.packages import file_digest
 
 

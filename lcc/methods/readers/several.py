@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import Choice, card, digest
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 from lcc.data.packages import Requirement
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lcc.config.cards import card
 from lcc.core.errors import DataError
-from lcc.data.files import LocalFiles, Row, read_text
+from lcc.data.local_files import LocalFiles, Row, read_text
 
 
 @card

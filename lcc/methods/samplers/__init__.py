@@ -1,1 +1,1 @@
-"""Which points of a sweep are tried, and in what order."""
+"""The shelf of samplers: which points of a sweep are tried, and in what order."""

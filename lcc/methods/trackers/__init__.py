@@ -1,1 +1,1 @@
-"""Where training numbers are shown beside the report."""
+"""The shelf of trackers: where training numbers are shown beside the report."""

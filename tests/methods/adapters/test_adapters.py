@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lcc.config.cards import decode
-from lcc.config.files import choices
+from lcc.config.yaml_files import choices
 from lcc.core.errors import PreemptedError
 from lcc.evaluation.predict import Predictor
 from lcc.models.bundle import open_bundle

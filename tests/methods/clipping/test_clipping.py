@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcc.config.cards import decode_card, find_card, names
-from lcc.config.files import config_roots, read_yaml
+from lcc.config.yaml_files import config_roots, read_yaml
 from lcc.methods.clipping.agc import AGC
 from lcc.methods.clipping.none import NONE
 from lcc.methods.clipping.norm import Norm

@@ -16,7 +16,7 @@ from lcc.config.cards import Choice, decode
 from lcc.core.errors import DataError, LccError, RecipeError, ResourceError
 from lcc.core.progress import Progress
 from lcc.data.dataset import DatasetSpec
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 from lcc.data.packages import contents, fetch_all
 
 ROWS = [{"en": 'He said "yes".', "zh": "他说“好”。"}, {"en": "One, two", "zh": "一，二"}]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lcc.config.cards import Mistakes, decode, find_card, names
-from lcc.config.files import read_yaml
+from lcc.config.yaml_files import read_yaml
 from lcc.core.errors import ResourceError
 from lcc.core.progress import Tracker, TrackerCard
 

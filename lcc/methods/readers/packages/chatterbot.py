@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
-from lcc.data.files import Row, normalised
+from lcc.data.local_files import Row, normalised
 from lcc.data.packages import Requirement, contents, require
 
 

@@ -1,4 +1,4 @@
-"""Two language versions of one HTML or Mallard page, aligned block by block."""
+"""Bilingual pages of Debian packages: two language versions of an HTML or Mallard page, aligned by block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lcc.config.cards import card, digest
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 from lcc.data.packages import Requirement, contents, require
 from lcc.methods.readers.packages.gettext import catalogue_pairs
 

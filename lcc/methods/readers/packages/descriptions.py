@@ -1,4 +1,4 @@
-"""Debian's package descriptions: what a package does at length, and in one line (its summary)."""
+"""Debian's package descriptions: the long text, and its one-line summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lcc.config.cards import card, digest
 from lcc.data.bm25 import is_stop_word
-from lcc.data.files import Row, normalised, short_digest
+from lcc.data.local_files import Row, normalised, short_digest
 from lcc.data.packages import Requirement, require
 
 STANZA = re.compile(r"\n\n+")

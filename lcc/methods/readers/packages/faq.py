@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card, digest
-from lcc.data.files import Row, normalised, short_digest
+from lcc.data.local_files import Row, normalised, short_digest
 from lcc.data.packages import Requirement, contents, require
 
 SECTION = re.compile(

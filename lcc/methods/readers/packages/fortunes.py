@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import card, digest
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 from lcc.data.packages import Requirement, contents, require
 
 BETWEEN = re.compile(r"^%\s*$", re.MULTILINE)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
-from lcc.data.files import Row
+from lcc.data.local_files import Row
 from lcc.data.packages import Requirement, contents, require
 
 CHARSET = re.compile(rb"charset=([\w-]+)")

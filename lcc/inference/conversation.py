@@ -1,4 +1,4 @@
-"""A conversation by the model's own template: turns in order, the oldest forgotten."""
+"""Conversation: a chat by the model's own template, turns in order, the oldest dropped."""
 
 from __future__ import annotations
 

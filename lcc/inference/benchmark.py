@@ -1,4 +1,4 @@
-"""Speed and memory of one model in a process of its own, which answers commands over a pipe.
+"""Benchmark of one model in a process of its own: tokens a second, latency, memory.
 
 A fresh process per checkpoint keeps one's memory and caches out of another's figures. All are
 forked from a server that has only imported the libraries, so that these seconds are paid once;

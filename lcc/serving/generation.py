@@ -1,4 +1,4 @@
-"""From a body's wishes to the session's requests, and from its steps to what was said."""
+"""Generation of a request's answers: body → session requests, steps → texts and log-probabilities."""
 
 from __future__ import annotations
 

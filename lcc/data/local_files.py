@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lcc.config.cards import Mistake, Mistakes, card, digest
-from lcc.config.files import config_roots, packaged_file
+from lcc.config.yaml_files import config_roots, packaged_file
 from lcc.core.errors import DataError, RecipeError, did_you_mean
 from lcc.data.packages import Requirement, file_digest
 
