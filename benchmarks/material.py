@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcc.data.packages import cache_root
+from lcc.methods.readers.packages.cache import cache_root
 
 HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)  # begins an article of WikiText
 CHARACTERS = 2500  # of a calibration row: more than 512 tokens of English

@@ -19,6 +19,7 @@ from lcc.core.errors import DataError, did_you_mean
 from lcc.core.progress import Progress
 from lcc.data.cleaning import Cleaning
 from lcc.data.local_files import (
+    Requirement,
     Row,
     normalised,
     read_rows,
@@ -28,7 +29,6 @@ from lcc.data.local_files import (
     with_fields,
     write_rows,
 )
-from lcc.data.packages import Requirement
 
 # Splits by document: decided by hashes, not by row order, and fenced off from each other.
 

@@ -8,16 +8,18 @@ import hashlib
 import json
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lcc.config.cards import Mistake, Mistakes, card, digest
 from lcc.config.yaml_files import config_roots, packaged_file
+from lcc.core.disk import file_digest
 from lcc.core.errors import DataError, RecipeError, did_you_mean
-from lcc.data.packages import Requirement, file_digest
+from lcc.core.progress import Progress
 
 # Rows: plain dicts with `id`, `doc` and the dataset's own fields, and what readers owe them.
 
@@ -27,6 +29,34 @@ R = TypeVar("R")
 KEPT_APART = ("id", "doc", "split", "label")
 USUAL = ("source", "target", "text")
 WORDLESS = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True)
+class Requirement(ABC):
+    """One file that a model or a dataset needs, announced with its size before it is fetched."""
+
+    requirement: str
+    bytes: int = 0
+    licence: str = ""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What it is called in a list: `package`."""
+
+    @property
+    @abstractmethod
+    def path(self) -> Path | None:
+        """Where it lies, if it was fetched."""
+
+    @abstractmethod
+    def fetch(self, progress: Progress) -> Path:
+        """Its path, after a download if need be."""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of its file, if it is there."""
+        return None if self.path is None else file_digest(self.path)
 
 
 class Reader(Protocol):

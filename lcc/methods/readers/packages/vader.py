@@ -13,7 +13,8 @@ from pydantic import Field
 from lcc.config.cards import card, digest
 from lcc.core.errors import DataError
 from lcc.data.local_files import Row
-from lcc.data.packages import Requirement, contents, require
+from lcc.methods.readers.packages.archives import contents
+from lcc.methods.readers.packages.cache import PackageFile
 
 FILES = {
     "movie": "movieReviewSnippets_GroundTruth.txt",
@@ -51,8 +52,8 @@ class Vader:
                 "unit: document needs labels: none and a collection with documents (nyt or amazon)"
             )
 
-    def requirements(self) -> tuple[Requirement, ...]:
-        return (self._requirement(),)
+    def requirements(self) -> tuple[PackageFile, ...]:
+        return (self._package(),)
 
     def fingerprint(self) -> str:
         return digest(self.sha256)
@@ -92,7 +93,7 @@ class Vader:
                 raise DataError(f"{where}:{number}: expected id, rating and text.") from None
 
     def _text(self) -> str:
-        package = require(self._requirement())
+        package = self._package().verified()
         for _, inner in contents(package, (self.archive,)):
             with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
                 for info in tar:
@@ -101,14 +102,9 @@ class Vader:
                         return file.read().decode("utf-8-sig")
         raise DataError(f"{package.name}: holds no {FILES[self.collection]}.")
 
-    def _requirement(self) -> Requirement:
-        return Requirement(
-            name="vaderSentiment",
-            requirement=self.requirement,
-            bytes=self.bytes,
-            licence=self.licence,
-            sha256=self.sha256,
-            sdist=True,
+    def _package(self) -> PackageFile:
+        return PackageFile(
+            self.requirement, bytes=self.bytes, licence=self.licence, sha256=self.sha256, sdist=True
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcc.methods.readers.packages.debian import aligned_by_id, aligned_by_structure
+from lcc.methods.readers.packages.bilingual_html import aligned_by_id, aligned_by_structure
 
 ENGLISH = """<html><head><title>No</title></head><body><h1 id="h">Trains</h1>
 <p id="p1">A train <b>runs</b>

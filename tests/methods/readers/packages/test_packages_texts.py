@@ -1,9 +1,8 @@
-"""Readers of conversations, FAQs, SQuAD and package descriptions, from files as they come."""
+"""Readers of conversations, FAQs and package descriptions, from files as they come."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -114,21 +113,6 @@ def test_passages_hold_the_answer_once_at_no_fixed_place(home: Path) -> None:
     assert all(row["context"].split("\n").count(row["answer"]) == 1 for row in rows)
     assert all(len(row["context"].split("\n")) == 4 for row in rows)
     assert len({row["context"].split("\n").index(row["answer"]) for row in rows}) > 1
-
-
-def test_squad_is_read_with_the_place_of_each_answer(tmp_path: Path) -> None:
-    asked = [
-        {"id": "q1", "question": "Who?", "answers": [{"text": "Ann", "answer_start": 4}]},
-        {"id": "q2", "question": "Why?", "answers": []},
-    ]
-    node = {"data": [{"title": "T", "paragraphs": [{"context": "See Ann.", "qas": asked}]}]}
-    path = tmp_path / "s.json"
-    path.write_text(json.dumps(node))
-    (row,) = reader("squad", path=str(path)).read()
-    assert row["context"][row["answer_start"] :].startswith(row["answer"]) and row["doc"] == "T"
-    path.write_text("{}")
-    with pytest.raises(DataError, match="is not SQuAD's JSON"):
-        list(reader("squad", path=str(path)).read())
 
 
 def test_descriptions_are_prose_and_their_first_line(home: Path) -> None:
