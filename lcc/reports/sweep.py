@@ -144,7 +144,10 @@ def parallel(rows: Sequence[PointRow], better: dict[str, Direction]) -> Figure |
         return None
     best = {row.point.index for row in front(whole, better)}
     drawing = Drawing(
-        PLOT_WIDTH, PLOT_HEIGHT, "Choices and results of every point", _row_hints(whole, better)
+        PLOT_WIDTH,
+        PLOT_HEIGHT,
+        "Choices and results of every point",
+        "; ".join(_hint(row, better) for row in whole),
     )
     gap = (PLOT_WIDTH - PLOT_LEFT - PLOT_RIGHT) / (len(axes) - 1)
     xs = [PLOT_LEFT + n * gap for n in range(len(axes))]
@@ -252,10 +255,6 @@ def _cut(words: str, room: float) -> str:
     """As many letters as have room."""
     most = max(int((room - 8) / LETTER), 2)
     return words if len(words) <= most else f"{words[: most - 1]}…"
-
-
-def _row_hints(rows: Sequence[PointRow], better: dict[str, Direction]) -> str:
-    return "; ".join(_hint(row, better) for row in rows)
 
 
 # How a search went: objectives against each other, and the best figure so far.

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lcc.distributed.dist import Distributed
     from lcc.distributed.fsdp import Sharded
     from lcc.pipeline.stage import Context
-    from lcc.training.checkpoint import Counters
     from lcc.training.trainer import Training
 
 
@@ -45,12 +44,12 @@ def training_measures(training: Training) -> dict[str, Measure]:
         "gradient_bytes_per_step": Measure(
             training.stepper.reduction.bytes_sent / max(1, counters.step), "bytes"
         ),
-        **({} if training.spike is None else _spikes(counters)),
+        **{
+            name: Measure(getattr(counters, name), "count")
+            for name in ("spikes", "rollbacks")
+            if training.spike is not None
+        },
     }
-
-
-def _spikes(counters: Counters) -> dict[str, Measure]:
-    return {"spikes": Measure(counters.spikes, "count"), "rollbacks": Measure(counters.rollbacks, "count")}
 
 
 # What a training stage has to do for FSDP: cut its model into pieces, or refuse to.

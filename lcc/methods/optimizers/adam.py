@@ -26,26 +26,14 @@ class AdamW:
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
 
     def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        return torch.optim.AdamW(
-            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=is_fusible(groups)
-        )
-
-
-# Adam, its weight decay a part of the gradient (Kingma and Ba, 2015).
+        kind: type[Optimizer] = getattr(torch.optim, type(self).__name__)
+        betas, fused = (self.beta1, self.beta2), is_fusible(groups)
+        return kind(groups, lr=lr, betas=betas, eps=self.epsilon, fused=fused)  # type: ignore[call-arg]
 
 
 @card
-class Adam:
-    """For comparison with older work: with weight decay, `adamw` is the better choice."""
+class Adam(AdamW):
+    """Weight decay is a part of the gradient, as in older work; `adamw` is the better choice with it."""
 
     word: ClassVar[str] = "adam"
     revision: ClassVar[int] = 1
-    default_lr: ClassVar[float | None] = None
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-
-    def build(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        return torch.optim.Adam(
-            groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=is_fusible(groups)
-        )
