@@ -1,8 +1,13 @@
-"""Types that every package names: the form of a checkpoint and the head of a model."""
+"""Types that every package names: an array, the form of a checkpoint and the head of a model."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]  # whose shape and dtype a docstring says
 
 # How a checkpoint holds its weights; every stage says which forms it accepts, so that a plan whose
 # steps do not fit one another is refused before anything runs:

@@ -15,9 +15,10 @@ from lcc.export.parity import NUM_SHOWN, Errors, Parity, count_differences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lcc.core.types import Array
     from lcc.inference.backends.whisper import Heard, Listener
 
-    Matrix = np.ndarray[Any, Any]
+    Matrix = Array
 
 NUM_SOUNDS = 24
 EXTRACTOR_FILE = "preprocessor_config.json"
@@ -92,7 +93,7 @@ def compare_heard(
     *,
     tolerance: float,
     new_tokens: int,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Parity:
     """Both transcribe the same sounds; compared up to the first token that differs."""
     parity, errors, states = Parity("tokens", tolerance), Errors(), Errors()

@@ -15,6 +15,8 @@ from lcc.models.bundle import open_bundle
 from lcc.models.card import read_card, read_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lcc.core.types import Head
 
 HEADS: dict[str, tuple[Head, ...]] = {
@@ -102,7 +104,7 @@ def write_ct2(source: Path, target: Path, *, quantization: str) -> dict[str, Any
     return {"bytes_of_type": {quantization: size}}
 
 
-def _name_tokens(config: Any, tokenizer: Any) -> None:
+def _name_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Some token must be named; texts come as known tokens, their first one among them."""
     for name in ("unk_token", "bos_token"):
         if name == "unk_token" or hasattr(config, name):
@@ -110,7 +112,7 @@ def _name_tokens(config: Any, tokenizer: Any) -> None:
             setattr(config, name, named)
 
 
-def _languages(tokenizer: Any) -> list[int]:
+def _languages(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of languages, which the converter finds no more in transformers 5."""
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
@@ -131,11 +133,11 @@ def _filling(registered: Any, *, padless: bool) -> Any:
     """
 
     class Loader(type(registered)):  # type: ignore[misc]
-        def __call__(self, model: Any, tokenizer: Any) -> Any:
+        def __call__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
             self.pad_is_last = tokenizer.pad_token_id == model.config.vocab_size - 1
             return super().__call__(model, tokenizer)
 
-        def get_vocabulary(self, model: Any, tokenizer: Any) -> list[str]:
+        def get_vocabulary(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
             num_rows = model.config.get_text_config().vocab_size
             pieces = list(tokenizer.convert_ids_to_tokens(list(range(num_rows))))
             pieces = [f"<extra_id_{i}>" if p is None else p for i, p in enumerate(pieces)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from lcc.calibration.statistics import LayerStats
     from lcc.compression.packed_format import GroupGrid
+    from lcc.core.types import Array
 
 # Weights as ggml stores them: our own codes where a block type holds them, else rounded anew.
 
@@ -53,7 +54,7 @@ def grid_type(grid: GroupGrid) -> str | None:
     return kind if kind and bool((changed <= EXACT * np.abs(halves)).all()) else None
 
 
-def grid_blocks(grid: GroupGrid) -> np.ndarray[Any, Any]:
+def grid_blocks(grid: GroupGrid) -> Array:
     """A grid's own codes and scales as rows of blocks, (out, bytes of a row) uint8."""
     codes = grid.codes.numpy().astype(np.int16)  # (out, in), from the lowest code upwards
     num_outputs = len(codes)
@@ -62,7 +63,7 @@ def grid_blocks(grid: GroupGrid) -> np.ndarray[Any, Any]:
     scale = grid.scale.float().numpy().repeat(repeat, axis=1)[..., None]  # (out, blocks, 1)
     heads = [scale]
     if grid_type(grid) == "Q8_0":
-        body: np.ndarray[Any, Any] = blocks.astype(np.int8).view(np.uint8)
+        body: Array = blocks.astype(np.int8).view(np.uint8)
     else:
         if grid.zero is not None:
             zero = grid.zero.numpy().astype(np.float32).repeat(repeat, axis=1)[..., None]
@@ -73,15 +74,13 @@ def grid_blocks(grid: GroupGrid) -> np.ndarray[Any, Any]:
     return np.concatenate([*halves, body], axis=-1).reshape(num_outputs, -1)
 
 
-def rounded(
-    weight: np.ndarray[Any, Any], kind: str, *, importance: np.ndarray[Any, Any] | None = None
-) -> np.ndarray[Any, Any]:
+def rounded(weight: Array, kind: str, *, importance: Array | None = None) -> Array:
     """Float32 rows (out, in) in a block type; `importance` (in,) weighs the errors of inputs."""
     import gguf
 
     wanted = gguf.GGMLQuantizationType[kind]
     if kind in NUMPY and (kind in PLAIN or importance is None):
-        blocks: np.ndarray[Any, Any] = gguf.quants.quantize(weight, wanted)
+        blocks: Array = gguf.quants.quantize(weight, wanted)
         return blocks
     return _by_llama_cpp(np.ascontiguousarray(weight, np.float32), wanted, importance)
 
@@ -94,9 +93,7 @@ def row_bytes(num_inputs: int, kind: str) -> int:
     return int(num_inputs // size * bytes_)
 
 
-def _by_llama_cpp(
-    weight: np.ndarray[Any, Any], kind: Any, importance: np.ndarray[Any, Any] | None
-) -> np.ndarray[Any, Any]:
+def _by_llama_cpp(weight: Array, kind: Any, importance: Array | None) -> Array:
     num_rows, num_inputs = weight.shape
     out = np.empty((num_rows, row_bytes(num_inputs, kind.name)), np.uint8)
     # A channel that calibration never saw still counts for something, or its weights become noise.
@@ -398,17 +395,17 @@ class _GgufTensorWriter:
         zero = None if grid.zero is None else grid.zero[order]
         return replace(grid, codes=grid.codes[order], scale=grid.scale[order], zero=zero)
 
-    def _weights(self, name: str, kind: str) -> np.ndarray[Any, Any] | None:
+    def _weights(self, name: str, kind: str) -> Array | None:
         """Mean square of every input; None where calibration saw nothing or nothing is lost."""
         layer = name.removesuffix(".weight")
         if kind in ("F32", "F16", "BF16", "Q8_0") or layer not in self.importance:
             return None
         self.written.weighed += 1
         stats = self.importance[layer]
-        mean_square: np.ndarray[Any, Any] = (stats.diagonal / stats.num_tokens).float().numpy()
+        mean_square: Array = (stats.diagonal / stats.num_tokens).float().numpy()
         return mean_square
 
-    def _put(self, role: str, data: np.ndarray[Any, Any], kind: str) -> None:
+    def _put(self, role: str, data: Array, kind: str) -> None:
         import gguf
 
         plain = kind in ("F32", "F16")

@@ -69,11 +69,11 @@ def frames_of(tokenizer: PreTrainedTokenizerBase) -> Frames | None:
         return None
 
 
-def _render(tokenizer: Any, messages: Messages, *, prompted: bool = True) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompted: bool = True) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompted))
 
 
-def _read(tokenizer: Any) -> Frames:
+def _read(tokenizer: PreTrainedTokenizerBase) -> Frames:
     """Frames by where marked texts stand; raises ValueError where they stand twice or nowhere."""
     roles = ("system", "user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": f"{MARK}{i}"} for i, role in enumerate(roles)]
@@ -107,13 +107,13 @@ def _read(tokenizer: Any) -> Frames:
     return Frames(start, around, answer, _default(tokenizer, start, system, after["system"], user))
 
 
-def _split_start(tokenizer: Any, before: str) -> tuple[str, str]:
+def _split_start(tokenizer: PreTrainedTokenizerBase, before: str) -> tuple[str, str]:
     """The start token, where one opens every conversation, and the system's beginning."""
     start = str(tokenizer.bos_token or "")
     return (start, before[len(start) :]) if start and before.startswith(start) else ("", before)
 
 
-def _default(tokenizer: Any, start: str, before: str, after: str, user: str) -> str:
+def _default(tokenizer: PreTrainedTokenizerBase, start: str, before: str, after: str, user: str) -> str:
     plain = _render(tokenizer, [{"role": "user", "content": MARK}], prompted=False)
     head = plain.partition(MARK)[0].removesuffix(user).removeprefix(start)
     if head.startswith(before) and head.endswith(after) and len(head) > len(before) + len(after):

@@ -16,6 +16,7 @@ from lcc.inference.session import GeneratedAnswer, greedy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lcc.core.types import Array
     from lcc.data.dataset import PreparedData
     from lcc.inference.session import Session
     from lcc.tasks.task import Task
@@ -73,7 +74,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
     return texts
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, Any]], prompted: bool) -> str:
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], prompted: bool) -> str:
     import jinja2
 
     try:
@@ -101,7 +102,7 @@ def task_prompts(folder: Path, task: Task, data: PreparedData) -> list[list[int]
 
 # How two tables of logits differ: by how much of their spread, and where another is in front.
 
-Matrix = np.ndarray[Any, Any]
+Matrix = Array
 
 FORBIDDEN = -1e30
 MOST_NEVER_SAID = 4  # tokens that an engine forbids, such as padding

@@ -24,8 +24,9 @@ from lcc.models.card import read_card, read_json, weight_files
 from lcc.store import artifact
 
 if TYPE_CHECKING:
-    import numpy as np
+    from transformers import PreTrainedTokenizerBase
 
+    from lcc.core.types import Array
     from lcc.export.parity import Parity
     from lcc.inference.backends.whisper import Listener
     from lcc.inference.session import Session
@@ -85,7 +86,7 @@ def rehearsed_hearing(
     prompt: Sequence[int],
     *,
     new_tokens: int,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> float | None:
     """The same of a model that hears: the larger error of its scores and its encoder's states."""
     module = _rounded(exporter, folder)
@@ -109,7 +110,7 @@ def _rounded(exporter: Any, folder: Path) -> Any:
     return exporter.rounded(open_bundle(folder).load(dtype="float32"))
 
 
-def _rows(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _rows(values: Array) -> Array:
     return values if values.ndim > 1 else values[None]
 
 

@@ -23,9 +23,9 @@ from lcc.models.adapters import is_prompt
 from lcc.tasks.task import Decode
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
+    from lcc.core.types import Array
     from lcc.models.bundle import Bundle
 
 # Whether answers may be written together: asked of the model itself.
@@ -306,7 +306,7 @@ def _prefixes(module: Any, opening: Opening) -> PrefixCache | None:
 class ExportedRunner(ModelRunner, Protocol):
     """A ModelRunner of another tool's engine, which also reads whole texts."""
 
-    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read(self, ids: Sequence[int]) -> Array:
         """Logits (num_tokens, vocabulary) of a whole text; of an encoder–decoder (1, vocabulary)
         of what its answer begins with."""
         ...
@@ -323,7 +323,7 @@ class ExportedSession(ScheduledSession):
         super().__init__(runner, sidecar, context=context, slots=opening.slots)
         self.abilities = EXPORTED | JOINS if runner.joins else EXPORTED
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row (num_tokens, vocabulary); (1, vocabulary) of an encoder–decoder."""
         return [self._runner.read(row) for row in rows]
 

@@ -17,10 +17,12 @@ from lcc.tasks.encode import pad_id, padded
 from lcc.training.loss import token_logits
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
-    Vectors = list[np.ndarray[Any, Any]]
+    from lcc.core.types import Array
+
+    Vectors = list[Array]
 
 
 class CausalRunner:
@@ -203,7 +205,9 @@ BATCH_TOKENS = 4096
 ENOUGH = 512  # tokens that keep a CPU busy: a batch of so many takes no row that needs padding
 
 
-def logits(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]], head: str) -> Vectors:
+def logits(
+    module: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], head: str
+) -> Vectors:
     """Per row (num_tokens, vocabulary); (num_labels,) of a classifier.
 
     Of an encoder–decoder (1, vocabulary): what it would begin its answer with.
@@ -224,7 +228,7 @@ def logits(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]], head: str
     return _each(module, tokenizer, rows, read, trimmed=trimmed, budget=budget)
 
 
-def vectors(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> Vectors:
+def vectors(module: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Vectors:
     """Per row the mean of its last hidden states (of the encoder, where there is one)."""
     body = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
 
@@ -239,7 +243,7 @@ def vectors(module: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> Vecto
 
 def _each(
     module: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Sequence[int]],
     read: Callable[[Tensor, Tensor], Tensor],
     *,

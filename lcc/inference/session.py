@@ -13,9 +13,9 @@ from lcc.core.errors import DataError, RecipeError
 from lcc.tasks.task import Sampling
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from lcc.core.types import Array
     from lcc.models.card import Card
     from lcc.tasks.task import Decode
 
@@ -85,11 +85,11 @@ class Session(Protocol):
         """Forget a request that nobody waits for any more."""
         ...
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row (num_tokens, vocabulary) for a decoder, (num_labels,) for a classifier."""
         ...
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row one vector (hidden_size,): the mean of its last hidden states."""
         ...
 
@@ -135,11 +135,11 @@ class BaseSession:
     def _refusal(self, lacking: Sequence[Ability]) -> str:
         return f"this engine has no {' nor '.join(lacking)}; use engine=transformers."
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Refused by an engine that gives none."""
         raise DataError("this engine gives no logits; use engine=transformers.")
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Refused by an engine that gives no hidden states."""
         raise DataError("this engine gives no embeddings; use engine=transformers.")
 

@@ -8,18 +8,21 @@ the grid means.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+if TYPE_CHECKING:
+    from lcc.core.types import Array
+
 FASTMATH = {"contract", "reassoc", "nsz", "nnan"}
 BLOCK = 64  # rows of weights that one thread takes at a time
 
 
-def _bits_as_float(typing_context: Any, bits: Any) -> Any:
+def _bits_as_float(typing_context: Any, bits: Array) -> Any:
     """The float32 whose bits these are."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -32,13 +35,13 @@ _as_float: Any = intrinsic(_bits_as_float)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _widen_bf16(row: Any, buffer: Any) -> None:
+def _widen_bf16(row: Array, buffer: Array) -> None:
     for k in range(row.shape[0]):
         buffer[k] = _as_float(np.uint32(row[k]) << np.uint32(16))
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _widen_int8(row: Any, scales: Any, zeros: Any, buffer: Any) -> None:
+def _widen_int8(row: Array, scales: Array, zeros: Array, buffer: Array) -> None:
     size = row.shape[0] // scales.shape[0]
     for group in range(scales.shape[0]):
         scale, zero = scales[group], zeros[group]
@@ -49,7 +52,7 @@ def _widen_int8(row: Any, scales: Any, zeros: Any, buffer: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _widen_int4(row: Any, scales: Any, zeros: Any, buffer: Any) -> None:
+def _widen_int4(row: Array, scales: Array, zeros: Array, buffer: Array) -> None:
     """Of a group the first half stands in the lower four bits, the second in the upper ones."""
     half = row.shape[0] // scales.shape[0]
     for group in range(scales.shape[0]):
@@ -63,7 +66,7 @@ def _widen_int4(row: Any, scales: Any, zeros: Any, buffer: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _dots(values: Any, inputs: Any, out: Any, n: int) -> None:
+def _dots(values: Array, inputs: Array, out: Array, n: int) -> None:
     """out[:, n]: the dot product of `values` with every input, four at a time."""
     b = 0
     while b + 4 <= inputs.shape[0]:
@@ -86,7 +89,7 @@ def _dots(values: Any, inputs: Any, out: Any, n: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _dot_bf16(row: Any, x: Any) -> Any:
+def _dot_bf16(row: Array, x: Array) -> Any:
     total = np.float32(0)
     for k in range(row.shape[0]):
         total += _as_float(np.uint32(row[k]) << np.uint32(16)) * x[k]
@@ -94,7 +97,7 @@ def _dot_bf16(row: Any, x: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _block_bf16(block: int, weight: Any, inputs: Any, out: Any) -> None:
+def _block_bf16(block: int, weight: Array, inputs: Array, out: Array) -> None:
     if inputs.shape[0] == 1:
         for n in range(block * BLOCK, min(weight.shape[0], (block + 1) * BLOCK)):
             out[0, n] = _dot_bf16(weight[n], inputs[0])
@@ -106,14 +109,14 @@ def _block_bf16(block: int, weight: Any, inputs: Any, out: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def bf16_product(weight: Any, inputs: Any, out: Any) -> None:
+def bf16_product(weight: Array, inputs: Array, out: Array) -> None:
     """out (B, N) = inputs (B, K) · weight (N, K)ᵀ, weight as the bits of bfloat16."""
     for block in range((weight.shape[0] + BLOCK - 1) // BLOCK):
         _block_bf16(block, weight, inputs, out)
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def bf16_product_parallel(weight: Any, inputs: Any, out: Any) -> None:
+def bf16_product_parallel(weight: Array, inputs: Array, out: Array) -> None:
     """The same on several threads."""
     for block in numba.prange((weight.shape[0] + BLOCK - 1) // BLOCK):
         _block_bf16(block, weight, inputs, out)
@@ -125,7 +128,7 @@ def _row_products(size: int) -> tuple[Any, Any]:
     half = size // 2
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def of_bytes(row: Any, scales: Any, zeros: Any, x: Any, sums: Any) -> Any:
+    def of_bytes(row: Array, scales: Array, zeros: Array, x: Array, sums: Array) -> Any:
         total = np.float32(0)
         for group in range(scales.shape[0]):
             each = np.float32(0)
@@ -136,7 +139,7 @@ def _row_products(size: int) -> tuple[Any, Any]:
         return total
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def of_halves(row: Any, scales: Any, zeros: Any, x: Any, sums: Any) -> Any:
+    def of_halves(row: Array, scales: Array, zeros: Array, x: Array, sums: Array) -> Any:
         total = np.float32(0)
         for group in range(scales.shape[0]):
             each = np.float32(0)
@@ -163,7 +166,9 @@ def grid_product(size: int, *, parallel: bool) -> Any:
     of_bytes, of_halves = _row_products(size)
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def of_block(block: int, codes: Any, scales: Any, zeros: Any, inputs: Any, sums: Any, out: Any) -> None:
+    def of_block(
+        block: int, codes: Array, scales: Array, zeros: Array, inputs: Array, sums: Array, out: Array
+    ) -> None:
         rows = range(block * BLOCK, min(codes.shape[0], (block + 1) * BLOCK))
         is_packed = codes.shape[1] != inputs.shape[1]
         if inputs.shape[0] == 1:
@@ -182,7 +187,7 @@ def grid_product(size: int, *, parallel: bool) -> Any:
             _dots(buffer, inputs, out, n)
 
     @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def sums_of(x: Any, num_groups: int) -> Any:
+    def sums_of(x: Array, num_groups: int) -> Any:
         sums = np.zeros(num_groups, np.float32)
         for group in range(num_groups):
             for k in range(size):
@@ -190,7 +195,7 @@ def grid_product(size: int, *, parallel: bool) -> Any:
         return sums
 
     @numba.njit(parallel=parallel, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-    def product(codes: Any, scales: Any, zeros: Any, inputs: Any, out: Any) -> None:
+    def product(codes: Array, scales: Array, zeros: Array, inputs: Array, out: Array) -> None:
         sums = sums_of(inputs[0], scales.shape[1])  # A single input's zeros are taken off at once.
         for block in numba.prange((codes.shape[0] + BLOCK - 1) // BLOCK):
             of_block(block, codes, scales, zeros, inputs, sums, out)
@@ -199,7 +204,7 @@ def grid_product(size: int, *, parallel: bool) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def widen_grid(codes: Any, scales: Any, zeros: Any, out: Any) -> None:
+def widen_grid(codes: Array, scales: Array, zeros: Array, out: Array) -> None:
     """out (N, K) float32: the weights that the codes mean."""
     for n in range(codes.shape[0]):
         if codes.shape[1] != out.shape[1]:

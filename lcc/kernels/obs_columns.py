@@ -19,6 +19,8 @@ from lcc.kernels import follow_torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.core.types import Array
+
 TILE = 128  # outputs that one thread solves together: block × TILE floats stay in a near cache
 STRIDE = 8  # columns whose errors are handed on together; N:M groups lie inside
 STRIP = 16  # rows that one thread turns into columns together: a line of a cache
@@ -128,7 +130,7 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _choose(t: Any, chosen: Any, spread: Any, first: int, kept: int, of: int) -> None:
+def _choose(t: Array, chosen: Array, spread: Array, first: int, kept: int, of: int) -> None:
     """Keep `kept` of `of` columns from `first` on: those that cost most to lose."""
     for j in range(of):
         mine, num_better = t[first + j], chosen[j]
@@ -150,7 +152,9 @@ def _choose(t: Any, chosen: Any, spread: Any, first: int, kept: int, of: int) ->
 
 
 @_compiled
-def _quantize(t: Any, mask: Any, value: Any, scale: Any, zero: Any, low: Any, high: Any) -> None:
+def _quantize(
+    t: Array, mask: Array, value: Array, scale: Array, zero: Array, low: Array, high: Array
+) -> None:
     """Codes in the place of the targets, and what they stand for into `value`."""
     for r in range(len(t)):
         nearest = min(max(np.rint(t[r] / scale[r]) + zero[r], low), high)
@@ -160,7 +164,7 @@ def _quantize(t: Any, mask: Any, value: Any, scale: Any, zero: Any, low: Any, hi
 
 
 @_compiled
-def _note_errors(weight: Any, value: Any, mine: Any, errors: Any) -> None:
+def _note_errors(weight: Array, value: Array, mine: Array, errors: Array) -> None:
     """`mine` is what was to be met, and becomes how far off the value is."""
     for r in range(len(value)):
         errors[r] = weight[r] - value[r]
@@ -168,7 +172,7 @@ def _note_errors(weight: Any, value: Any, mine: Any, errors: Any) -> None:
 
 
 @_compiled
-def _hand_on_within(t: Any, error: Any, feedback: Any, i: int, stop: int) -> None:
+def _hand_on_within(t: Array, error: Array, feedback: Array, i: int, stop: int) -> None:
     for j in range(i + 1, stop):
         row, factor = t[j], feedback[j, i]
         for r in range(len(row)):
@@ -176,7 +180,7 @@ def _hand_on_within(t: Any, error: Any, feedback: Any, i: int, stop: int) -> Non
 
 
 @_compiled
-def _hand_on(t: Any, error: Any, feedback: Any, i: int) -> None:
+def _hand_on(t: Array, error: Array, feedback: Array, i: int) -> None:
     """The errors of eight columns from `i` on, to all later ones: one load per eight products."""
     e0, e1, e2, e3 = error[0], error[1], error[2], error[3]
     e4, e5, e6, e7 = error[4], error[5], error[6], error[7]
@@ -198,7 +202,7 @@ def _hand_on(t: Any, error: Any, feedback: Any, i: int) -> None:
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _permuted(gram: Any, order: Any, ordered: Any) -> None:
+def _permuted(gram: Array, order: Array, ordered: Array) -> None:
     for i in numba.prange(len(order)):
         row, mine = gram[order[i]], ordered[i]
         for j in range(i, len(order)):
@@ -206,7 +210,7 @@ def _permuted(gram: Any, order: Any, ordered: Any) -> None:
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _by_columns(weight: Any, order: Any, turned: Any) -> None:
+def _by_columns(weight: Array, order: Array, turned: Array) -> None:
     num_rows = len(weight)
     for strip in numba.prange((num_rows + STRIP - 1) // STRIP):
         first, last = strip * STRIP, min(strip * STRIP + STRIP, num_rows)
@@ -217,7 +221,7 @@ def _by_columns(weight: Any, order: Any, turned: Any) -> None:
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _by_rows(solved: Any, order: Any, turned: Any) -> None:
+def _by_rows(solved: Array, order: Array, turned: Array) -> None:
     num_rows = len(turned)
     for strip in numba.prange((num_rows + STRIP - 1) // STRIP):
         first, last = strip * STRIP, min(strip * STRIP + STRIP, num_rows)
@@ -229,16 +233,16 @@ def _by_rows(solved: Any, order: Any, turned: Any) -> None:
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 def _solve(
-    weight: Any,
-    targets: Any,
-    feedback: Any,
-    spread: Any,
-    keep: Any,
-    scale: Any,
-    zero: Any,
+    weight: Array,
+    targets: Array,
+    feedback: Array,
+    spread: Array,
+    keep: Array,
+    scale: Array,
+    zero: Array,
     group: Any,
-    errors: Any,
-    solved: Any,
+    errors: Array,
+    solved: Array,
     kept: int,
     of: int,
     lowest: int,

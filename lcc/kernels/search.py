@@ -16,6 +16,8 @@ from lcc.kernels import follow_torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lcc.core.types import Array
+
 BINS = 1 << 16
 
 
@@ -42,7 +44,7 @@ def rows_without_lowest(scores: Tensor, nums: Tensor) -> Tensor:
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _rows_without_lowest(scores: Any, nums: Any, mask: Any) -> None:
+def _rows_without_lowest(scores: Array, nums: Any, mask: Array) -> None:
     for row in numba.prange(len(scores)):
         own = scores[row].copy().view(np.int32)
         threshold, num_left = _threshold(own, nums[row])
@@ -58,7 +60,7 @@ def _rows_without_lowest(scores: Any, nums: Any, mask: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _threshold(bits: Any, num: int) -> Any:
+def _threshold(bits: Array, num: int) -> Any:
     """Bits below which the `num` lowest lie, and how many of those equal to it go too.
 
     By halves of the range between the least and the largest: counting what lies below is a few
@@ -82,7 +84,7 @@ def _threshold(bits: Any, num: int) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _without_lowest(bits: Any, num: int, mask: Any) -> None:
+def _without_lowest(bits: Array, num: int, mask: Array) -> None:
     high, num_left = _bin_of(bits, num, np.uint32(16), np.uint32(0), np.uint32(0))
     low, num_left = _bin_of(bits, num_left, np.uint32(0), np.uint32(16), np.uint32(high))
     threshold = (np.uint32(high) << np.uint32(16)) | np.uint32(low)
@@ -98,7 +100,7 @@ def _without_lowest(bits: Any, num: int, mask: Any) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _bin_of(bits: Any, num: int, shift: Any, prefix_shift: Any, prefix: Any) -> Any:
+def _bin_of(bits: Array, num: int, shift: Any, prefix_shift: Any, prefix: np.uint32) -> Any:
     """The 16 bits at `shift` of the `num`-th lowest with this prefix, and how many of it go."""
     counts = np.zeros(BINS, dtype=np.int64)
     for i in range(len(bits)):
@@ -136,7 +138,7 @@ def best_options(
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
 def _search(
-    groups: Any, weighing: Any, scales: Any, zeros: Any, lowest: Any, highest: Any, best: Any
+    groups: Any, weighing: Any, scales: Array, zeros: Array, lowest: Any, highest: Any, best: Any
 ) -> None:
     for row in numba.prange(groups.shape[0]):
         for group in range(groups.shape[1]):
@@ -157,7 +159,7 @@ def _search(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
-def _error(values: Any, weigh: Any, scale: Any, low: Any, high: Any) -> Any:
+def _error(values: Array, weigh: Any, scale: Array, low: Array, high: Array) -> Any:
     # Half way between two points both err alike: a product may do for a quotient here.
     error, inverse = np.float32(0), np.float32(1) / scale
     for i in range(len(values)):

@@ -50,7 +50,7 @@ from lcc.serving.protocol import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
+    from lcc.core.types import Array
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ async def encoder_ids(text: str, served: Served) -> list[int]:
     return list((await elsewhere(len(text), served.session.tokenizer, text))["input_ids"])
 
 
-def _encoded_vector(vector: np.ndarray[Any, Any], form: str | None) -> list[float] | str:
+def _encoded_vector(vector: Array, form: str | None) -> list[float] | str:
     if form == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return [float(value) for value in vector]
@@ -300,7 +300,7 @@ class ClassifyEndpoint(Endpoint):
         data = [_class(i, row, names) for i, row in enumerate(scores)]
         return self._list(http, data, sum(map(len, rows)))
 
-    async def _ranked(self, rows: Sequence[list[int]]) -> list[np.ndarray[Any, Any]]:
+    async def _ranked(self, rows: Sequence[list[int]]) -> list[Array]:
         """Per row the log-probability of every label word after it."""
         import numpy as np
 
@@ -318,7 +318,7 @@ class ClassifyEndpoint(Endpoint):
         return list(np.array(said).reshape(len(rows), len(labels)))
 
 
-def _likelihood(logits: np.ndarray[Any, Any], label: Sequence[int]) -> float:
+def _likelihood(logits: Array, label: Sequence[int]) -> float:
     """Log-probability of the last tokens of a text; logits (num_tokens, vocabulary)."""
     import numpy as np
 
@@ -328,7 +328,7 @@ def _likelihood(logits: np.ndarray[Any, Any], label: Sequence[int]) -> float:
     return float(logs[np.arange(len(label)), list(label)].sum())
 
 
-def _class(index: int, scores: np.ndarray[Any, Any], names: Sequence[str]) -> Class:
+def _class(index: int, scores: Array, names: Sequence[str]) -> Class:
     import numpy as np
 
     shares = np.exp(scores.astype("float64") - scores.max())

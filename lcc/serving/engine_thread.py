@@ -15,8 +15,7 @@ from lcc.core.errors import LccError
 from lcc.serving.protocol import busy
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from lcc.core.types import Array
     from lcc.inference.session import AnswerStep, Request, Session
 
 MAX_FAILURES = 3
@@ -224,7 +223,7 @@ class EngineThread:
         rows = [row for job in jobs for row in job.rows]
         ask = self.session.embed if jobs[0].kind == "embed" else self.session.logits
         try:
-            results: list[np.ndarray[Any, Any]] = ask(rows)
+            results: list[Array] = ask(rows)
         except LccError as error:
             self._calls += [(job.deliver, error) for job in jobs]
             return
@@ -293,7 +292,7 @@ class StepQueue:
 
 async def computed(
     engine_thread: EngineThread, kind: Literal["embed", "logits"], rows: Sequence[Sequence[int]]
-) -> list[np.ndarray[Any, Any]]:
+) -> list[Array]:
     """What the session makes of `rows`, computed together with others' rows."""
     done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

@@ -21,7 +21,9 @@ from lcc.inference.sidecar import Sidecar, read_sidecar, require_passed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    Matrix = np.ndarray[Any, Any]
+    from lcc.core.types import Array
+
+    Matrix = Array
 
 # It has no min_p: its options for drawing are a temperature, top_k and top_p.
 WRITES: frozenset[Ability] = frozenset({"beams", "sampling", "logprobs", "logits", "repetition_penalty"})
@@ -33,7 +35,7 @@ class _Ct2Answer:
     """Tokens of one answer as the engine gives them, its end token perhaps among them."""
 
     ids: list[int]
-    logits: list[np.ndarray[Any, Any]]
+    logits: list[Array]
 
 
 class Ct2Session(BaseSession):
@@ -78,7 +80,7 @@ class Ct2Session(BaseSession):
         """Forget a request that was not answered yet."""
         self._waiting.pop(handle, None)
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row (num_tokens, vocabulary); of an encoder–decoder (1, vocabulary)."""
         if self.card.head == "seq2seq":
             asked = [Request(tuple(row), 1) for row in rows]
@@ -91,7 +93,7 @@ class Ct2Session(BaseSession):
             rows_of_logits.append(np.array(out, np.float32)[0])
         return rows_of_logits
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row the mean of its last hidden states."""
         if self.card.head != "embed":
             raise DataError("CTranslate2 gives vectors of encoders only; use engine=transformers.")
@@ -202,12 +204,12 @@ def _kind(handle: int, request: Request) -> Any:
     return (request.num_beams, request.sampling, request.logprobs >= 0, request.ignore_ends)
 
 
-def _vectors(result: Any) -> list[np.ndarray[Any, Any]]:
+def _vectors(result: Any) -> list[Array]:
     steps = result.logits[0] if getattr(result, "logits", None) else []
     return [np.array(step, np.float32).reshape(-1) for step in steps]
 
 
-def _token(token: int, logits: np.ndarray[Any, Any] | None, request: Request) -> Token:
+def _token(token: int, logits: Array | None, request: Request) -> Token:
     if logits is None or request.logprobs < 0:
         return Token(token)
     logs = torch.from_numpy(logits).log_softmax(-1)

@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from lcc.core.errors import DataError, GateError
@@ -18,6 +17,9 @@ from lcc.core.signals import kept_signal_stack
 from lcc.inference.engine import ExportedRunner, ExportedSession, joins
 from lcc.inference.session import Ability, AnswerStep, Opening, Request, Session
 from lcc.inference.sidecar import Sidecar, read_sidecar
+
+if TYPE_CHECKING:
+    from lcc.core.types import Array
 
 # Where an exported graph lies in an export's folder, whose code reads it, and its empty past.
 
@@ -79,9 +81,9 @@ class GraphSeq2SeqRunner:
         self._rows[row] = self._rows[-1]
         self._rows.pop()
 
-    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read(self, ids: Sequence[int]) -> Array:
         """Logits (1, vocabulary) of what an answer begins with."""
-        logits: np.ndarray[Any, Any] = self._next(self._begun(ids), self._start)[None].numpy()
+        logits: Array = self._next(self._begun(ids), self._start)[None].numpy()
         return logits
 
     def close(self) -> None:
@@ -162,7 +164,7 @@ def _widened(kept: Tensor, width: int) -> Tensor:
 
 
 Rows = Sequence[Sequence[int]]
-Vectors = list[np.ndarray[Any, Any]]
+Vectors = list[Array]
 
 
 class GraphRunner:
@@ -203,9 +205,9 @@ class GraphRunner:
             self._batches[row] = self._batches[-1]
             self._batches.pop()
 
-    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read(self, ids: Sequence[int]) -> Array:
         """Logits of every token of a text."""
-        logits: np.ndarray[Any, Any] = self._run([ids], PastKeyValues(self._graph.config))[0].numpy()
+        logits: Array = self._run([ids], PastKeyValues(self._graph.config))[0].numpy()
         return logits
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cyllama.llama.llama_cpp as bindings
 import numpy as np
@@ -17,6 +17,9 @@ from lcc.inference.engine import ExportedSession
 from lcc.inference.kv_cache import common
 from lcc.inference.session import Opening
 from lcc.inference.sidecar import GGUF_FILE, read_sidecar
+
+if TYPE_CHECKING:
+    from lcc.core.types import Array
 
 BATCH_TOKENS = 512  # of one call
 MOST_CELLS = 32_768  # of keys and values, where nobody says how long answers may be
@@ -102,7 +105,7 @@ class LlamaRunner:
         self._sequences[row] = self._sequences[-1]
         self._sequences.pop()
 
-    def read(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+    def read(self, ids: Sequence[int]) -> Array:
         """Logits of every token of a text, in a context of its own."""
         if self._reader is None:
             self._reader = self._opened(1, min(READ_TOKENS, int(self._model.n_ctx_train)))
@@ -186,7 +189,7 @@ class LlamaRunner:
         self._batch.clear()
 
 
-def _logits(context: Any, place: int) -> np.ndarray[Any, Any]:
+def _logits(context: Any, place: int) -> Array:
     """Of one place of the last decode; through NumPy, as torch reads a list seven times slower."""
     return np.array(context.get_logits_ith(place), np.float32)
 

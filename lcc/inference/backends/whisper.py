@@ -10,9 +10,9 @@ from lcc.core.lazy import torch, transformers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
+    from lcc.core.types import Array
 
-    Matrix = np.ndarray[Any, Any]
+    Matrix = Array
 
 
 @dataclass(frozen=True)
