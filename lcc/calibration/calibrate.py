@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from torch.nn import Linear, Module
     from transformers import PreTrainedTokenizerBase
 
-    from lcc.calibration.block_walker import Batch
-    from lcc.distributed.dist import Dist
     from lcc.tasks.task import Task
 
 # Rows as the batches that calibration runs.

@@ -18,9 +18,6 @@ from lcc.core.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lcc.calibration.calibrate import InputGroup
-    from lcc.calibration.resume import Facts
-    from lcc.compression.quantization_grid import IntGrid
 
 MAX_STATES = 20_000  # of the table; more layers' sizes are rounded up to this fineness
 

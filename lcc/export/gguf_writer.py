@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcc.calibration.statistics import LayerStats
-    from lcc.compression.packed_format import GroupGrid
     from lcc.core.types import Array
 
 # Weights as ggml stores them: our own codes where a block type holds them, else rounded anew.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lcc.core.types import Array
-    from lcc.export.parity import Parity
     from lcc.inference.backends.whisper import Listener
     from lcc.inference.session import Session
 

@@ -23,8 +23,6 @@ from lcc.models.adapters import is_prompt
 from lcc.tasks.task import Decode
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lcc.core.types import Array
     from lcc.models.bundle import Bundle
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     Layers = list[tuple[Tensor, Tensor]]
 
 FEW = 128  # columns to begin with

@@ -20,8 +20,6 @@ from lcc.models.formats import rounds_inputs, unpacked_tensors
 from lcc.models.offload import OffloadedModule, skeleton
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lcc.models.bundle import Bundle
     from lcc.models.safetensors_io import StoredTensors
 

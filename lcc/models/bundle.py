@@ -59,7 +59,9 @@ class Bundle:
         if self.module is None or (self.native and not native and self.path is not None):
             self.module = self._read(dtype or self.card.dtype, native=native, placed=placed)
             self.native = native and self.card.form == "packed"
-        elif dtype is not None and self.streamed is None and not _is_packed(self.module):
+        elif (
+            dtype is not None and self.streamed is None and getattr(self.module, "hf_quantizer", None) is None
+        ):
             _with_parameters_in(self.module, dtype)
         if self.streamed is not None:
             return self.module
@@ -198,10 +200,6 @@ def _with_parameters_in(module: Any, dtype: str) -> Any:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(getattr(torch, dtype))
     return module
-
-
-def _is_packed(module: Any) -> bool:
-    return getattr(module, "hf_quantizer", None) is not None
 
 
 def _with_new_head(module: Any, head: Head, num_labels: int, seed: int, labels: Sequence[str]) -> Any:

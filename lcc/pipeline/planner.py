@@ -245,7 +245,8 @@ class _Planner:
                     ]
                 )
         elif "/" in teacher:
-            spec = decode(sources.ModelSpec, _path_spec(teacher), f"{where}.teacher")
+            node = {"name": teacher.rstrip("/").rpartition("/")[2], "source": {"path": teacher}}
+            spec = decode(sources.ModelSpec, node, f"{where}.teacher")
             return self._add("teacher", "base", find_card(STAGES, "base")(spec=spec), {})
         elif teacher in known:
             teacher_step = known[teacher]
@@ -267,10 +268,6 @@ class _Planner:
 def _as_node(choice: Any) -> dict[str, Any]:
     """A decoded noun as the YAML it came from, so that a stage can decode it as its own field."""
     return {key: value for key, value in describe(choice).items() if key != "revision"}
-
-
-def _path_spec(path: str) -> dict[str, Any]:
-    return {"name": path.rstrip("/").rpartition("/")[2], "source": {"path": path}}
 
 
 def _task_of(recipe: Recipe, kind: str) -> Any:

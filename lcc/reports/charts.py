@@ -143,7 +143,8 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "ste
     norms = _points(curve, "grad_norm")
     if len(norms) < 2:
         return None
-    clipped = [(row["step"], _clipped_share(row)) for row in curve]
+    # Curves of earlier versions say only whether a step was clipped.
+    clipped = [(row["step"], float(row.get("clipped_share", row.get("clipped")) or 0)) for row in curve]
     bounds = _points(curve, "clip_threshold")
     description = f"{_clipping(clipped, counts)}{_threshold(bounds, counts)}"
     drawing = Drawing(WIDTH, HEIGHT - 60, f"Gradient norm of {step}", description)
@@ -160,11 +161,6 @@ def norm_curve(curve: Sequence[dict[str, Any]], step: str, *, counts: str = "ste
     _strip(drawing, clipped, x, bottom, counts=counts)
     drawing.across(x, "optimizer step", whole=True)
     return Figure(drawing.render(), f"{step}: gradient norm before clipping, {description}.")
-
-
-def _clipped_share(row: dict[str, Any]) -> float:
-    # Curves of earlier versions say only whether a step was clipped.
-    return float(row.get("clipped_share", row.get("clipped")) or 0)
 
 
 def _clipping(clipped: Sequence[tuple[float, float]], counts: str) -> str:

@@ -31,7 +31,6 @@ from lcc.tasks.task import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lcc.serving.model import Served
 
 COLDEST = 0.01  # below it logits overflow, and the likeliest token is all there is anyway
 LEAST_SHARE = 1e-6  # the likeliest token, however little is asked for

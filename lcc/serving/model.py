@@ -30,7 +30,6 @@ from lcc.tasks.template import places
 if TYPE_CHECKING:
     from lcc.inference.session import Session
     from lcc.pipeline.recipe import Recipe
-    from lcc.serving.engine_thread import EngineThread
     from lcc.tasks.task import Task
 
 # What `serve.key=value` may say: where to listen, and how much a client may ask for.

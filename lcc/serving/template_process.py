@@ -59,16 +59,12 @@ def _tokens(tokenizer: Any, messages: Any) -> dict[str, Any]:
 
 def _confine() -> None:
     """No more memory than needed, no files, no core dumps: for the rest of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if _is_linux() else 0
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
     limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if pages:
         limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY_BYTES
     for what, limit in limits.items():
         resource.setrlimit(what, (limit, limit))
-
-
-def _is_linux() -> bool:
-    return sys.platform.startswith("linux")
 
 
 if __name__ == "__main__":

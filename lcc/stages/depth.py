@@ -35,8 +35,7 @@ MOST = 0.4  # of the layers: beyond, healing does not bring back what was lost
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
 
 
-def _calibration() -> Calibration:
-    return Calibration(samples=128, max_tokens=2048, max_length=256, batch_tokens=512)
+CALIBRATION = Calibration(samples=128, max_tokens=2048, max_length=256, batch_tokens=512)
 
 
 @card
@@ -58,7 +57,7 @@ class Depth:
     num_layers: Annotated[int, Field(ge=1)] | None = None
     part: PartKind = "layer"
     accept_damage: bool = False
-    calibration: Calibration = Field(default_factory=_calibration)
+    calibration: Calibration = CALIBRATION
 
     def __post_init__(self) -> None:
         if self.calibration.mode != "auto":

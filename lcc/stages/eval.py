@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from lcc.core.types import Form
     from lcc.evaluation.bootstrap import ConfidenceInterval, Floats
-    from lcc.evaluation.metrics import Metric
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
     from lcc.tasks.task import Task

@@ -50,11 +50,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context
     from lcc.tasks.task import Task
-    from lcc.training.batches import EncodedExamples
-    from lcc.training.step import Stepper
 
 CLASSES = ("classify", "extract")  # heads whose logits are of no vocabulary
 NUM_COMPARED = 8  # rows that both tokenizers must split alike

@@ -30,8 +30,6 @@ from lcc.pipeline.stage import Outcome
 from lcc.stages._input_groups import Needs, input_groups, opened, processes, reads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
     from torch.nn import Linear
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from lcc.core.types import Form
     from lcc.models.bundle import Bundle
     from lcc.pipeline.stage import Context, Noun
-    from lcc.stages._input_groups import Needs
 
 Action = Literal["w8", "w4", "w3", "w4_gptq", "sparse50", "sparse24", "width25"]
 NEEDS: dict[str, Needs] = {"w4_gptq": "gram", "width25": "gram", "sparse50": "diagonal",

@@ -56,18 +56,18 @@ def epoch_batches(lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch
     return batches
 
 
-def padded(lengths: Sequence[int]) -> int:
+def padded_size(lengths: Sequence[int]) -> int:
     """Every example is padded to the longest."""
     return len(lengths) * max(lengths)
 
 
-def packed(lengths: Sequence[int]) -> int:
+def packed_size(lengths: Sequence[int]) -> int:
     """Examples stand one behind the other in one row."""
     return sum(lengths)
 
 
 def micro_batches(
-    batch: Sequence[int], lengths: Sequence[int], *, micro_tokens: int, size: Size = padded
+    batch: Sequence[int], lengths: Sequence[int], *, micro_tokens: int, size: Size = padded_size
 ) -> list[Micro]:
     """`batch` in pieces whose size stays within `micro_tokens` (one example at least).
 
@@ -84,7 +84,7 @@ def micro_batches(
 
 
 def share_of_rank(
-    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int, size: Size = padded
+    pieces: Sequence[Micro], lengths: Sequence[int], *, rank: int, world_size: int, size: Size = padded_size
 ) -> list[Micro]:
     """The micro-batches that `rank` computes: longest first, each to the least loaded rank."""
     loads = [0] * world_size

@@ -25,8 +25,8 @@ from lcc.training.batches import (
     TrainingSet,
     micro_batches,
     pack,
-    packed,
-    padded,
+    packed_size,
+    padded_size,
     prefetched,
     share_of_rank,
 )
@@ -108,7 +108,7 @@ class Stepper:
     ) -> float:
         """`work` over this rank's micro-batches, summed over ranks; smaller ones if it fails."""
         while True:
-            size = packed if self.packing else padded
+            size = packed_size if self.packing else padded_size
             pieces = micro_batches(batch, examples.lengths, micro_tokens=self.micro_tokens, size=size)
             mine = share_of_rank(
                 pieces, examples.lengths, rank=self.dist.rank, world_size=self.dist.world_size, size=size
@@ -265,7 +265,7 @@ class Stepper:
             parameter.grad = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        size = packed if self.packing else padded
+        size = packed_size if self.packing else padded_size
         widest = max(size([examples.lengths[i] for i in piece]) for piece in pieces)
         if all(len(piece) == 1 for piece in pieces):
             raise ResourceError(

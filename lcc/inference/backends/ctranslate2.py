@@ -19,8 +19,6 @@ from lcc.inference.session import Ability, AnswerStep, BaseSession, Finish, Open
 from lcc.inference.sidecar import Sidecar, read_sidecar, require_passed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lcc.core.types import Array
 
     Matrix = Array

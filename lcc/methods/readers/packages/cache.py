@@ -12,6 +12,7 @@ from typing import Literal
 
 from lcc.core.disk import file_digest
 from lcc.core.errors import IntegrityError, ResourceError
+from lcc.core.format import size
 from lcc.core.progress import Progress
 from lcc.data.local_files import Requirement
 from lcc.methods.readers.packages.download import apt_download, apt_index, pip_download
@@ -110,8 +111,8 @@ def _staging(num_bytes: int, what: str) -> Path:
     # While pip works, its temporary copy and the finished file exist side by side.
     if free < 2 * num_bytes + SPARE_BYTES:
         raise ResourceError(
-            f"'{what}' needs {(2 * num_bytes + SPARE_BYTES) / 1e6:,.0f} MB in {staging}, which "
-            f"has {free / 1e6:,.0f} MB free; clear some space or point LCC_HOME to another disk."
+            f"'{what}' needs {size(2 * num_bytes + SPARE_BYTES)} in {staging}, which "
+            f"has {size(free)} free; clear some space or point LCC_HOME to another disk."
         )
     return staging
 
