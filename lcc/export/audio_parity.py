@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from lcc.core.types import Array
     from lcc.inference.backends.whisper import Heard, Listener
 
-    Matrix = Array
 
 NUM_SOUNDS = 24
 EXTRACTOR_FILE = "preprocessor_config.json"
@@ -27,7 +26,7 @@ NEEDED = (START, UNTIMED, "<|endoftext|>")
 FEWEST_MULTILINGUAL = 51865  # rows of the vocabulary, by which every Whisper tells its kind
 
 
-def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Matrix]:
+def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Array]:
     """Log-mel features (num_mels, frames) of `num` sounds, as the model's own extractor has them.
 
     Sounds fill the model's window or half of it.
@@ -47,11 +46,11 @@ def features(folder: Path, *, num: int = NUM_SOUNDS) -> Iterator[Matrix]:
             truncation=True,
             return_tensors="np",
         )
-        row: Matrix = extracted["input_features"][0].astype(np.float32)
+        row: Array = extracted["input_features"][0].astype(np.float32)
         yield row
 
 
-def sound(seed: int, num_samples: int, rate: int) -> Matrix:
+def sound(seed: int, num_samples: int, rate: int) -> Array:
     """A voiced chirp with overtones, cut into syllables, in more or less noise."""
     draw = np.random.default_rng(seed)
     time = np.arange(num_samples) / rate
@@ -61,7 +60,7 @@ def sound(seed: int, num_samples: int, rate: int) -> Matrix:
     voice = sum(s * np.sin(n * phase) for n, s in enumerate(strengths, 1))
     syllables = np.sin(2 * np.pi * draw.uniform(2, 6) * time + draw.uniform(0, 6)) > -0.3
     noise = draw.normal(size=num_samples) * draw.choice([0.003, 0.05, 0.3])
-    samples: Matrix = (0.2 * voice * syllables + noise).astype(np.float32)
+    samples: Array = (0.2 * voice * syllables + noise).astype(np.float32)
     return samples
 
 
@@ -88,7 +87,7 @@ def transcript_prompt(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> li
 def compare_heard(
     source: Listener,
     export: Listener,
-    sounds: Iterable[Matrix],
+    sounds: Iterable[Array],
     prompt: Sequence[int],
     *,
     tolerance: float,

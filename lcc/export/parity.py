@@ -102,7 +102,6 @@ def task_prompts(folder: Path, task: Task, data: PreparedData) -> list[list[int]
 
 # How two tables of logits differ: by how much of their spread, and where another is in front.
 
-Matrix = Array
 
 FORBIDDEN = -1e30
 MOST_NEVER_SAID = 4  # tokens that an engine forbids, such as padding
@@ -114,7 +113,7 @@ class Errors:
     def __init__(self) -> None:
         self.wrong = self.spread = self.count = 0.0
 
-    def add(self, expected: Matrix, got: Matrix) -> None:
+    def add(self, expected: Array, got: Array) -> None:
         """Rows of both, (rows, vocabulary)."""
         centred = expected - expected.mean(-1, keepdims=True)
         difference = got - got.mean(-1, keepdims=True) - centred
@@ -133,7 +132,7 @@ class Errors:
         return float(np.sqrt(self.spread / max(self.count, 1.0)))
 
 
-def alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
+def alike(expected: Array, got: Array) -> tuple[Array, Array]:
     """Without columns that only one has: rows beyond the vocabulary, and tokens it never says."""
     width = min(expected.shape[-1], got.shape[-1])
     expected, got = expected[..., :width].astype(np.float32), got[..., :width].astype(np.float32)
@@ -143,7 +142,7 @@ def alike(expected: Matrix, got: Matrix) -> tuple[Matrix, Matrix]:
     return expected, got
 
 
-def preferences(expected: Matrix, got: Matrix) -> list[float]:
+def preferences(expected: Array, got: Array) -> list[float]:
     """By how much the source prefers its own choice to the export's, where they differ."""
     mine, other = expected.argmax(-1), got.argmax(-1)
     rows = np.flatnonzero(mine != other)

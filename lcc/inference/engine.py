@@ -269,11 +269,11 @@ class InProcessSession(ScheduledSession):
         self._whole = [one for one in self._whole if one.handle != handle]
         super().drop(handle)
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row (num_tokens, vocabulary); (num_labels,) of a classifier."""
         return model_runner.logits(self.module, self.tokenizer, rows, self.card.head)
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> model_runner.Vectors:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row the mean of its last hidden states."""
         return model_runner.vectors(self.module, self.tokenizer, rows)
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from lcc.core.types import Array
 
-    Vectors = list[Array]
-
 
 class CausalRunner:
     """A decoder; `take` gives logits (rows, vocabulary) after each prompt.
@@ -207,7 +205,7 @@ ENOUGH = 512  # tokens that keep a CPU busy: a batch of so many takes no row tha
 
 def logits(
     module: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], head: str
-) -> Vectors:
+) -> list[Array]:
     """Per row (num_tokens, vocabulary); (num_labels,) of a classifier.
 
     Of an encoder–decoder (1, vocabulary): what it would begin its answer with.
@@ -228,7 +226,7 @@ def logits(
     return _each(module, tokenizer, rows, read, trimmed=trimmed, budget=budget)
 
 
-def vectors(module: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Vectors:
+def vectors(module: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[Array]:
     """Per row the mean of its last hidden states (of the encoder, where there is one)."""
     body = module.get_encoder() if module.config.is_encoder_decoder else module.base_model
 
@@ -249,7 +247,7 @@ def _each(
     *,
     trimmed: bool,
     budget: int,
-) -> Vectors:
+) -> list[Array]:
     """`read` of every row, in order, batched by length; `trimmed` of what stands for padding."""
     by_row: dict[int, Any] = {}
     lengths = [len(row) for row in rows]

@@ -11,7 +11,7 @@ import transformers
 from training_cases import Encoded, examples, model, stepper
 
 from lcc.core.errors import RecipeError
-from lcc.training.batches import EncodedExamples, collate, micro_batches, pack, packed
+from lcc.training.batches import EncodedExamples, collate, micro_batches, pack, packed_size
 from lcc.training.distillation import Distillation, HiddenMatch, states_function
 from lcc.training.loss import logits_function
 from lcc.training.optim import checkpoint_blocks
@@ -147,7 +147,7 @@ def test_positions_begin_again_and_the_last_token_of_a_text_predicts_nothing() -
 
 def test_a_packed_piece_holds_as_many_tokens_as_it_may() -> None:
     lengths = [3, 9, 4, 7, 5]
-    pieces = micro_batches(range(5), lengths, micro_tokens=16, size=packed)
+    pieces = micro_batches(range(5), lengths, micro_tokens=16, size=packed_size)
     assert pieces == [[1, 3], [4, 2, 0]]
 
 

@@ -21,7 +21,6 @@ from lcc.inference.sidecar import Sidecar, read_sidecar, require_passed
 if TYPE_CHECKING:
     from lcc.core.types import Array
 
-    Matrix = Array
 
 # It has no min_p: its options for drawing are a temperature, top_k and top_p.
 WRITES: frozenset[Ability] = frozenset({"beams", "sampling", "logprobs", "logits", "repetition_penalty"})
@@ -248,13 +247,13 @@ class Ct2Listener:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
-    def states(self, features: Matrix) -> Matrix:
+    def states(self, features: Array) -> Array:
         """One sound at a time."""
         output = self._engine.encode(_stored(features), to_cpu=True)
-        states: Matrix = np.array(output, np.float32)[0]
+        states: Array = np.array(output, np.float32)[0]
         return states
 
-    def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
+    def hear(self, features: Array, prompt: Sequence[int], new_tokens: int) -> Heard:
         """One sound at a time."""
         # The engine gives half of `max_length` to what is new.
         most = max(2 * new_tokens, new_tokens + len(prompt))
@@ -272,7 +271,7 @@ class Ct2Listener:
         self._engine.unload_model()
 
 
-def _stored(features: Matrix) -> Any:
+def _stored(features: Array) -> Any:
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(features[None], np.float32))
 
 

@@ -164,7 +164,6 @@ def _widened(kept: Tensor, width: int) -> Tensor:
 
 
 Rows = Sequence[Sequence[int]]
-Vectors = list[Array]
 
 
 class GraphRunner:
@@ -246,13 +245,13 @@ class GraphReader:
     def drop(self, handle: int) -> None:
         """Nothing was admitted."""
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> Vectors:
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row (num_labels,), of a masked model (num_tokens, vocabulary)."""
         if self.card.head == "embed":
             raise DataError(f"model {self.card.name!r} (embed) has no logits; ask for vectors.")
         return [self._output(row).logits[0].float().numpy() for row in rows]
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[Array]:
         """Per row the mean of its last hidden states."""
         if self.card.head != "embed":
             raise DataError("this graph ends in its head; export the encoder for vectors.")

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from lcc.core.types import Array
 
-    Matrix = Array
-
 
 @dataclass(frozen=True)
 class Heard:
@@ -23,17 +21,17 @@ class Heard:
     """
 
     ids: list[int]
-    scores: list[Matrix]
+    scores: list[Array]
 
 
 class Listener(Protocol):
     """A transcribing model in memory."""
 
-    def states(self, features: Matrix) -> Matrix:
+    def states(self, features: Array) -> Array:
         """What its encoder makes of one sound (num_mels, frames): (frames / 2, hidden_size)."""
         ...
 
-    def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
+    def hear(self, features: Array, prompt: Sequence[int], new_tokens: int) -> Heard:
         """The likeliest transcript of one sound, by the settings that the model comes with."""
         ...
 
@@ -48,14 +46,14 @@ class InProcessListener:
     def __init__(self, module: Any) -> None:
         self._module = module.eval()
 
-    def states(self, features: Matrix) -> Matrix:
+    def states(self, features: Array) -> Array:
         """One sound at a time."""
         with torch.inference_mode():
             output = self._module.get_encoder()(torch.from_numpy(features)[None])
-        states: Matrix = output.last_hidden_state[0].float().numpy()
+        states: Array = output.last_hidden_state[0].float().numpy()
         return states
 
-    def hear(self, features: Matrix, prompt: Sequence[int], new_tokens: int) -> Heard:
+    def hear(self, features: Array, prompt: Sequence[int], new_tokens: int) -> Heard:
         """One sound at a time."""
         settings = self._settings(new_tokens)
         ids = torch.tensor([list(prompt)])
