@@ -157,7 +157,7 @@ def chosen(job: dict[str, Any], opening: Opening) -> Any:
         Path(job["folder"]),
         opening,
         store=Store(Path(job["store"])),
-        say=lambda sentence: print(sentence, file=sys.stderr),
+        info=lambda sentence: print(sentence, file=sys.stderr),
     )
 
 

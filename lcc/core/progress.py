@@ -136,7 +136,7 @@ class Progress:
         if bar.seconds >= SECONDS_WORTH_A_LINE:
             self._show(bar.summary(), "")
 
-    def say(self, sentence: str) -> None:
+    def info(self, sentence: str) -> None:
         """A sentence for the reader and the log."""
         self._record(sentence)
         self._show(sentence, "")

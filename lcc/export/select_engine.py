@@ -48,7 +48,7 @@ def select(
     opening: Opening,
     *,
     store: Store,
-    say: Callable[[str], None],
+    info: Callable[[str], None],
     rows: int = 1,
 ) -> Selected:
     """The engine that `word` names; for `auto` the fastest here at `rows` answers at once.
@@ -62,24 +62,24 @@ def select(
         refusal = find_card("engines", name)().refusal(folder)
         if refusal is not None:
             raise RecipeError(f"engine {name}: {refusal}")
-        return Selected(name, prepared(name, folder, store, say, threads=opening.threads), options)
+        return Selected(name, prepared(name, folder, store, info, threads=opening.threads), options)
     fit, refusals = _fitting(folder)
     if fit == [OURS]:
-        say(f"engine=auto: {OURS}, as no other can: {' '.join(refusals)}")
+        info(f"engine=auto: {OURS}, as no other can: {' '.join(refusals)}")
         return Selected(OURS, folder)
     seen: dict[str, float] = {}
-    say(f"engine=auto: measuring {', '.join(fit)}")
+    info(f"engine=auto: measuring {', '.join(fit)}")
     folders: dict[str, Path] = {}
     for name in fit:
         try:
-            folders[name] = prepared(name, folder, store, say, threads=opening.threads)
+            folders[name] = prepared(name, folder, store, info, threads=opening.threads)
             seen[name] = _speed(Selected(name, folders[name]), opening, rows)
         except LccError as error:
-            say(f"engine=auto: {name} is left out: {error}")
+            info(f"engine=auto: {name} is left out: {error}")
     best = max(seen, key=lambda name: seen[name])
     unit = "tokens" if read_card(folder).head in ("causal", "seq2seq") else "rows"
     figures = ", ".join(f"{name} {seen[name]:,.0f}" for name in sorted(seen, key=lambda n: -seen[n]))
-    say(f"engine=auto: {best}; {unit} a second here, {rows} at once: {figures}.")
+    info(f"engine=auto: {best}; {unit} a second here, {rows} at once: {figures}.")
     return Selected(best, folders[best], seen=seen)
 
 
@@ -96,7 +96,7 @@ def _fitting(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def prepared(
-    engine: str, folder: Path, store: Store, say: Callable[[str], None], *, threads: int = 1
+    engine: str, folder: Path, store: Store, info: Callable[[str], None], *, threads: int = 1
 ) -> Path:
     """The checkpoint in the engine's format: as it lies, or an artifact that is made once.
 
@@ -119,7 +119,7 @@ def prepared(
     artifact = store.find(key)
     if artifact is not None:
         return artifact.path / MADE
-    say(f"writing {read_card(folder).name} as {wanted} for {engine}; kept in {store.root}")
+    info(f"writing {read_card(folder).name} as {wanted} for {engine}; kept in {store.root}")
     with store.claim(key, label=f"{wanted} of {folder.name}") as work:
         if isinstance(work, Artifact):
             return work.path / MADE

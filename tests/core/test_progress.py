@@ -54,7 +54,7 @@ def test_short_work_is_told_to_the_log_only(tmp_path: Path) -> None:
 def test_a_quiet_rank_shows_nothing_and_still_counts() -> None:
     shown, clock = Terminal(), Clock()
     progress = Progress(quiet=True, stream=shown, clock=clock)
-    progress.say("hello")
+    progress.info("hello")
     progress.warn("careful")
     with progress.track("finetune", 30) as bar:
         clock.now += 20
@@ -66,7 +66,7 @@ def test_a_quiet_rank_shows_nothing_and_still_counts() -> None:
 def test_everything_said_stands_in_the_log(tmp_path: Path) -> None:
     log, clock = tmp_path / "deep" / "log.txt", Clock()
     progress = Progress(log, quiet=True, clock=clock)
-    progress.say("17,013 tokens kept")
+    progress.info("17,013 tokens kept")
     progress.warn("no [bold]markup[/bold] here")
     advance_each_second(progress, clock, 20)
     lines = [line[20:] for line in log.read_text().splitlines()]
@@ -89,7 +89,7 @@ def test_a_terminal_sees_bars_and_sentences_and_is_left_clean() -> None:
     progress = Progress(stream=shown)
     with progress.track("finetune", 2) as outer, progress.track("validate", None, "row") as inner:
         inner.advance(3)
-        progress.say("a sentence [with brackets]")
+        progress.info("a sentence [with brackets]")
         outer.advance(loss=1.25)
     text = shown.getvalue()
     assert "a sentence [with brackets]" in text

@@ -58,7 +58,7 @@ def _fetch(recipe: Recipe, needed: Sequence[Requirement], progress: Progress) ->
         sources.fetch(recipe.model, progress=progress)
     for requirement in needed:
         requirement.fetch(progress)
-    progress.say(f"everything is in {cache_root()}")
+    progress.info(f"everything is in {cache_root()}")
 
 
 def _listing(recipe: Recipe, needed: Sequence[Requirement]) -> str:

@@ -103,7 +103,7 @@ def split(words: list[str]) -> tuple[dict[str, Any], list[str]]:
     return own, rest
 
 
-def opening_of(recipe: Recipe, options: InferOptions, say: Callable[[str], None]) -> Opening:
+def opening_of(recipe: Recipe, options: InferOptions, info: Callable[[str], None]) -> Opening:
     """Threads that follow the free cores, shared by the workers; the recipe's where it says."""
     from lcc.core.machine import cores, free_cores
     from lcc.inference.session import Opening
@@ -114,7 +114,7 @@ def opening_of(recipe: Recipe, options: InferOptions, say: Callable[[str], None]
         free = free_cores()
         threads = max(1, free // options.workers)
         if free < cores():
-            say(f"{free} of {cores()} cores are free: {threads} threads each")
+            info(f"{free} of {cores()} cores are free: {threads} threads each")
     return Opening(
         threads=threads,
         slots=options.slots,
@@ -125,7 +125,7 @@ def opening_of(recipe: Recipe, options: InferOptions, say: Callable[[str], None]
     )
 
 
-def say(sentence: str) -> None:
+def info(sentence: str) -> None:
     """To the reader, and not into the answers."""
     print(sentence, file=sys.stderr, flush=True)
 
@@ -137,7 +137,7 @@ class RowInference:
         assert recipe.task is not None
         self.options, self.folder, self.seed = options, folder, recipe.seed
         self.task = _fitting(recipe.task, folder, options)
-        self.opening = opening_of(recipe, options, say)
+        self.opening = opening_of(recipe, options, info)
         self.shown = False
 
     def in_order(self, text: str | None, *, streams: bool) -> Iterator[tuple[Row, RowAnswer]]:
@@ -149,7 +149,7 @@ class RowInference:
 
         typed = text is None and self.options.input == "-" and sys.stdin.isatty()
         if typed:
-            say("one text per line; end with Ctrl-D")
+            info("one text per line; end with Ctrl-D")
         alone = typed or text is not None
         if alone:
             self.opening = dataclasses.replace(self.opening, slots=1)
@@ -189,7 +189,7 @@ class RowInference:
         try:
             done, total = output.num_done, self._total()
             if done:
-                say(f"{path}: goes on after {done:,} rows")
+                info(f"{path}: goes on after {done:,} rows")
             feed = RowPrefetcher(self._remaining(output))
             with (
                 Progress(stream=sys.stderr).track("infer", total, "row", done=done) as bar,
@@ -229,9 +229,9 @@ class RowInference:
         word = self.options.engine
         if word == "auto" and begun is not None:
             word = begun
-            say(f"engine=auto: goes on with {begun}, which began this output")
+            info(f"engine=auto: goes on with {begun}, which began this output")
         return select(
-            word, self.folder, self.opening, store=Store(ROOT), say=say, rows=min(8, self.opening.slots)
+            word, self.folder, self.opening, store=Store(ROOT), info=info, rows=min(8, self.opening.slots)
         )
 
     def _answering(self, chosen: Selected, show: Callable[[str], None] | None) -> Any:
@@ -246,7 +246,7 @@ class RowInference:
             self.seed,
             self.options.batch_tokens,
         )
-        return answering(job, self.options.workers, show, say)
+        return answering(job, self.options.workers, show, info)
 
     def _lines(self) -> Iterator[str]:
         from lcc.inference.batch import lines_of
@@ -383,7 +383,7 @@ def chat(recipe: Recipe, folder: Path, options: InferOptions) -> int:
     conversation = _opened(recipe, folder, options)
     is_typed = sys.stdin.isatty()
     if is_typed:
-        say(TOLD)
+        info(TOLD)
     try:
         while True:
             if is_typed:
@@ -413,11 +413,11 @@ def _opened(recipe: Recipe, folder: Path, options: InferOptions) -> Conversation
     card = read_card(folder)
     if card.head != "causal":
         raise DataError(f"model {card.name!r} is {card.head}; only causal models chat.")
-    opening = dataclasses.replace(opening_of(recipe, options, say), slots=1)
-    chosen = select(options.engine, folder, opening, store=Store(ROOT), say=say)
+    opening = dataclasses.replace(opening_of(recipe, options, info), slots=1)
+    chosen = select(options.engine, folder, opening, store=Store(ROOT), info=info)
     task, session = recipe.task, chosen.open(opening)
     if getattr(session, "note", ""):
-        say(str(session.note))  # type: ignore[attr-defined]
+        info(str(session.note))  # type: ignore[attr-defined]
     return Conversation(
         session,
         options.replaced(task.decode if task else Decode()),
