@@ -400,7 +400,7 @@ def _go_on(call: Call, *, expected: str | None) -> None:
 
 @contextmanager
 def _paused(stops: Mapping[str, Module]) -> Iterator[None]:
-    """While open, every forward of these blocks inside a coroutine waits to be told to go on."""
+    """While open, every forward of these blocks inside a coroutine waits to be resumed."""
 
     def pausing(name: str, forward: Any) -> Any:
         def paused(*args: Any, **kwargs: Any) -> Any:

@@ -168,7 +168,7 @@ class InputGroup:
         return torch.cat([layer.weight.detach() for layer in self.layers.values()])
 
     def let_go(self) -> None:
-        """Forget the statistics: whoever still holds a solved group would hold its Gram."""
+        """Release the statistics: a solved group that is still referenced would keep its Gram."""
         object.__setattr__(self, "stats", None)
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:

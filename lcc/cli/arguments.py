@@ -29,7 +29,7 @@ class Arguments:
 
     @property
     def help(self) -> bool:
-        """`--help` was asked for."""
+        """Whether `--help` was given."""
         return "help" in self.options
 
     @property

@@ -148,7 +148,7 @@ class Shape:
 
 
 def foreseen(config: Mapping[str, Any], ratio: float, *, dims: Dims, round_to: RoundTo) -> float | None:
-    """The share that a cut will take, as far as a config.json tells.
+    """The share that a cut will take, as far as a config.json shows it.
 
     Raises RecipeError when nothing would go.
     """

@@ -21,7 +21,7 @@ SHRINKS = tuple(1 - i / 50 for i in range(36))  # of the widest range: 1.00, 0.9
 
 @dataclass(frozen=True)
 class IntGrid:
-    """What a grid is asked to be: `group_size` None is one scale per output channel."""
+    """Options of a grid: `group_size` None is one scale per output channel."""
 
     bits: int
     group_size: int | None

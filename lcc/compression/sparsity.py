@@ -39,7 +39,7 @@ class Pattern:
         return self.groups[1] or self.run
 
     def num_zeros(self, num_inputs: int) -> int:
-        """How many weights of a row are asked to be zero."""
+        """How many weights of a row shall be zero."""
         keep, of = self.groups
         if of:
             return num_inputs // of * (of - keep)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class LccError(Exception):
-    """The user's fault or the world's, told without a traceback."""
+    """The user's fault or the world's, shown without a traceback."""
 
     exit_code = 1
 
@@ -59,7 +59,7 @@ class BusyError(LccError):
 
 
 class GateError(LccError):
-    """A step's result failed the reload gate or missed what was asked of it."""
+    """A step's result failed the reload gate or missed its target."""
 
     exit_code = 9
 

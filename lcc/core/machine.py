@@ -89,7 +89,7 @@ def free_cores() -> int:
 
 
 def busy_ticks() -> dict[int, int]:
-    """Ticks that each core was not idle since the machine started; {} where it is not told."""
+    """Ticks that each core was not idle since the machine started; {} where it is unknown."""
     try:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     except OSError:
@@ -110,7 +110,7 @@ def memory_bytes() -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had now without swapping, where the system tells."""
+    """Memory that can be had now without swapping, where it is known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -89,7 +89,7 @@ class Bar:
 
 
 class Progress:
-    """Where a step tells how it is getting on; everything said also stands in `log`.
+    """Progress of a step, on a terminal or as lines; all of it also stands in `log`.
 
     `quiet` (ranks other than the first, tests) shows nothing; without `log` it also keeps nothing.
     """

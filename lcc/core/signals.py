@@ -20,7 +20,7 @@ TOLD = b"\nstopping where it can be continued; Ctrl-C again stops at once.\n"
 
 
 class _StopRequest:
-    """What signals have asked of this process since the outermost `watched` began."""
+    """Signals that this process received since the outermost `watched` began."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -45,7 +45,7 @@ _request = _StopRequest()
 
 
 def requested() -> bool:
-    """Whether somebody has asked this process to stop."""
+    """Whether this process was asked to stop."""
     return _request.number is not None
 
 

@@ -266,7 +266,7 @@ def _parts(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _cut(document: dict[str, Any]) -> str:
-    """llama.cpp's word for how text is cut; GPT-2's rule where nothing else is said."""
+    """llama.cpp's word for how text is cut; GPT-2's rule by default."""
     for part in _parts(document["pre_tokenizer"]):
         if part["type"] == "Digits" and part.get("individual_digits"):
             return "smollm"

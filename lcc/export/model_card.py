@@ -107,7 +107,7 @@ def _lineage(artifact: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def _nearest(artifact: Path) -> Iterator[dict[str, Any]]:
-    """The report of a step whose model is told by another one, and of its data."""
+    """The report of a step, and of its data."""
     report = _report(artifact)
     if report is not None:
         yield report

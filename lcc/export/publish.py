@@ -195,7 +195,7 @@ def write_and_compare(
 
 
 def closed(exporter: Any, parity: Parity, refusals: Sequence[str], kept: Path) -> str:
-    """What is said when the gate closes: why, where the export is, and both outputs."""
+    """The sentences when the gate closes: why, where the export is, and both outputs."""
     lines = [
         f"format {name_of(exporter)}: the export is not its source: {' '.join(refusals)}",
         f"It is kept in {kept}, marked as failed, and no engine runs it.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Conversation:
-    """`turns` as the template takes them; `system`, where there is one, is never forgotten."""
+    """`turns` as the template takes them; `system`, where there is one, is never dropped."""
 
     session: Session
     decode: Decode

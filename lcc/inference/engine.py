@@ -115,7 +115,7 @@ class ModelRunner(Protocol):
         ...
 
     def remove(self, row: int) -> None:
-        """Forget a row; the last one takes its number."""
+        """Remove a row; the last one takes its number."""
         ...
 
 
@@ -174,7 +174,7 @@ class ScheduledSession(BaseSession):
         return [waiting]
 
     def drop(self, handle: int) -> None:
-        """Forget a request; nothing happens where it is finished already."""
+        """Drop a request; nothing happens where it is finished already."""
         self._waiting = [one for one in self._waiting if one.handle != handle]
         for one in self._running[:]:
             if one.handle == handle:
@@ -265,7 +265,7 @@ class InProcessSession(ScheduledSession):
         return [[waiting[i] for i in batch] for batch in model_runner.by_length(lengths, TURN_TOKENS)]
 
     def drop(self, handle: int) -> None:
-        """Forget a request; nothing happens where it is finished already."""
+        """Drop a request; nothing happens where it is finished already."""
         self._whole = [one for one in self._whole if one.handle != handle]
         super().drop(handle)
 
@@ -278,7 +278,7 @@ class InProcessSession(ScheduledSession):
         return model_runner.vectors(self.module, self.tokenizer, rows)
 
     def close(self) -> None:
-        """Forget the module."""
+        """Release the module."""
         super().close()
         self.module, self._runner, self._whole = None, None, []
 

@@ -248,7 +248,7 @@ class CachedPrefix:
 
 
 class PrefixCache:
-    """Texts of rows that left, the least recently used forgotten beyond `budget` bytes."""
+    """Texts of rows that left, the least recently used evicted beyond `budget` bytes."""
 
     def __init__(self, budget: int, least: int = LEAST) -> None:
         self.budget, self.least = budget, least

@@ -71,7 +71,7 @@ class CausalRunner:
         return self._logits(torch.tensor(tokens, device=self.module.device)[:, None])
 
     def remove(self, row: int) -> None:
-        """Forget a row, whose text is kept; the last one takes its number."""
+        """Remove a row, whose text is kept; the last one takes its number."""
         if self.prefixes is not None and self.prefixes.budget:
             layers = [(k.clone(), v.clone()) for k, v in self.slots.layers_of(row)]
             self.prefixes.keep(self._read[row], layers)
@@ -151,7 +151,7 @@ class Seq2SeqRunner:
         return self._logits(hidden, mask, torch.tensor(tokens, device=device)[:, None])
 
     def remove(self, row: int) -> None:
-        """Forget a row; the last one takes its number."""
+        """Remove a row; the last one takes its number."""
         self.slots.remove(row)
 
     def _logits(self, encoded: Tensor, mask: Tensor, ids: Tensor) -> Tensor:

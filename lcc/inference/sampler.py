@@ -28,7 +28,7 @@ class Sampler:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the likeliest token is all that is asked."""
+        """Whether only the likeliest token is wanted."""
         return not self.processors and self.generator is None and self.request.logprobs < 0
 
 

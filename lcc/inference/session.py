@@ -78,11 +78,11 @@ class Session(Protocol):
         ...
 
     def step(self) -> list[AnswerStep]:
-        """Advance every admitted request by at least a token; those that finished are forgotten."""
+        """Advance every admitted request by at least a token; those that finished are removed."""
         ...
 
     def drop(self, handle: int) -> None:
-        """Forget a request that nobody waits for any more."""
+        """Drop a request that nobody waits for any more."""
         ...
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:

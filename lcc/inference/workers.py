@@ -122,7 +122,7 @@ class WorkerPool:
 
 
 def work(pipe: Connection, job: WorkerJob) -> None:
-    """One process of a crew: rows come in lists, answers go out as they finish."""
+    """One worker process: rows come in lists, answers go out as they finish."""
     for number in signals.ASKING:
         # A scheduler asks every process of a job to stop; whoever hands out the rows decides.
         signal.signal(number, signal.SIG_IGN)

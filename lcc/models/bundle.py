@@ -79,7 +79,7 @@ class Bundle:
         return None
 
     def release(self) -> None:
-        """Forget the module; the next `load()` reads the folder again."""
+        """Release the module; the next `load()` reads the folder again."""
         self.module, self.native, self.streamed = None, False, None
 
     @property

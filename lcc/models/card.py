@@ -193,7 +193,7 @@ def write_card(value: Card, folder: Path) -> None:
 
 
 def hush() -> None:
-    """Silence the bars of transformers and compressed-tensors; progress is told by ours."""
+    """Silence the bars of transformers and compressed-tensors; ours report progress."""
     # Read by tqdm when it is imported. TQDM_DISABLE gives way to a caller's disable=False.
     os.environ.setdefault("TQDM_DELAY", "1000000")
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

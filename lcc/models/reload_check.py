@@ -116,7 +116,7 @@ def _as_a_stranger(card: Card, folder: Path, exact: Tensor) -> dict[str, Measure
 
 
 def probe_inputs(module: Any, device: Any = None) -> dict[str, Tensor]:
-    """What a model is asked: fixed tokens, or fixed noise where it sees images or hears sounds."""
+    """Probe inputs of a model: fixed tokens, or fixed noise where it sees images or hears sounds."""
     config, draws = module.config, torch.Generator().manual_seed(0)
     asked: dict[str, Tensor] = {}
     if module.main_input_name == "pixel_values":

@@ -274,7 +274,7 @@ def stats_bytes(spec: ModelSpec | None) -> int:
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """What the source's content is, told without torch: digests, a revision, or the config."""
+    """Fingerprint of a source's content, without torch: digests, a revision, or the config."""
     source = spec.source
     if source.path is not None:
         return _folder_digest(_folder(source.path))

@@ -63,7 +63,7 @@ def steps(run: RunFacts) -> Iterator[Block]:
 
 
 def remarks(run: RunFacts) -> Iterator[Block]:
-    """Everything that a step said a reader must know: warnings first, each sentence once."""
+    """Warnings and notes of all steps: warnings first, each sentence once."""
     reports = [(step.name, step.report) for step in run.steps if step.report]
     warnings = _once([(name, text) for name, report in reports for text in report.warnings])
     notes = _once([(name, text) for name, report in reports for text in report.notes])
@@ -74,7 +74,7 @@ def remarks(run: RunFacts) -> Iterator[Block]:
 
 
 def _once(said: list[tuple[str, str]]) -> list[str]:
-    """`step: sentence`, with every step that said the same before it."""
+    """`step: sentence`, with every step that has the same before it."""
     names: dict[str, list[str]] = {}
     for name, text in said:
         names.setdefault(text, []).append(name)

@@ -49,7 +49,7 @@ class PointRow:
 
 
 def point_rows(sweep: Sweep) -> list[PointRow]:
-    """Every point of `sweep`, in the order it was asked for."""
+    """Every point of `sweep`, in the order of its number."""
     points = [_point_row(sweep, point) for point in sweep.points]
     if sweep.objectives:
         return points
@@ -223,7 +223,7 @@ def _number(text: str) -> float | None:
 
 
 def short(head: str, heads: Sequence[str]) -> str:
-    """The last part of a word that tells it from the others: `lr` for `stages.finetune.lr`."""
+    """The last part of a word that distinguishes it from the others: `lr` for `stages.finetune.lr`."""
     parts, others = head.lstrip("+").split("."), {h.lstrip("+") for h in heads} - {head.lstrip("+")}
     for n in range(1, len(parts)):
         tail = ".".join(parts[-n:])

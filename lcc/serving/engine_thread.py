@@ -75,7 +75,7 @@ class EngineThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop turning; whoever still waits is told so."""
+        """Stop the thread; requests that still wait get the error."""
         with self._wake:
             self._closing = True
             self._wake.notify()

@@ -85,7 +85,7 @@ class AnswerText:
 
 @dataclass
 class Generation:
-    """The answers to one HTTP request: gathered, or told step by step; counts what it took."""
+    """The answers to one HTTP request: gathered, or streamed step by step; counts their tokens."""
 
     served: Served
     http: HttpRequest
@@ -185,7 +185,7 @@ class TokenText:
         return str(self.tokenizer.decode([number]))
 
     def likely(self, number: int, logprob: float | None) -> LikelyToken:
-        """A token as the chat endpoint tells it."""
+        """A token as the chat endpoint reports it."""
         text = self.token(number)
         spelled = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": finite(logprob), "bytes": spelled}
@@ -196,7 +196,7 @@ class TokenText:
         return {**self.likely(token.id, token.logprob), "top_logprobs": top}
 
     def completion(self, tokens: Sequence[Token], offset: int, num_top: int) -> TextLogprobs:
-        """Tokens as the completions endpoint tells them; the first begins at `offset`."""
+        """Tokens as the completions endpoint reports them; the first begins at `offset`."""
         words = [self.token(token.id) for token in tokens]
         offsets = [offset + sum(map(len, words[:i])) for i in range(len(words))]
         top: list[dict[str, float]] | None = None
@@ -242,7 +242,7 @@ class HandoverAnswers:
 
 
 async def grounded(served: Served, messages: Sequence[Message]) -> tuple[list[Message], str | None]:
-    """The messages as the model shall see them, and what is said in its place where it is unsure.
+    """The messages as the model shall see them, and the hand-over text in its place where it is unsure.
 
     Searched in a thread: the event loop must go on.
     """

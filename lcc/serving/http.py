@@ -41,7 +41,7 @@ USUAL = (
 
 @dataclass
 class Guard:
-    """The outermost application: refuses, counts, logs; what a client said is never logged."""
+    """The outermost application: refuses, counts, logs; what a client sent is never logged."""
 
     app: ASGIApp
     served: Served

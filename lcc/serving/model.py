@@ -133,7 +133,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class ServerMetrics:
-    """What /metrics tells; no label holds anything that a client chose."""
+    """Counters of /metrics; no label holds anything that a client chose."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -286,7 +286,7 @@ class Served:
         return len(self.session.tokenizer)
 
     def model_facts(self) -> dict[str, Any]:
-        """The model as /v1/models tells it."""
+        """The model as /v1/models describes it."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "lcc"}
 
 

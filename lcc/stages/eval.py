@@ -308,7 +308,7 @@ FREQUENT_ROWS = 2000  # training rows whose tokens are counted for the baseline
 
 @dataclasses.dataclass(frozen=True)
 class MaskedGuessing:
-    """What is asked: `training` rows tell the most frequent token, `seed` what is hidden."""
+    """`training` rows give the most frequent token, `seed` draws what is hidden."""
 
     task: Task
     training: Sequence[Row]

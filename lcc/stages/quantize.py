@@ -100,7 +100,7 @@ class Quantize:
         return several or self.average_bits is not None
 
     def all_bits(self) -> Mapping[str, int]:
-        """Every number of bits that was asked for, by the key that asks."""
+        """Every number of bits in the options, by its key."""
         if self.average_bits is not None:
             return {}
         return {"bits": self.bits} | {f"bits_for.{p}": bits for p, bits in self.bits_for.items()}

@@ -37,7 +37,7 @@ SAMPLE_BYTES = 1 << 22  # enough to measure how well zeros compress
 
 
 def facts(dense: Tensor, layer: Linear, stats: LayerStats | None, pattern: Pattern) -> dict[str, Any]:
-    """What became of one layer; GateError when it missed what was asked."""
+    """Facts of one sparse layer; GateError when its sparsity was missed."""
     weight = layer.weight.detach()
     zeros, asked = int((weight == 0).sum()), pattern.num_zeros(layer.in_features)
     if zeros < asked * layer.out_features:
@@ -191,7 +191,7 @@ class Sparsify:
             )
 
     def _patterns(self, context: Context, layers: Mapping[str, Linear]) -> dict[str, Pattern]:
-        """What is asked of each layer: its block's share."""
+        """The pattern of each layer: its block's share."""
         owners = {name: block_of(name) for name in layers}
         sizes: dict[str, int] = {}
         for name, layer in layers.items():

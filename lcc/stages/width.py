@@ -460,7 +460,7 @@ class Width:
 
 
 def _overshot(table: list[dict[str, Any]]) -> list[str]:
-    """A warning where the sizes that the model may have are far from what was asked."""
+    """A warning where the sizes that the model may have are far from the ratio."""
     return [
         f"width.ratio: {row['asked_ratio']:.0%} was asked, but {row['dimension']} could only go"
         f" from {row['before']} to {row['after']} (-{row['achieved_ratio']:.0%})."

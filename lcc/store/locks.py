@@ -104,7 +104,7 @@ class Leases:
         return Lease(path, owner, beat_seconds=self.beat_seconds) if won else None
 
     def holder(self, key: str) -> Owner | None:
-        """Who holds `key` and lives, as far as can be told."""
+        """The living owner of `key`, as far as can be known."""
         file = self._holder_file(key)
         if file is None or self._is_abandoned(file):
             return None

@@ -83,7 +83,7 @@ class StepReport:
 
     @property
     def metrics(self) -> dict[str, MetricFacts]:
-        """Metric → what its card said when this evaluation ran; empty in reports of older versions."""
+        """Metric → its card's facts when this evaluation ran; empty in reports of older versions."""
         rows = (dict(row) for row in self.tables.get("metrics", []))
         return {str(row.pop("metric")): MetricFacts(**row) for row in rows}
 

@@ -43,7 +43,7 @@ def warn_on_stderr(sentence: str) -> None:
 
 @dataclass
 class Store:
-    """The artifacts below `root`; `warn` is told in sentences what is damaged or waited for."""
+    """The artifacts below `root`; `warn` gets sentences about what is damaged or waited for."""
 
     root: Path
     warn: Callable[[str], None] = warn_on_stderr

@@ -185,7 +185,7 @@ class Driver:
         return self.results[point.index].status if point.index in self.results else ""
 
     def drive(self, progress: Progress) -> None:
-        """Until nothing waits, runs or could be asked for."""
+        """Run until nothing waits, runs or can be proposed."""
         total = self.wanted.sampler.total(self.wanted.search)
         display = SweepProgress(progress, self.sweep, total)
         left = ""

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _stop_when_told() -> None:
-    """Every way of being told to stop is Ctrl-C to code that has no handler of its own."""
+    """Every signal to stop is Ctrl-C to code that has no handler of its own."""
     for number in STOPPING:
         signal.signal(number, _interrupt)
     # What submitit has Slurm send ahead of time goes to every process of the job, so also to us.

@@ -38,14 +38,14 @@ def answer_ids(task: PromptSource, row: Row, tokenizer: PreTrainedTokenizerBase)
 
 
 def handed_over(task: PromptSource, row: Row) -> str | None:
-    """What is said in the model's place where a person takes over; else None."""
+    """The hand-over text in the model's place where a person takes over; else None."""
     if task.grounding is None:
         return None
     return task.grounding.ground(_unanswered(_turns(task, row))).handover
 
 
 def history(task: PromptSource, row: Row) -> list[str]:
-    """What was said before the answer, the user's turn last."""
+    """The turns before the answer, the user's last."""
     return [turn["content"] for turn in _unanswered(_turns(task, row))]
 
 

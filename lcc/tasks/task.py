@@ -194,7 +194,7 @@ class Task:
         return {name: row[name] for name in shown if name in row}
 
     def question(self, row: Row) -> str:
-        """What is asked, alone: by it a baseline finds similar rows."""
+        """The question of a row alone: by it a baseline finds similar rows."""
         return chatting.history(self, row)[-1] if self.turns else fill(self.template, row)
 
     @property

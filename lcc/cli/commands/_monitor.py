@@ -38,7 +38,7 @@ class Report:
 
 
 class Monitor:
-    """What an output file has said so far; `refresh` reads on and writes the report."""
+    """The texts of an output file so far; `refresh` reads on and writes the report."""
 
     def __init__(self, report: Report, output: Path) -> None:
         self.report, self.output = report, output

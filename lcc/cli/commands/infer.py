@@ -74,7 +74,7 @@ class InferOptions:
         return asked
 
     def replaced(self, card: Any) -> Any:
-        """The task's `decode` or `sampling` with what was asked in its place."""
+        """The task's `decode` or `sampling` with the given words in its place."""
         names = names_of(type(card))
         return dataclasses.replace(card, **{n: v for n, v in self.of_task.items() if n in names})
 
@@ -288,7 +288,7 @@ def _described(task: Task) -> Any:
 
 
 def _fitting(task: Task, folder: Path, options: InferOptions) -> Task:
-    """The task with its labels known and what was asked; raises RecipeError for another head."""
+    """The task with its labels known and the given words applied; raises RecipeError for another head."""
     from lcc.models.card import class_names, examine, read_card, read_json
 
     examine(folder)

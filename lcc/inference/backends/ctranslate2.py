@@ -74,7 +74,7 @@ class Ct2Session(BaseSession):
         return [step for group in groups.values() for step in self._answered(group)]
 
     def drop(self, handle: int) -> None:
-        """Forget a request that was not answered yet."""
+        """Drop a request that was not answered yet."""
         self._waiting.pop(handle, None)
 
     def logits(self, rows: Sequence[Sequence[int]]) -> list[Array]:

@@ -77,7 +77,7 @@ class GraphSeq2SeqRunner:
         return [self._next(row, token) for row, token in both]
 
     def remove(self, row: int) -> None:
-        """Forget a past."""
+        """Drop the past keys and values of a row."""
         self._rows[row] = self._rows[-1]
         self._rows.pop()
 
@@ -87,7 +87,7 @@ class GraphSeq2SeqRunner:
         return logits
 
     def close(self) -> None:
-        """Forget graphs and pasts."""
+        """Release graphs, keys and values."""
         self._encoder = self._decoder = None
         self._rows = []
 
@@ -123,7 +123,7 @@ class PastKeyValues:
         self.cache, self.lengths = empty_past(config), [0]
 
     def inputs(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """What the graph is asked for as many more tokens of every row."""
+        """Inputs of the graph for as many more tokens of every row."""
         num_new = len(ids[0])
         lengths = torch.tensor(self.lengths)[:, None]
         columns = torch.arange(max(self.lengths) + num_new - 1, -1, -1)
@@ -148,7 +148,7 @@ class PastKeyValues:
             mine.values = torch.cat([_widened(layer.values, width) for layer in (mine, theirs)])
 
     def remove(self, row: int) -> None:
-        """Forget a row; the last one takes its number."""
+        """Remove a row; the last one takes its number."""
         kept = list(range(len(self.lengths)))
         kept[row] = kept[-1]
         kept.pop()
@@ -196,7 +196,7 @@ class GraphRunner:
         return logits
 
     def remove(self, row: int) -> None:
-        """Forget a past."""
+        """Drop the past keys and values of a row."""
         if self._together:
             self._batches[0].remove(row)
             self._batches = [batch for batch in self._batches if batch.lengths]
@@ -210,7 +210,7 @@ class GraphRunner:
         return logits
 
     def close(self) -> None:
-        """Forget graph and pasts."""
+        """Release graph, keys and values."""
         self._graph, self._batches = None, []
 
     def _run(self, ids: Rows, batch: PastKeyValues) -> Tensor:
@@ -258,7 +258,7 @@ class GraphReader:
         return [self._output(row).last_hidden_state[0].float().mean(0).numpy() for row in rows]
 
     def close(self) -> None:
-        """Forget the graph."""
+        """Release the graph."""
         self._graph = None
 
     def _output(self, row: Sequence[int]) -> Any:

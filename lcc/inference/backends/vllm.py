@@ -82,7 +82,7 @@ class VllmSession(BaseSession):
         return Token(token, float(each[token].logprob), tuple(top))
 
     def drop(self, handle: int) -> None:
-        """Forget a request."""
+        """Drop a request."""
         self._running.discard(handle)
         self._engine.abort_request([str(handle)])
 

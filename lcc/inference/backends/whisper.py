@@ -71,7 +71,7 @@ class InProcessListener:
         return Heard(said[:-1] if ended else said, scores)
 
     def close(self) -> None:
-        """Forget the module."""
+        """Release the module."""
         self._module = None
 
     def _settings(self, new_tokens: int) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @card
 class PromptTuning(Virtual):
-    """They begin as random words of the vocabulary, or as those of `text`, said again as needed."""
+    """They begin as random words of the vocabulary, or as those of `text`, repeated as needed."""
 
     word: ClassVar[str] = "prompt_tuning"
     revision: ClassVar[int] = 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @card
 class Sparsegpt:
-    """`scope`: the whole `layer` loses the share that is asked, or every `row` by itself.
+    """`scope`: the whole `layer` loses the asked share, or every `row` by itself.
 
     `order`: of the inputs by energy. Of N:M groups the largest come first (`falling`); elsewhere
     the small ones, which lose most of their weights, so that the others make up for it (`rising`).

@@ -60,5 +60,5 @@ class LauncherCard(Protocol):
         ...
 
     def open(self, folder: Path, name: str) -> TaskGroup:
-        """The crew of the sweep `name`, with its files below `folder`; raises ResourceError."""
+        """The task group of the sweep `name`, with its files below `folder`; raises ResourceError."""
         ...

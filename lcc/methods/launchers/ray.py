@@ -72,7 +72,7 @@ def _ray() -> Any:
 
 
 class PointActor:
-    """The actor: one child process, ended when it is told to."""
+    """The actor: one child process, ended on request."""
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None

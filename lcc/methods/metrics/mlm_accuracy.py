@@ -56,7 +56,7 @@ class UnigramAccuracy(Hits):
 
 @card
 class NextSentenceAccuracy(Hits):
-    """Pairs told apart, half of them random; texts of one sentence make no pair and do not count."""
+    """Sentence pairs classified, half of them random; texts of one sentence make no pair and do not count."""
 
     word: ClassVar[str] = "next_sentence_accuracy"
     revision: ClassVar[int] = 1
