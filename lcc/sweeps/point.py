@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
         if done is not None and done.status == "finished" and done.run == point.run:
             return 0  # by another process, while this one waited for it
         result = _attempt(sweep, point, attempts=1 + (done.attempts if done else 0))
+        _ignore_stops()  # what the attempt came to must be written
         sweep.keep_result(point.index, result)
         return result.exit_code
     finally:
@@ -52,9 +53,13 @@ def _stop_when_told() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_IGN)  # once is enough; the end must not be interrupted
+    _ignore_stops()  # once is enough; the end must not be interrupted
     raise KeyboardInterrupt
+
+
+def _ignore_stops() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _lease(sweep: Sweep, point: Point) -> Lease:
@@ -75,13 +80,13 @@ def _attempt(sweep: Sweep, point: Point, *, attempts: int) -> Result:
         attempts=attempts,
         host=f"{socket.gethostname()}:{os.getpid()}",
     )
-    sweep.keep_result(point.index, result)
-    print(
-        f"--- attempt {attempts} at {result.started} on {result.host}: {' '.join(point.words)}",
-        file=sys.stderr,
-        flush=True,
-    )
     try:
+        sweep.keep_result(point.index, result)
+        print(
+            f"--- attempt {attempts} at {result.started} on {result.host}: {' '.join(point.words)}",
+            file=sys.stderr,
+            flush=True,
+        )
         result.run = _run(sweep, point)
         result.status = "finished"
     except (PreemptedError, KeyboardInterrupt) as error:
